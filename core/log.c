@@ -1,0 +1,34 @@
+#include "core/log.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+
+static FILE *copy; /* the one process-wide sink beside stderr; set once by the program */
+
+static void write_line(const char *prefix, const char *format, va_list args) {
+    char line[4096];
+    (void)vsnprintf(line, sizeof line, format, args);
+    fprintf(stderr, "nibble: %s%s\n", prefix, line);
+    if (copy != NULL) {
+        fprintf(copy, "%s%s\n", prefix, line);
+        fflush(copy);
+    }
+}
+
+void log_info(const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    write_line("", format, args);
+    va_end(args);
+}
+
+void log_warning(const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    write_line("warning: ", format, args);
+    va_end(args);
+}
+
+void log_copy_to(void *file) {
+    copy = file;
+}

@@ -1,0 +1,12 @@
+/* Messages for people, to stderr. Results go to stdout and never through here. */
+#ifndef NIBBLE_CORE_LOG_H
+#define NIBBLE_CORE_LOG_H
+
+/* A line for the user: "nibble: <text>". */
+void log_info(const char *format, ...) __attribute__((format(printf, 1, 2)));
+/* A line that starts with "nibble: warning: ". */
+void log_warning(const char *format, ...) __attribute__((format(printf, 1, 2)));
+/* Redirects copies of every line into a file as well (NULL: stop). The stream stays the caller's. */
+void log_copy_to(void *file);
+
+#endif

@@ -1,0 +1,64 @@
+/* A Hugging Face config.json as the arithmetic it means.
+ *
+ * Supported model_type: llama (Llama 2, 3, 3.1, 3.2, SmolLM, TinyLlama), mistral,
+ * qwen2 (Qwen2, Qwen2.5), qwen3 (dense). Anything that would change the
+ * computation and is not here is refused by its name; keys that cannot change it
+ * are ignored. Both spellings of the RoPE keys are read (rope_theta +
+ * rope_scaling, and rope_parameters).
+ */
+#ifndef NIBBLE_DATA_HF_CONFIG_H
+#define NIBBLE_DATA_HF_CONFIG_H
+
+#include <stdint.h>
+
+#include "core/dtype.h"
+#include "core/error.h"
+
+typedef enum RopeType { ROPE_DEFAULT, ROPE_LINEAR, ROPE_DYNAMIC, ROPE_LLAMA3, ROPE_YARN, ROPE_LONGROPE } RopeType;
+
+#define ROPE_MAX_PAIRS 256
+#define MODEL_MAX_LAYERS 512
+#define MODEL_MAX_EOS 8
+
+typedef struct RopeConfig {
+    RopeType type;
+    double theta;
+    double factor, low_freq_factor, high_freq_factor, beta_fast, beta_slow, attention_factor; /* attention_factor 0: derived */
+    double mscale, mscale_all_dim; /* 0: absent */
+    int64_t original_context;      /* 0: absent */
+    int truncate;                  /* yarn: floor and ceil the correction range */
+    int factors;                   /* longrope: entries in each list */
+    float short_factor[ROPE_MAX_PAIRS], long_factor[ROPE_MAX_PAIRS];
+} RopeConfig;
+
+typedef enum QuantMethod { PREQUANT_NONE, PREQUANT_BNB_4BIT, PREQUANT_BNB_8BIT } QuantMethod;
+
+typedef struct ModelConfig {
+    char model_type[32];   /* "llama", "mistral", "qwen2", "qwen3" */
+    char architecture[64]; /* "LlamaForCausalLM" … */
+    int64_t layers, hidden, intermediate, heads, kv_heads, head_dim, vocab, context;
+    double rms_eps;
+    RopeConfig rope;
+    int qkv_bias, o_bias, mlp_bias; /* whether the projections carry biases */
+    int qk_norm;                    /* RMSNorm over head_dim before RoPE (Qwen3) */
+    int tied_embeddings;
+    int64_t window[MODEL_MAX_LAYERS]; /* per layer: 0 full causal, else a query sees itself and window-1 keys before it */
+    DType dtype;                      /* torch_dtype / dtype of the file; F32 when absent */
+    int64_t bos_id, eos_ids[MODEL_MAX_EOS];
+    int eos_count; /* 0 when absent; bos_id -1 when absent */
+    QuantMethod prequant;
+    int prequant_nf4, prequant_double; /* BNB_4BIT: nf4 (else fp4), double quantization */
+    int64_t parameters;                /* of the whole model, embeddings and tied head counted once */
+} ModelConfig;
+
+/* Reads FOLDER/config.json, or the file itself when `path` is a file. */
+Status model_config_read(const char *path, ModelConfig *config, Error *err);
+Status model_config_parse(const char *what, const char *text, size_t length, ModelConfig *config, Error *err);
+
+/* Inverse frequencies of the head_dim/2 rotated pairs, in double, and the factor on cos and sin, for a run whose longest
+ * sequence is `longest` tokens (dynamic and longrope depend on it). Source: formats and formulas of transformers'
+ * modeling_rope_utils. */
+Status rope_frequencies(const ModelConfig *config, int64_t longest, double *inverse_frequency, double *attention_factor,
+                        Error *err);
+
+#endif

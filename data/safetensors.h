@@ -1,0 +1,68 @@
+/* safetensors: reading with every check of the format, and writing.
+ *
+ *   u64 N | JSON header, N bytes, padded with spaces | data, contiguous, no holes
+ *
+ * Source: huggingface/safetensors (format.md and the Rust reader's nine checks).
+ * Duplicate names are refused. Tensors are not assumed to be aligned in the
+ * file. Nothing is allocated that the file's own size does not justify.
+ */
+#ifndef NIBBLE_DATA_SAFETENSORS_H
+#define NIBBLE_DATA_SAFETENSORS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core/dtype.h"
+#include "core/error.h"
+
+#define TENSOR_MAX_DIMS 8
+
+typedef struct TensorInfo {
+    const char *name;
+    DType dtype;
+    int ndim;
+    int64_t shape[TENSOR_MAX_DIMS];
+    uint64_t bytes;
+    int file;        /* which file of the set */
+    uint64_t offset; /* absolute, in that file */
+} TensorInfo;
+
+/* One file, or all the shards of a model folder, as one set of names. */
+typedef struct TensorFiles TensorFiles;
+
+/* A .safetensors file, or a folder with model.safetensors or model.safetensors.index.json (name "model" replaced by
+ * `stem`, e.g. "adapter_model"; NULL means "model"). Opens and checks every header. */
+Status tensors_open(TensorFiles **files, const char *path, const char *stem, Error *err);
+void tensors_close(TensorFiles *files); /* NULL is fine */
+int64_t tensors_count(const TensorFiles *files);
+const TensorInfo *tensors_get(const TensorFiles *files, int64_t index); /* in file order, then offset order */
+const TensorInfo *tensors_find(const TensorFiles *files, const char *name); /* NULL when absent; constant time */
+const char *tensors_file_name(const TensorFiles *files, int file);
+/* Metadata string of the first file, or NULL. */
+const char *tensors_metadata(const TensorFiles *files, const char *key);
+/* Reads `bytes` bytes at byte `offset` inside the tensor; thread-safe; does not keep the file's pages cached when
+ * `drop_cache` (so that loading a big model does not push everything else out). */
+Status tensors_read(const TensorFiles *files, const TensorInfo *tensor, uint64_t offset, void *out, size_t bytes,
+                    int drop_cache, Error *err);
+
+/* Writing: declare every tensor, then append the data in the order given by writer_order. */
+typedef struct TensorWriter TensorWriter;
+typedef struct TensorSpec {
+    const char *name;
+    DType dtype;
+    int ndim;
+    int64_t shape[TENSOR_MAX_DIMS];
+} TensorSpec;
+
+/* A callback that produces the data of one tensor, in pieces, by calling tensor_write_bytes. */
+typedef Status TensorProducer(void *context, const TensorSpec *spec, TensorWriter *writer, Error *err);
+/* Writes one file atomically: header padded to 8, tensors sorted by alignment descending then name, `metadata` pairs
+ * {key, value, …, NULL} ({"format","pt"} is always added). */
+Status tensors_write(const char *path, const TensorSpec *specs, int64_t count, const char *const *metadata,
+                     TensorProducer *producer, void *context, Error *err);
+Status tensor_write_bytes(TensorWriter *writer, const void *bytes, size_t length, Error *err);
+/* A model folder's weights: one file, or shards of at most shard_bytes with an index. Names are written in key order. */
+Status tensors_write_sharded(const char *folder, const char *stem, uint64_t shard_bytes, const TensorSpec *specs,
+                             int64_t count, TensorProducer *producer, void *context, Error *err);
+
+#endif
