@@ -1,0 +1,82 @@
+/* Byte layouts and code tables of quantized weights: once, for C and CUDA.
+ *
+ * NF4, FP4 (bitsandbytes; formats and thresholds as its kernels define them):
+ *   the weight [out, in] is flattened row-major, cut into blocks of block_size
+ *   consecutive elements (blocks cross rows when in % block_size != 0), each
+ *   with absmax[b] = max|w|. Element 2k is the HIGH nibble of byte k.
+ *   w = code[q] * absmax[b], product in FP32, then one rounding to the compute type.
+ * Double quantization: absmax itself becomes 8 bits in blocks of 256 around an offset:
+ *   absmax[b] = map[q[b]] * nested_absmax[b / 256] + offset, product rounded, then sum rounded (no FMA).
+ * INT8: one scale a row, SCB[o] = max|w[o,:]|; q = RNE(w * 127 / SCB); w = (q * SCB) * (1/127) in FP32.
+ * INT4: groups of 32, 64 or 128 along `in`, symmetric: scale = amax / 7.5, q = clamp(RNE(w / scale), -8, 7);
+ *   stored as q + 8, element 2k in the LOW nibble of byte k (as compressed-tensors packs it); w = q * scale.
+ */
+#ifndef NIBBLE_KERNELS_FORMATS_H
+#define NIBBLE_KERNELS_FORMATS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+typedef enum WeightFormat {
+    WEIGHT_F32,
+    WEIGHT_BF16,
+    WEIGHT_F64, /* reference tests only */
+    WEIGHT_NF4,
+    WEIGHT_FP4,
+    WEIGHT_INT8,
+    WEIGHT_INT4,
+    WEIGHT_FORMATS
+} WeightFormat;
+
+#define NESTED_BLOCK 256
+#define INT8_DECODE 7.874015718698502e-3f /* 1/127, as bitsandbytes spells it */
+
+#define NF4_CODES                                                                                              \
+    {                                                                                                          \
+        -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f,       \
+            -0.18477343022823334f, -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f,    \
+            0.24611230194568634f, 0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f,             \
+            0.7229568362236023f, 1.0f                                                                          \
+    }
+
+/* The next higher code is chosen when y > threshold (strictly); each is the FP32 midpoint of its neighbours. */
+#define NF4_THRESHOLDS                                                                                         \
+    {                                                                                                          \
+        -0.8480964004993439f, -0.6106329262256622f, -0.4599952697753906f, -0.33967943489551544f,               \
+            -0.23460740596055984f, -0.13791173323988914f, -0.045525018125772476f, 0.03979014977812767f,        \
+            0.1202552504837513f, 0.2035212516784668f, 0.2920137718319893f, 0.3893125355243683f,                \
+            0.5016634166240692f, 0.6427869200706482f, 0.8614784181118011f                                      \
+    }
+
+/* A weight as an operand: a matrix [rows = out, cols = in], borrowed. Quantized formats use the fields they need. */
+typedef struct WeightView {
+    WeightFormat format;
+    int64_t rows, cols;
+    const void *data;           /* F32, BF16: row-major; NF4, FP4, INT4: packed nibbles; INT8: int8 row-major */
+    const float *scales;        /* NF4, FP4: absmax per block (NULL when nested); INT8: [rows]; INT4: [rows, cols/block_size] */
+    int32_t block_size;         /* NF4, FP4: 32..4096; INT4: 32, 64, 128 */
+    const float *codes;         /* NF4, FP4: the 16 values (from the file when pre-quantized) */
+    const uint8_t *nested_codes; /* double quantization: [blocks] */
+    const float *nested_absmax; /* [ceil(blocks/256)] */
+    const float *nested_map;    /* [256] */
+    float nested_offset;
+} WeightView;
+
+static inline int64_t weight_blocks(int64_t rows, int64_t cols, int64_t block_size) {
+    return (rows * cols + block_size - 1) / block_size;
+}
+
+/* FP32 absmax of block b of an NF4 or FP4 weight, nested or not. */
+static inline float weight_absmax(const WeightView *weight, int64_t block) {
+    if (weight->nested_codes == NULL) return weight->scales[block];
+    float product = weight->nested_map[weight->nested_codes[block]] * weight->nested_absmax[block / NESTED_BLOCK];
+    return product + weight->nested_offset;
+}
+
+/* "f32", "bf16", "nf4" … */
+static inline const char *weight_format_name(WeightFormat format) {
+    static const char *const names[WEIGHT_FORMATS] = {"f32", "bf16", "f64", "nf4", "fp4", "int8", "int4"};
+    return names[format];
+}
+
+#endif

@@ -1,0 +1,274 @@
+/* The one table of operations.
+ *
+ * An entry is a fusion unit of a decoder-only transformer. A Backend fills the
+ * table; the plain C reference (kernels/cpu/ref) fills every entry, is
+ * permanent, and is the definition; faster versions overwrite entries and are
+ * tested against it. A fused entry is the composition of its plain parts.
+ *
+ * Shapes, one alphabet everywhere:
+ *   T rows (tokens of a micro-batch)   C hidden        F intermediate   V vocabulary
+ *   H query heads   K key/value heads   D head size    R adapter rank
+ *
+ * Types. Activations, their gradients, compute copies of parameters, norm
+ * weights and biases are of the run's activation type `act`: BF16, or F32
+ * (nothing is rounded to BF16), or F64 (reference tests only). Sums, softmax,
+ * norms, losses and reductions are FP32 or wider; a result is rounded to `act`
+ * once. Gradients of parameters are FP32 (F64 in an F64 run) and are always
+ * ACCUMULATED; every other output is OVERWRITTEN.
+ *
+ * Layout. How an activation [rows, columns] lies in memory belongs to the
+ * backend; to_rows and from_rows convert at the edges. Both CPU backends use
+ * row-major. Buffers are aligned to 64 bytes.
+ *
+ * Rows. plan() is asked with the capacity; run() works on the first
+ * batch->tokens rows of each buffer and touches no row beyond them.
+ *
+ * Memory. No entry allocates. plan() says, for a shape, the bytes that run()
+ * takes: `saved` is written by forward and read by backward, `workspace` is
+ * scratch of one call (forward and backward are planned apart). Outputs are
+ * activation_bytes(rows, columns) each.
+ *
+ * Errors. run() fails only on what a shape check cannot see before. plan()
+ * refuses shapes that the backend cannot do, naming them.
+ *
+ * Determinism. The same inputs give the same bits on any number of threads.
+ */
+#ifndef NIBBLE_KERNELS_OPS_H
+#define NIBBLE_KERNELS_OPS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core/dtype.h"
+#include "core/error.h"
+#include "core/pool.h"
+#include "kernels/formats.h"
+
+typedef struct ExecConfig {
+    DType act;   /* BF16 or F32 (F64 in reference tests) */
+    int threads; /* workers; workspaces depend on it */
+} ExecConfig;
+
+typedef struct Exec {
+    ExecConfig config;
+    Pool *pool; /* pool_threads(pool) == config.threads */
+} Exec;
+
+/* What varies from micro-batch to micro-batch. All arrays are borrowed. */
+typedef struct Batch {
+    int64_t tokens;            /* rows in use */
+    int64_t sequences;         /* back to back, none empty */
+    const int64_t *starts;     /* [sequences + 1], starts[0] = 0, last = tokens */
+    const int32_t *ids;        /* [tokens] */
+    const int32_t *positions;  /* [tokens], from 0 in each sequence (continuing when cached) */
+    const uint64_t *samples;   /* [tokens] which sample of the run a row belongs to: index for dropout */
+    int64_t supervised;        /* rows with a loss (or whose logits are wanted) */
+    const int32_t *rows;       /* [supervised] ascending row numbers: logits of row t predict targets */
+    const int32_t *targets;    /* [supervised] */
+    float grad_scale;          /* d(loss)/d(sum): 1 / supervised tokens of the whole global batch */
+    uint64_t seed;
+    int dropout;               /* 0 switches dropout off (evaluation) */
+} Batch;
+
+typedef struct OpPlan {
+    size_t saved;
+    size_t forward_workspace;
+    size_t backward_workspace;
+} OpPlan;
+
+/* ---- embedding: y[t,:] = table[ids[t],:] --------------------------------------------------------------------------- */
+typedef struct EmbedShape {
+    int64_t rows, vocab, hidden;
+    int train; /* backward accumulates d_table */
+} EmbedShape;
+
+/* ---- add + RMSNorm (Zhang & Sennrich 2019; Llama's order of casts) --------------------------------------------------
+ *   r = residual + x (rounded to act);  n = r * rsqrt(mean(r^2) + eps), rounded to act;  y = n * weight, rounded to act
+ * Without x: r = residual and nothing is written to sum. saved: the reciprocal root, FP32 [rows].
+ * Backward: d_residual = d_sum + rmsnorm_backward(dy); it is the gradient of residual and of x alike. */
+typedef struct NormShape {
+    int64_t rows, hidden;
+    double epsilon;
+    int has_x;     /* there is an x to add */
+    int train;     /* backward accumulates d_weight */
+    int need_dx;   /* 0: only d_weight is wanted */
+} NormShape;
+
+/* ---- linear group: y_i = x W_i^T + bias_i + scale_i * dropout_i(x) A_i^T B_i^T --------------------------------------
+ * W_i [out_i, in] in any weight format; A_i [R, in], B_i [out_i, R] of type act. x is read once for all members
+ * (q,k,v; gate,up). s_i = dropout_i(x) A_i^T is rounded to act and is what `saved` holds, [rows, R_i] one after another.
+ * Dropout: element (row, feature) is kept by dropout_keep(seed, stream, samples[row], positions[row], feature) and then
+ * scaled by 1/(1-p) (core/philox.h).
+ * Backward: dx = sum_i dy_i W_i + scale_i * mask_i(dy_i B_i A_i); dA_i += scale_i (dy_i B_i)^T dropout_i(x);
+ * dB_i += scale_i dy_i^T s_i; dW_i += dy_i^T x; dbias_i += column sums of dy_i. ds_i = dy_i B_i stays FP32 in workspace. */
+#define LINEAR_GROUP_MAX 3
+typedef struct LinearSpec {
+    int64_t out;
+    WeightFormat format;
+    int64_t rank; /* 0: no adapter */
+    float lora_scale, dropout;
+    uint32_t dropout_stream; /* number of the adapter in the model */
+    int has_bias, train_weight, train_bias;
+} LinearSpec;
+typedef struct LinearShape {
+    int64_t rows, in;
+    int count;
+    int need_dx;
+    LinearSpec linear[LINEAR_GROUP_MAX];
+} LinearShape;
+typedef struct LinearOperand {
+    WeightView weight;
+    const void *bias;            /* act [out], or NULL */
+    const void *lora_a, *lora_b; /* act; NULL without adapter */
+} LinearOperand;
+typedef struct LinearGrad { /* FP32 (F64), accumulated; NULL where not trained */
+    void *weight, *bias, *lora_a, *lora_b;
+} LinearGrad;
+
+/* ---- q/k norm + RoPE ------------------------------------------------------------------------------------------------
+ * Per head: optionally RMSNorm over D (weight [D], Qwen3), then rotation of the pairs (i, i + D/2) by the table's angles
+ * at positions[row]. Out of place: q [T,H*D] -> rq, k [T,K*D] -> rk. Arithmetic FP32, rounded once (after the norm too).
+ * cosine, sine: FP32 [table_rows, D/2], attention factor included. saved: with norm, reciprocal roots FP32 [T, H + K];
+ * else nothing. Backward rotates the other way, then the norm's backward (which needs q and k: inputs of forward). */
+typedef struct RopeShape {
+    int64_t rows, heads, kv_heads, head_dim, table_rows;
+    int has_norm, train_norm;
+    double epsilon;
+} RopeShape;
+typedef struct RopeTable {
+    const float *cosine, *sine;
+} RopeTable;
+
+/* ---- causal grouped-query attention over packed sequences -----------------------------------------------------------
+ * For each sequence, query head h and key head h / (H/K): o = softmax(scale * q k^T, masked) v. Key j is visible to query
+ * i iff j <= i and (window == 0 or j > i - window). Never across a sequence boundary. saved: log-sum-exp FP32 [T, H].
+ * Cached: one sequence; rows of k and v are first appended to the cache at row `past`, then attended together with what
+ * is there; the cache holds act [capacity, K*D]. */
+typedef struct AttentionShape {
+    int64_t rows, heads, kv_heads, head_dim, window;
+    float scale;
+} AttentionShape;
+typedef struct KvLayer {
+    void *k, *v; /* act [capacity, K*D] row-major */
+} KvLayer;
+
+/* ---- gated activation: y = silu(gate) * up (Shazeer 2020) ----------------------------------------------------------- */
+typedef struct GateShape {
+    int64_t rows, width;
+} GateShape;
+
+/* ---- head + loss ----------------------------------------------------------------------------------------------------
+ * For supervised row j at row t = rows[j]: logits = x[t] W^T (FP32), nll_j = logsumexp(logits) - logits[targets[j]].
+ * *loss_sum (double) is ACCUMULATED with the sum over j in order; nll [supervised] is overwritten when not NULL.
+ * With dx: dx[t] = grad_scale * sum_v (softmax - onehot)_v W_v, zero on rows without loss; dW accumulated when trained.
+ * Works through chunks of head_chunk_rows supervised rows, so the logits never exist whole. */
+typedef struct HeadShape {
+    int64_t rows, hidden, vocab;
+    int64_t supervised; /* capacity */
+    WeightFormat format;
+    int need_dx, train_weight;
+} HeadShape;
+
+/* ---- AdamW over flat buffers (Loshchilov & Hutter 2019, as torch.optim.AdamW) ---------------------------------------
+ *   g = clip * grad; p -= lr * wd * p; m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2;
+ *   p -= lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps)
+ * master, m, v, grad FP32 [count]; copy [count] of type act is overwritten with the rounded master (NULL: none). */
+typedef struct AdamStep {
+    double lr, beta1, beta2, epsilon, weight_decay, clip;
+    int64_t step; /* t, from 1 */
+} AdamStep;
+
+typedef struct Backend {
+    const char *name; /* "cpu" */
+
+    size_t (*activation_bytes)(DType act, int64_t rows, int64_t columns);
+    void (*to_rows)(const Exec *exec, const void *activation, int64_t rows, int64_t columns, void *row_major);
+    void (*from_rows)(const Exec *exec, const void *row_major, int64_t rows, int64_t columns, void *activation);
+
+    Status (*embed_plan)(const ExecConfig *config, const EmbedShape *shape, OpPlan *plan, Error *err);
+    Status (*embed_forward)(const Exec *exec, const EmbedShape *shape, const Batch *batch, const WeightView *table, void *y,
+                            Error *err);
+    Status (*embed_backward)(const Exec *exec, const EmbedShape *shape, const Batch *batch, const void *dy, void *d_table,
+                             void *workspace, Error *err);
+
+    Status (*norm_plan)(const ExecConfig *config, const NormShape *shape, OpPlan *plan, Error *err);
+    Status (*norm_forward)(const Exec *exec, const NormShape *shape, const Batch *batch, const void *residual, const void *x,
+                           const void *weight, void *sum, void *y, void *saved, void *workspace, Error *err);
+    /* sum: what forward wrote there (or residual when there was no x). d_sum may be NULL (zero). d_residual may be d_sum. */
+    Status (*norm_backward)(const Exec *exec, const NormShape *shape, const Batch *batch, const void *sum, const void *weight,
+                            const void *saved, const void *dy, const void *d_sum, void *d_residual, void *d_weight,
+                            void *workspace, Error *err);
+
+    Status (*linear_plan)(const ExecConfig *config, const LinearShape *shape, OpPlan *plan, Error *err);
+    Status (*linear_forward)(const Exec *exec, const LinearShape *shape, const Batch *batch, const void *x,
+                             const LinearOperand *operands, void *const *y, void *saved, void *workspace, Error *err);
+    Status (*linear_backward)(const Exec *exec, const LinearShape *shape, const Batch *batch, const void *x,
+                              const LinearOperand *operands, const void *saved, const void *const *dy, void *dx,
+                              const LinearGrad *grads, void *workspace, Error *err);
+
+    Status (*rope_plan)(const ExecConfig *config, const RopeShape *shape, OpPlan *plan, Error *err);
+    Status (*rope_forward)(const Exec *exec, const RopeShape *shape, const Batch *batch, const RopeTable *table, const void *q,
+                           const void *k, const void *q_weight, const void *k_weight, void *rq, void *rk, void *saved,
+                           void *workspace, Error *err);
+    /* q, k: inputs of forward (NULL without norm). dq may be drq, dk may be drk. */
+    Status (*rope_backward)(const Exec *exec, const RopeShape *shape, const Batch *batch, const RopeTable *table, const void *q,
+                            const void *k, const void *q_weight, const void *k_weight, const void *saved, const void *drq,
+                            const void *drk, void *dq, void *dk, void *dq_weight, void *dk_weight, void *workspace, Error *err);
+
+    Status (*attention_plan)(const ExecConfig *config, const AttentionShape *shape, OpPlan *plan, Error *err);
+    Status (*attention_forward)(const Exec *exec, const AttentionShape *shape, const Batch *batch, const void *q, const void *k,
+                                const void *v, void *o, void *saved, void *workspace, Error *err);
+    Status (*attention_backward)(const Exec *exec, const AttentionShape *shape, const Batch *batch, const void *q, const void *k,
+                                 const void *v, const void *o, const void *saved, const void *d_o, void *dq, void *dk, void *dv,
+                                 void *workspace, Error *err);
+    /* workspace as planned for forward with shape->rows = the cache's capacity */
+    Status (*attention_cached)(const Exec *exec, const AttentionShape *shape, const Batch *batch, const void *q, const void *k,
+                               const void *v, const KvLayer *cache, int64_t past, void *o, void *workspace, Error *err);
+
+    Status (*gate_plan)(const ExecConfig *config, const GateShape *shape, OpPlan *plan, Error *err);
+    Status (*gate_forward)(const Exec *exec, const GateShape *shape, const Batch *batch, const void *gate, const void *up, void *y,
+                           Error *err);
+    /* d_gate may be gate's buffer or dy's; d_up likewise: element for element, read before written. */
+    Status (*gate_backward)(const Exec *exec, const GateShape *shape, const Batch *batch, const void *gate, const void *up,
+                            const void *dy, void *d_gate, void *d_up, Error *err);
+
+    Status (*head_plan)(const ExecConfig *config, const HeadShape *shape, OpPlan *plan, Error *err);
+    Status (*head_loss)(const Exec *exec, const HeadShape *shape, const Batch *batch, const void *x, const WeightView *weight,
+                        double *loss_sum, float *nll, void *dx, void *d_weight, void *workspace, Error *err);
+    /* logits FP32 (F64) row-major [supervised, vocab] of the rows in batch->rows. */
+    Status (*head_logits)(const Exec *exec, const HeadShape *shape, const Batch *batch, const void *x, const WeightView *weight,
+                          void *logits, void *workspace, Error *err);
+
+    void (*adamw)(const Exec *exec, int64_t count, float *master, float *m, float *v, const float *grad, void *copy,
+                  const AdamStep *step);
+    /* Sum of squares in double, over fixed chunks added in index order. */
+    double (*sum_squares)(const Exec *exec, int64_t count, const float *x);
+    /* Index of the first NaN or Inf in the first rows*columns values of an activation, -1 when all are finite. */
+    int64_t (*find_nonfinite)(const Exec *exec, const void *activation, int64_t rows, int64_t columns);
+
+    /* NF4, FP4: blocks [first, first+count) of block_size consecutive values of x (count*block_size long but for a short tail
+     * given by `values`); writes codes (two a byte, high nibble first) and absmax. Refuses NaN and Inf (returns the index of
+     * the first, else -1). quant/ adds double quantization and whole tensors. */
+    int64_t (*quantize_4bit)(WeightFormat format, const float *x, int64_t values, int64_t block_size, uint8_t *codes,
+                             float *absmax);
+    /* Elements [first, first+count) of the flattened weight as act-type F32 or BF16 (rounded once). Any format. */
+    void (*dequantize)(const WeightView *weight, int64_t first, int64_t count, void *out, DType out_type);
+
+    /* Which implementation fills an entry, for tests and `bench`: "ref", "avx2", "avx512". */
+    struct {
+        const char *linear, *attention, *norm, *rope, *gate, *head, *adamw, *quantize;
+    } variant;
+} Backend;
+
+/* Supervised rows a chunk of the head's logits has, so that a chunk stays about 16 MiB. */
+static inline int64_t head_chunk_rows(int64_t vocab) {
+    int64_t rows = (int64_t)4194304 / (vocab > 0 ? vocab : 1);
+    return rows < 16 ? 16 : rows > 1024 ? 1024 : rows;
+}
+
+/* The reference in every entry. */
+void cpu_backend_reference(Backend *backend);
+/* The best that CPUID offers, or what `force` names ("ref", "avx2", "avx512"); refuses what the machine lacks. NULL: best. */
+Status cpu_backend(Backend *backend, const char *force, Error *err);
+
+#endif
