@@ -1,5 +1,7 @@
 #include "core/dtype.h"
 
+#include <stdlib.h>
+
 float f16_to_float(f16 value) {
     uint32_t sign = (uint32_t)(value & 0x8000u) << 16;
     uint32_t exponent = (value >> 10) & 31u;
@@ -44,7 +46,8 @@ static double load(const void *from, DType type, int64_t i) {
         case DTYPE_F32: return (double)((const float *)from)[i];
         case DTYPE_BF16: return (double)bf16_to_float(((const bf16 *)from)[i]);
         case DTYPE_F16: return (double)f16_to_float(((const f16 *)from)[i]);
-        default: return ((const double *)from)[i];
+        case DTYPE_F64: return ((const double *)from)[i];
+        default: abort(); /* the contract names four types */
     }
 }
 
@@ -56,13 +59,15 @@ void dtype_convert(void *to, DType to_type, const void *from, DType from_type, i
     if (to_type == DTYPE_F32 && from_type == DTYPE_BF16) {
         const bf16 *in = from;
         float *out = to;
-        for (int64_t i = 0; i < count; i++) out[i] = bf16_to_float(in[i]);
+        for (int64_t i = 0; i < count; i++)
+            out[i] = bf16_to_float(in[i]);
         return;
     }
     if (to_type == DTYPE_BF16 && from_type == DTYPE_F32) {
         const float *in = from;
         bf16 *out = to;
-        for (int64_t i = 0; i < count; i++) out[i] = bf16_from_float(in[i]);
+        for (int64_t i = 0; i < count; i++)
+            out[i] = bf16_from_float(in[i]);
         return;
     }
     for (int64_t i = 0; i < count; i++) {
@@ -71,7 +76,8 @@ void dtype_convert(void *to, DType to_type, const void *from, DType from_type, i
             case DTYPE_F32: ((float *)to)[i] = (float)value; break;
             case DTYPE_BF16: ((bf16 *)to)[i] = bf16_from_float((float)value); break;
             case DTYPE_F16: ((f16 *)to)[i] = f16_from_float((float)value); break;
-            default: ((double *)to)[i] = value; break;
+            case DTYPE_F64: ((double *)to)[i] = value; break;
+            default: abort();
         }
     }
 }

@@ -67,7 +67,8 @@ static inline float bf16_round(float value) {
 float f16_to_float(f16 value);
 f16 f16_from_float(float value);
 
-/* count elements, any of F32, BF16, F16 (and F64) on either side; the areas must not overlap. */
+/* count elements, any of F32, BF16, F16 and F64 on either side; the areas must not overlap. F64 to 16 bits is rounded to
+ * F32 first. Equal types are copied, whatever they are. */
 void dtype_convert(void *to, DType to_type, const void *from, DType from_type, int64_t count);
 
 #endif

@@ -22,8 +22,7 @@ typedef struct Error {
 } Error;
 
 /* Fills *err (which may be NULL) and returns status. Overwrites older text. */
-Status error_set(Error *err, Status status, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
+Status error_set(Error *err, Status status, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
 /* Puts "<formatted>: " in front of the text already in *err. */
 void error_prefix(Error *err, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -33,17 +32,17 @@ void error_prefix(Error *err, const char *format, ...) __attribute__((format(pri
 #define FAIL_USAGE(...) return error_set(err, ERR_USAGE, __VA_ARGS__)
 
 /* Pass a failure up. */
-#define TRY(expression)                         \
-    do {                                        \
-        Status try_status_ = (expression);      \
+#define TRY(expression)                            \
+    do {                                           \
+        Status try_status_ = (expression);         \
         if (try_status_ != OK) return try_status_; \
     } while (0)
 
 /* Pass a failure to the owner's one cleanup block: needs `Status status` and a label `done`. */
-#define TRY_GOTO(expression)                \
-    do {                                    \
-        status = (expression);              \
-        if (status != OK) goto done;        \
+#define TRY_GOTO(expression)         \
+    do {                             \
+        status = (expression);       \
+        if (status != OK) goto done; \
     } while (0)
 
 #endif

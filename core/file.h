@@ -2,9 +2,13 @@
  *
  * An AtomicFile is written beside its place as "<path>.tmp-<pid>", synced,
  * renamed, and its folder synced. A folder is published the same way with
- * file_publish_folder. Every write, fsync and rename is counted through
- * fault_point, so that a test can kill the process, or fill the disk, at the
- * n-th of them: NIBBLE_FAULT="kill@write:17", "enospc@write:5", "kill@step:3".
+ * folder_publish. Every write, fsync and rename is counted through fault_point,
+ * so that a test can kill the process, or fill the disk, at the n-th of them:
+ *
+ *   NIBBLE_FAULT=kill@KIND:N          KIND: write, fsync, rename, step; SIGKILL at the N-th (from 1), a write half done
+ *   NIBBLE_FAULT=enospc@write:N       the N-th write and all after it find the disk full, the N-th after half its bytes
+ *
+ * Any other value aborts the process: a test whose fault is misspelt must not pass.
  */
 #ifndef NIBBLE_CORE_FILE_H
 #define NIBBLE_CORE_FILE_H
@@ -20,8 +24,10 @@ typedef struct AtomicFile AtomicFile;
 Status file_read(const char *path, size_t limit, char **out, size_t *length, Error *err);
 /* Exactly `bytes` at `offset`; retried on EINTR; a short file is an error. */
 Status file_read_at(int fd, const char *path, uint64_t offset, void *out, size_t bytes, Error *err);
-Status file_open(const char *path, int *fd, uint64_t *size, Error *err); /* regular files only, O_RDONLY */
+/* Regular files only, for reading; the caller closes. size may be NULL. */
+Status file_open(const char *path, int *fd, uint64_t *size, Error *err);
 
+/* A failed write makes the commit fail too. Two threads must not write one path at once. */
 Status atomic_open(AtomicFile **file, const char *path, Error *err);
 Status atomic_write(AtomicFile *file, const void *bytes, size_t length, Error *err);
 Status atomic_print(AtomicFile *file, Error *err, const char *format, ...) __attribute__((format(printf, 3, 4)));
@@ -31,9 +37,9 @@ void atomic_abandon(AtomicFile *file); /* removes the temporary; NULL is fine */
 /* All of it in one call. */
 Status file_write_atomic(const char *path, const void *bytes, size_t length, Error *err);
 
-int file_exists(const char *path);   /* anything there */
+int file_exists(const char *path); /* anything there */
 int file_is_folder(const char *path);
-int folder_is_empty(const char *path); /* also true when nothing is there */
+int folder_is_empty(const char *path);              /* also true when nothing is there */
 Status folder_create(const char *path, Error *err); /* with parents; fine when it exists */
 Status folder_remove(const char *path, Error *err); /* with what is in it; fine when absent */
 /* Syncs `temporary` (files in it are already synced), renames it to `path` (which must not exist or be empty), syncs the
@@ -44,8 +50,10 @@ Status file_append(int fd, const char *path, const void *bytes, size_t length, E
 char *path_join(const char *folder, const char *name); /* memory_free */
 
 typedef enum FaultKind { FAULT_WRITE, FAULT_FSYNC, FAULT_RENAME, FAULT_STEP, FAULT_KINDS } FaultKind;
-/* Counts; kills the process with SIGKILL at the chosen instant; returns 1 when a full disk is to be played. */
+/* Counts; kills the process with SIGKILL at the chosen instant; returns 1 when a full disk is to be played. Thread-safe. */
 int fault_point(FaultKind kind);
+/* Whether the next point of this kind is the chosen instant or after it: a write is then made in two parts. */
+int fault_is_near(FaultKind kind);
 /* How many points of a kind were passed so far. */
 uint64_t fault_count(FaultKind kind);
 

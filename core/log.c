@@ -1,7 +1,6 @@
 #include "core/log.h"
 
 #include <stdarg.h>
-#include <stdio.h>
 
 static FILE *copy; /* the one process-wide sink beside stderr; set once by the program */
 
@@ -29,6 +28,6 @@ void log_warning(const char *format, ...) {
     va_end(args);
 }
 
-void log_copy_to(void *file) {
+void log_copy_to(FILE *file) {
     copy = file;
 }

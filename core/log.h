@@ -2,11 +2,13 @@
 #ifndef NIBBLE_CORE_LOG_H
 #define NIBBLE_CORE_LOG_H
 
+#include <stdio.h>
+
 /* A line for the user: "nibble: <text>". */
 void log_info(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* A line that starts with "nibble: warning: ". */
 void log_warning(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* Redirects copies of every line into a file as well (NULL: stop). The stream stays the caller's. */
-void log_copy_to(void *file);
+void log_copy_to(FILE *file);
 
 #endif

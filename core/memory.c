@@ -1,5 +1,7 @@
 #include "core/memory.h"
 
+#include "core/cgroup.h"
+
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -23,7 +25,7 @@ static void check_allowed(const char *what) {
 static void *checked(void *pointer, size_t bytes) {
     if (pointer == NULL) {
         fprintf(stderr, "nibble: out of memory: %zu bytes refused by the system\n", bytes);
-        exit(1);
+        abort();
     }
     return pointer;
 }
@@ -70,6 +72,7 @@ Status arena_create(Arena *arena, const char *name, size_t capacity, Error *err)
     check_allowed("arena_create");
     memset(arena, 0, sizeof *arena);
     arena->name = name;
+    if (capacity > SIZE_MAX / 2) FAIL("%s: cannot reserve %zu bytes of memory", name, capacity);
     capacity = arena_align(capacity ? capacity : 1);
     void *base = mmap(NULL, capacity, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (base == MAP_FAILED) FAIL("%s: cannot reserve %zu bytes of memory", name, capacity);
@@ -101,7 +104,7 @@ Status arena_take(Arena *arena, size_t bytes, void **out, Error *err) {
     return OK;
 }
 
-/* The number behind `key` in a file of "key: value kB" or "key value" lines; 0 when it is not there. */
+/* The kB behind `key` in a file of "key: value kB" lines, as bytes; 0 when it is not there. */
 static size_t read_field(const char *path, const char *key) {
     FILE *file = fopen(path, "re");
     if (file == NULL) return 0;
@@ -113,23 +116,20 @@ static size_t read_field(const char *path, const char *key) {
             break;
         }
     fclose(file);
-    return value;
+    return value * 1024u;
 }
 
 size_t memory_resident(void) {
-    return read_field("/proc/self/status", "VmRSS:") * 1024u;
+    return read_field("/proc/self/status", "VmRSS:");
 }
 
 size_t memory_resident_peak(void) {
-    return read_field("/proc/self/status", "VmHWM:") * 1024u;
+    return read_field("/proc/self/status", "VmHWM:");
 }
 
 size_t memory_available(void) {
-    size_t available = read_field("/proc/meminfo", "MemAvailable:") * 1024u;
-    size_t limit = read_field("/sys/fs/cgroup/memory.max", ""), used = read_field("/sys/fs/cgroup/memory.current", "");
-    if (limit != 0) { /* "max" reads as 0: no limit */
-        size_t left = limit > used ? limit - used : 0;
-        if (available == 0 || left < available) available = left;
-    }
-    return available;
+    size_t machine = read_field("/proc/meminfo", "MemAvailable:");
+    size_t group = cgroup_memory_left();
+    if (machine == 0) machine = SIZE_MAX;
+    return machine < group ? machine : group;
 }

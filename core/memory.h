@@ -37,15 +37,21 @@ void arena_free(Arena *arena);
 
 /* Overwrites *out with `bytes` of uncleared memory (NULL from a counting arena). */
 Status arena_take(Arena *arena, size_t bytes, void **out, Error *err);
-static inline size_t arena_mark(const Arena *arena) { return arena->used; }
-static inline void arena_reset(Arena *arena, size_t mark) { arena->used = mark; }
+static inline size_t arena_mark(const Arena *arena) {
+    return arena->used;
+}
+static inline void arena_reset(Arena *arena, size_t mark) {
+    arena->used = mark;
+}
 
 /* Rounds up to ARENA_ALIGN. */
-static inline size_t arena_align(size_t bytes) { return (bytes + ARENA_ALIGN - 1u) & ~(size_t)(ARENA_ALIGN - 1u); }
+static inline size_t arena_align(size_t bytes) {
+    return (bytes + ARENA_ALIGN - 1u) & ~(size_t)(ARENA_ALIGN - 1u);
+}
 
 /* malloc family for everything outside of the step: abort with a message when the machine is out of memory or when
  * allocation is forbidden. Sizes that come from files are checked before they get here. */
-void *memory_alloc(size_t bytes);          /* uncleared; 0 bytes gives a valid pointer */
+void *memory_alloc(size_t bytes); /* uncleared; 0 bytes gives a valid pointer */
 void *memory_calloc(size_t count, size_t size);
 void *memory_resize(void *old, size_t bytes);
 char *memory_strdup(const char *text);
@@ -56,13 +62,17 @@ void memory_free(void *pointer);
 void memory_forbid(int delta);
 
 /* a*b and a+b on sizes; non-zero when the result does not fit. */
-static inline int size_mul(size_t a, size_t b, size_t *out) { return __builtin_mul_overflow(a, b, out); }
-static inline int size_add(size_t a, size_t b, size_t *out) { return __builtin_add_overflow(a, b, out); }
+static inline int size_mul(size_t a, size_t b, size_t *out) {
+    return __builtin_mul_overflow(a, b, out);
+}
+static inline int size_add(size_t a, size_t b, size_t *out) {
+    return __builtin_add_overflow(a, b, out);
+}
 
 /* Current and peak resident bytes of this process, from /proc/self/status (0 where that does not exist). */
 size_t memory_resident(void);
 size_t memory_resident_peak(void);
-/* Bytes this process may still take: the least of MemAvailable and the cgroup's limit. */
+/* Bytes this process may still take: the least of MemAvailable and what the control group leaves (SIZE_MAX: unknown). */
 size_t memory_available(void);
 
 #endif

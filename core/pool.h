@@ -18,7 +18,7 @@ typedef void PoolWork(void *context, int64_t item, int worker);
 
 /* threads = 0: the processors that affinity and the cgroup's quota leave to this process. */
 Status pool_create(Pool **pool, int threads, Error *err);
-void pool_free(Pool *pool); /* NULL is fine */
+void pool_free(Pool *pool);         /* NULL is fine */
 int pool_threads(const Pool *pool); /* 1 for NULL */
 /* Runs work(context, i, worker) for every i, and returns when all are done. The caller is worker 0. Allocates nothing.
  * Not reentrant: an item must not call pool_run on the same pool. A NULL pool runs in the caller. */

@@ -13,7 +13,8 @@ typedef struct Text {
 void text_add(Text *text, const char *bytes, size_t length);
 void text_adds(Text *text, const char *string);
 void text_addf(Text *text, const char *format, ...) __attribute__((format(printf, 2, 3)));
-void text_add_json_string(Text *text, const char *bytes, size_t length); /* quoted and escaped; ill-formed UTF-8 becomes U+FFFD */
+void text_add_json_string(Text *text, const char *bytes,
+                          size_t length); /* quoted and escaped; ill-formed UTF-8 becomes U+FFFD */
 void text_clear(Text *text);
 void text_free(Text *text);
 
