@@ -1,6 +1,6 @@
 /* Byte layouts and code tables of quantized weights: once, for C and CUDA.
  *
- * NF4, FP4 (bitsandbytes; formats and thresholds as its kernels define them):
+ * NF4, FP4 (bitsandbytes; thresholds are the FP32 midpoints of its code tables):
  *   the weight [out, in] is flattened row-major, cut into blocks of block_size
  *   consecutive elements (blocks cross rows when in % block_size != 0), each
  *   with absmax[b] = max|w|. Element 2k is the HIGH nibble of byte k.
@@ -31,34 +31,80 @@ typedef enum WeightFormat {
 #define NESTED_BLOCK 256
 #define INT8_DECODE 7.874015718698502e-3f /* 1/127, as bitsandbytes spells it */
 
-#define NF4_CODES                                                                                              \
-    {                                                                                                          \
-        -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f,       \
-            -0.18477343022823334f, -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f,    \
-            0.24611230194568634f, 0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f,             \
-            0.7229568362236023f, 1.0f                                                                          \
+#define NF4_CODES                                                                                                            \
+    {                                                                                                                        \
+        -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f,                     \
+            -0.18477343022823334f, -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f,                  \
+            0.24611230194568634f, 0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f \
     }
 
-/* The next higher code is chosen when y > threshold (strictly); each is the FP32 midpoint of its neighbours. */
-#define NF4_THRESHOLDS                                                                                         \
-    {                                                                                                          \
-        -0.8480964004993439f, -0.6106329262256622f, -0.4599952697753906f, -0.33967943489551544f,               \
-            -0.23460740596055984f, -0.13791173323988914f, -0.045525018125772476f, 0.03979014977812767f,        \
-            0.1202552504837513f, 0.2035212516784668f, 0.2920137718319893f, 0.3893125355243683f,                \
-            0.5016634166240692f, 0.6427869200706482f, 0.8614784181118011f                                      \
+/* Both 4-bit formats: the n-th lowest value is chosen for threshold[n-1] < y <= threshold[n] (a tie goes down); each
+ * threshold is the FP32 midpoint of its neighbours. */
+#define NF4_THRESHOLDS                                                                                                     \
+    {                                                                                                                      \
+        -0.8480964004993439f, -0.6106329262256622f, -0.4599952697753906f, -0.33967943489551544f, -0.23460740596055984f,    \
+            -0.13791173323988914f, -0.045525018125772476f, 0.03979014977812767f, 0.1202552504837513f, 0.2035212516784668f, \
+            0.2920137718319893f, 0.3893125355243683f, 0.5016634166240692f, 0.6427869200706482f, 0.8614784181118011f        \
     }
+
+/* Bit 3 is the sign, the low bits are no magnitude order. Both zeros are written +0, as bitsandbytes' own table has them. */
+#define FP4_CODES                                                                                                             \
+    {                                                                                                                         \
+        0.0f, 0.0052083334885537624f, 0.6666666865348816f, 1.0f, 0.3333333432674408f, 0.5f, 0.1666666716337204f, 0.25f, 0.0f, \
+            -0.0052083334885537624f, -0.6666666865348816f, -1.0f, -0.3333333432674408f, -0.5f, -0.1666666716337204f, -0.25f   \
+    }
+
+/* Codes from the lowest value to the highest, and the borders between them, as bitsandbytes' Python "default" backend has
+ * them: y in (0, 0.0026] becomes code 8 and y in (-0.0026, 0] code 0; both decode to 0. (Its CUDA kernel compares |y| with
+ * rounded literals instead, so ties, tiny values and values within an ulp of a border differ there.) */
+#define FP4_ORDER \
+    { 11, 10, 13, 12, 15, 14, 9, 0, 8, 1, 6, 7, 4, 5, 2, 3 }
+#define FP4_THRESHOLDS                                                                                                \
+    {                                                                                                                 \
+        -0.8333333730697632f, -0.5833333730697632f, -0.4166666865348816f, -0.2916666865348816f, -0.2083333432674408f, \
+            -0.0859375f, -0.0026041667442768812f, 0.0f, 0.0026041667442768812f, 0.0859375f, 0.2083333432674408f,      \
+            0.2916666865348816f, 0.4166666865348816f, 0.5833333730697632f, 0.8333333730697632f                        \
+    }
+
+/* bitsandbytes scales a block by no less than this absmax. */
+#define ABSMAX_FLOOR 1e-38f
+
+#define FP4_CODES                                                                                              \
+    {                                                                                                          \
+        0.0f, 0.0052083334885537624f, 0.6666666865348816f, 1.0f, 0.3333333432674408f, 0.5f,                    \
+            0.1666666716337204f, 0.25f, 0.0f, -0.0052083334885537624f, -0.6666666865348816f, -1.0f,            \
+            -0.3333333432674408f, -0.5f, -0.1666666716337204f, -0.25f                                          \
+    }
+
+/* FP4 codes in ascending order of value, and the FP32 midpoints between neighbours: the next higher value is chosen when
+ * y > threshold (strictly). So of the two zeros, code 0 takes y <= 0 and code 8 takes y > 0, as the reference path has it. */
+#define FP4_ORDER {11, 10, 13, 12, 15, 14, 9, 0, 8, 1, 6, 7, 4, 5, 2, 3}
+#define FP4_THRESHOLDS                                                                                         \
+    {                                                                                                          \
+        -0.8333333730697632f, -0.5833333730697632f, -0.4166666865348816f, -0.2916666865348816f,                \
+            -0.2083333432674408f, -0.0859375f, -0.0026041667442768812f, 0.0f, 0.0026041667442768812f,          \
+            0.0859375f, 0.2083333432674408f, 0.2916666865348816f, 0.4166666865348816f, 0.5833333730697632f,    \
+            0.8333333730697632f                                                                                \
+    }
+
+/* Quantizing, as bitsandbytes' Python `default` backend does it in FP32 (release 0.50.2, backends/default/ops.py):
+ *   full block:  y = clamp(x * (1 / max(absmax, QUANT_TINY)), -1, 1); absmax is stored as it is
+ *   short tail:  a = max(absmax, QUANT_TINY), y = clamp(x / a, -1, 1) (a division); a is stored
+ * But for an all-zero tail absmax 0 is stored instead of QUANT_TINY. The unused low nibble of an odd tail holds the code
+ * of y = 0: 7 (NF4), 0 (FP4). */
+#define QUANT_TINY 1e-38f
 
 /* A weight as an operand: a matrix [rows = out, cols = in], borrowed. Quantized formats use the fields they need. */
 typedef struct WeightView {
     WeightFormat format;
     int64_t rows, cols;
-    const void *data;           /* F32, BF16: row-major; NF4, FP4, INT4: packed nibbles; INT8: int8 row-major */
-    const float *scales;        /* NF4, FP4: absmax per block (NULL when nested); INT8: [rows]; INT4: [rows, cols/block_size] */
-    int32_t block_size;         /* NF4, FP4: 32..4096; INT4: 32, 64, 128 */
-    const float *codes;         /* NF4, FP4: the 16 values (from the file when pre-quantized) */
+    const void *data;    /* F32, BF16, F64: row-major; NF4, FP4, INT4: packed nibbles; INT8: int8 row-major */
+    const float *scales; /* NF4, FP4: absmax per block (NULL when nested); INT8: [rows]; INT4: [rows, cols/block_size] */
+    int32_t block_size;  /* NF4, FP4: 32..4096; INT4: 32, 64, 128 */
+    const float *codes;  /* NF4, FP4: the 16 values (from the file when pre-quantized) */
     const uint8_t *nested_codes; /* double quantization: [blocks] */
-    const float *nested_absmax; /* [ceil(blocks/256)] */
-    const float *nested_map;    /* [256] */
+    const float *nested_absmax;  /* [ceil(blocks/256)] */
+    const float *nested_map;     /* [256] */
     float nested_offset;
 } WeightView;
 
