@@ -69,31 +69,6 @@ typedef enum WeightFormat {
 /* bitsandbytes scales a block by no less than this absmax. */
 #define ABSMAX_FLOOR 1e-38f
 
-#define FP4_CODES                                                                                              \
-    {                                                                                                          \
-        0.0f, 0.0052083334885537624f, 0.6666666865348816f, 1.0f, 0.3333333432674408f, 0.5f,                    \
-            0.1666666716337204f, 0.25f, 0.0f, -0.0052083334885537624f, -0.6666666865348816f, -1.0f,            \
-            -0.3333333432674408f, -0.5f, -0.1666666716337204f, -0.25f                                          \
-    }
-
-/* FP4 codes in ascending order of value, and the FP32 midpoints between neighbours: the next higher value is chosen when
- * y > threshold (strictly). So of the two zeros, code 0 takes y <= 0 and code 8 takes y > 0, as the reference path has it. */
-#define FP4_ORDER {11, 10, 13, 12, 15, 14, 9, 0, 8, 1, 6, 7, 4, 5, 2, 3}
-#define FP4_THRESHOLDS                                                                                         \
-    {                                                                                                          \
-        -0.8333333730697632f, -0.5833333730697632f, -0.4166666865348816f, -0.2916666865348816f,                \
-            -0.2083333432674408f, -0.0859375f, -0.0026041667442768812f, 0.0f, 0.0026041667442768812f,          \
-            0.0859375f, 0.2083333432674408f, 0.2916666865348816f, 0.4166666865348816f, 0.5833333730697632f,    \
-            0.8333333730697632f                                                                                \
-    }
-
-/* Quantizing, as bitsandbytes' Python `default` backend does it in FP32 (release 0.50.2, backends/default/ops.py):
- *   full block:  y = clamp(x * (1 / max(absmax, QUANT_TINY)), -1, 1); absmax is stored as it is
- *   short tail:  a = max(absmax, QUANT_TINY), y = clamp(x / a, -1, 1) (a division); a is stored
- * But for an all-zero tail absmax 0 is stored instead of QUANT_TINY. The unused low nibble of an odd tail holds the code
- * of y = 0: 7 (NF4), 0 (FP4). */
-#define QUANT_TINY 1e-38f
-
 /* A weight as an operand: a matrix [rows = out, cols = in], borrowed. Quantized formats use the fields they need. */
 typedef struct WeightView {
     WeightFormat format;
