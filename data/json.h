@@ -44,7 +44,7 @@ typedef struct JsonToken {
     int is_negative;           /* INTEGER: written with a minus sign (also -0) */
     double number;             /* INTEGER and NUMBER: nearest double */
     int64_t line;              /* 1-based line on which the token starts, counted from first_line */
-    int depth;                 /* of the container the token belongs to; BEGIN and its END have the same depth */
+    int depth;                 /* containers around the token: 0 for the outermost value; BEGIN and its END have the same */
 } JsonToken;
 
 typedef struct JsonLimits {

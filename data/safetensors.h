@@ -2,9 +2,12 @@
  *
  *   u64 N | JSON header, N bytes, padded with spaces | data, contiguous, no holes
  *
- * Source: huggingface/safetensors (format.md and the Rust reader's nine checks).
- * Duplicate names are refused. Tensors are not assumed to be aligned in the
- * file. Nothing is allocated that the file's own size does not justify.
+ * Source: huggingface/safetensors (README.md and the nine checks of the Rust
+ * reader's tensor.rs). Refused beyond those: duplicate names, unknown fields,
+ * control characters in names, names over 1,024 bytes, more than
+ * TENSOR_MAX_DIMS dimensions, sub-byte and complex dtypes. Tensors are not
+ * assumed to be aligned in the file. Nothing is allocated that the file's own
+ * size does not justify. Covered by tests/unit/test_safetensors.c.
  */
 #ifndef NIBBLE_DATA_SAFETENSORS_H
 #define NIBBLE_DATA_SAFETENSORS_H
@@ -18,11 +21,11 @@
 #define TENSOR_MAX_DIMS 8
 
 typedef struct TensorInfo {
-    const char *name;
+    const char *name; /* lives as long as its TensorFiles */
     DType dtype;
-    int ndim;
+    int ndim; /* 0: a scalar */
     int64_t shape[TENSOR_MAX_DIMS];
-    uint64_t bytes;
+    uint64_t bytes;  /* of its data: product of the shape times dtype_size; fits int64_t */
     int file;        /* which file of the set */
     uint64_t offset; /* absolute, in that file */
 } TensorInfo;
@@ -31,21 +34,24 @@ typedef struct TensorInfo {
 typedef struct TensorFiles TensorFiles;
 
 /* A .safetensors file, or a folder with model.safetensors or model.safetensors.index.json (name "model" replaced by
- * `stem`, e.g. "adapter_model"; NULL means "model"). Opens and checks every header. */
+ * `stem`, e.g. "adapter_model"; NULL means "model"). Where a folder has both, the single file is taken. Opens and checks every
+ * header. An index's weight_map must name plain files beside it and only tensors that are where it says; tensors of those
+ * files that it does not name belong to the set as well. */
 Status tensors_open(TensorFiles **files, const char *path, const char *stem, Error *err);
 void tensors_close(TensorFiles *files); /* NULL is fine */
 int64_t tensors_count(const TensorFiles *files);
-const TensorInfo *tensors_get(const TensorFiles *files, int64_t index); /* in file order, then offset order */
+const TensorInfo *tensors_get(const TensorFiles *files, int64_t index);     /* in file order, then offset order */
 const TensorInfo *tensors_find(const TensorFiles *files, const char *name); /* NULL when absent; constant time */
+/* The path under which a file of the set was opened. */
 const char *tensors_file_name(const TensorFiles *files, int file);
-/* Metadata string of the first file, or NULL. */
+/* Metadata string of the first file, or NULL; borrowed. */
 const char *tensors_metadata(const TensorFiles *files, const char *key);
 /* Reads `bytes` bytes at byte `offset` inside the tensor; thread-safe; does not keep the file's pages cached when
  * `drop_cache` (so that loading a big model does not push everything else out). */
 Status tensors_read(const TensorFiles *files, const TensorInfo *tensor, uint64_t offset, void *out, size_t bytes,
                     int drop_cache, Error *err);
 
-/* Writing: declare every tensor, then append the data in the order given by writer_order. */
+/* Writing: every tensor is declared first; then the producer is asked for the data of each, in file order. */
 typedef struct TensorWriter TensorWriter;
 typedef struct TensorSpec {
     const char *name;
@@ -54,15 +60,18 @@ typedef struct TensorSpec {
     int64_t shape[TENSOR_MAX_DIMS];
 } TensorSpec;
 
-/* A callback that produces the data of one tensor, in pieces, by calling tensor_write_bytes. */
+/* A callback that produces the data of one tensor, in pieces, by calling tensor_write_bytes. Exactly the tensor's bytes must
+ * come; it may fail, and then nothing is left of the file. */
 typedef Status TensorProducer(void *context, const TensorSpec *spec, TensorWriter *writer, Error *err);
-/* Writes one file atomically: header padded to 8, tensors sorted by alignment descending then name, `metadata` pairs
- * {key, value, …, NULL} ({"format","pt"} is always added). */
+/* Writes one file atomically: header padded to 8, tensors sorted by dtype (the reference's enum, greatest
+ * alignment first) then name, `metadata` pairs {key, value, …, NULL} or NULL ({"format","pt"} is always added, and is not the
+ * caller's to give). */
 Status tensors_write(const char *path, const TensorSpec *specs, int64_t count, const char *const *metadata,
                      TensorProducer *producer, void *context, Error *err);
 Status tensor_write_bytes(TensorWriter *writer, const void *bytes, size_t length, Error *err);
-/* A model folder's weights: one file, or shards of at most shard_bytes with an index. Names are written in key order. */
-Status tensors_write_sharded(const char *folder, const char *stem, uint64_t shard_bytes, const TensorSpec *specs,
-                             int64_t count, TensorProducer *producer, void *context, Error *err);
+/* A model folder's weights: STEM.safetensors, or shards of at most shard_bytes each (a larger tensor gets one of its own), filled
+ * in the order of specs, and then STEM.safetensors.index.json, sorted by name. stem NULL means "model". The folder exists. */
+Status tensors_write_sharded(const char *folder, const char *stem, uint64_t shard_bytes, const TensorSpec *specs, int64_t count,
+                             TensorProducer *producer, void *context, Error *err);
 
 #endif
