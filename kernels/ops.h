@@ -13,8 +13,11 @@
  * weights and biases are of the run's activation type `act`: BF16, or F32
  * (nothing is rounded to BF16), or F64 (reference tests only). Sums, softmax,
  * norms, losses and reductions are FP32 or wider; a result is rounded to `act`
- * once. Gradients of parameters are FP32 (F64 in an F64 run) and are always
- * ACCUMULATED; every other output is OVERWRITTEN.
+ * once. Where FP32 is said of gradients, statistics in `saved`, scratch and
+ * logits, it is F64 in an F64 run. A weight of any format is an operand of type
+ * `act`: what dequantize() gives for that type. Gradients of parameters are FP32
+ * and are always ACCUMULATED; every other output is OVERWRITTEN. Backward passes
+ * treat every rounding as the identity.
  *
  * Layout. How an activation [rows, columns] lies in memory belongs to the
  * backend; to_rows and from_rows convert at the edges. Both CPU backends use
@@ -28,8 +31,10 @@
  * scratch of one call (forward and backward are planned apart). Outputs are
  * activation_bytes(rows, columns) each.
  *
- * Errors. run() fails only on what a shape check cannot see before. plan()
- * refuses shapes that the backend cannot do, naming them.
+ * Errors. run() fails only on what a shape check cannot see before: more rows
+ * than the capacity, an id, target, row or position out of range, a weight that
+ * is not what the shape says. plan() refuses shapes that the backend cannot do,
+ * naming them. Outputs alias inputs only where an entry says that they may.
  *
  * Determinism. The same inputs give the same bits on any number of threads.
  */
@@ -56,18 +61,18 @@ typedef struct Exec {
 
 /* What varies from micro-batch to micro-batch. All arrays are borrowed. */
 typedef struct Batch {
-    int64_t tokens;            /* rows in use */
-    int64_t sequences;         /* back to back, none empty */
-    const int64_t *starts;     /* [sequences + 1], starts[0] = 0, last = tokens */
-    const int32_t *ids;        /* [tokens] */
-    const int32_t *positions;  /* [tokens], from 0 in each sequence (continuing when cached) */
-    const uint64_t *samples;   /* [tokens] which sample of the run a row belongs to: index for dropout */
-    int64_t supervised;        /* rows with a loss (or whose logits are wanted) */
-    const int32_t *rows;       /* [supervised] ascending row numbers: logits of row t predict targets */
-    const int32_t *targets;    /* [supervised] */
-    float grad_scale;          /* d(loss)/d(sum): 1 / supervised tokens of the whole global batch */
+    int64_t tokens;           /* rows in use */
+    int64_t sequences;        /* back to back, none empty */
+    const int64_t *starts;    /* [sequences + 1], starts[0] = 0, last = tokens */
+    const int32_t *ids;       /* [tokens] */
+    const int32_t *positions; /* [tokens], from 0 in each sequence (continuing when cached) */
+    const uint64_t *samples;  /* [tokens] which sample of the run a row belongs to: index for dropout */
+    int64_t supervised;       /* rows with a loss (or whose logits are wanted) */
+    const int32_t *rows;      /* [supervised] ascending row numbers: logits of row t predict targets */
+    const int32_t *targets;   /* [supervised] */
+    float grad_scale;         /* d(loss)/d(sum): 1 / supervised tokens of the whole global batch */
     uint64_t seed;
-    int dropout;               /* 0 switches dropout off (evaluation) */
+    int dropout; /* 0 switches dropout off (evaluation) */
 } Batch;
 
 typedef struct OpPlan {
@@ -76,7 +81,8 @@ typedef struct OpPlan {
     size_t backward_workspace;
 } OpPlan;
 
-/* ---- embedding: y[t,:] = table[ids[t],:] --------------------------------------------------------------------------- */
+/* ---- embedding: y[t,:] = table[ids[t],:] ----------------------------------------------------------------------------
+ * The table may be of any weight format. No workspace is taken by forward. */
 typedef struct EmbedShape {
     int64_t rows, vocab, hidden;
     int train; /* backward accumulates d_table */
@@ -85,20 +91,21 @@ typedef struct EmbedShape {
 /* ---- add + RMSNorm (Zhang & Sennrich 2019; Llama's order of casts) --------------------------------------------------
  *   r = residual + x (rounded to act);  n = r * rsqrt(mean(r^2) + eps), rounded to act;  y = n * weight, rounded to act
  * Without x: r = residual and nothing is written to sum. saved: the reciprocal root, FP32 [rows].
- * Backward: d_residual = d_sum + rmsnorm_backward(dy); it is the gradient of residual and of x alike. */
+ * Backward: d_residual = d_sum + rmsnorm_backward(dy); it is the gradient of residual and of x alike.
+ * d_weight += column sums of dy * n, with n as rounded by forward. */
 typedef struct NormShape {
     int64_t rows, hidden;
     double epsilon;
-    int has_x;     /* there is an x to add */
-    int train;     /* backward accumulates d_weight */
-    int need_dx;   /* 0: only d_weight is wanted */
+    int has_x;   /* there is an x to add */
+    int train;   /* backward accumulates d_weight */
+    int need_dx; /* 0: only d_weight is wanted */
 } NormShape;
 
 /* ---- linear group: y_i = x W_i^T + bias_i + scale_i * dropout_i(x) A_i^T B_i^T --------------------------------------
  * W_i [out_i, in] in any weight format; A_i [R, in], B_i [out_i, R] of type act. x is read once for all members
  * (q,k,v; gate,up). s_i = dropout_i(x) A_i^T is rounded to act and is what `saved` holds, [rows, R_i] one after another.
  * Dropout: element (row, feature) is kept by dropout_keep(seed, stream, samples[row], positions[row], feature) and then
- * scaled by 1/(1-p) (core/philox.h).
+ * scaled by 1/(1-p) (core/philox.h); dropout_i(x) is never rounded, so the factor may be applied to the sums.
  * Backward: dx = sum_i dy_i W_i + scale_i * mask_i(dy_i B_i A_i); dA_i += scale_i (dy_i B_i)^T dropout_i(x);
  * dB_i += scale_i dy_i^T s_i; dW_i += dy_i^T x; dbias_i += column sums of dy_i. ds_i = dy_i B_i stays FP32 in workspace. */
 #define LINEAR_GROUP_MAX 3
@@ -127,7 +134,8 @@ typedef struct LinearGrad { /* FP32 (F64), accumulated; NULL where not trained *
 
 /* ---- q/k norm + RoPE ------------------------------------------------------------------------------------------------
  * Per head: optionally RMSNorm over D (weight [D], Qwen3), then rotation of the pairs (i, i + D/2) by the table's angles
- * at positions[row]. Out of place: q [T,H*D] -> rq, k [T,K*D] -> rk. Arithmetic FP32, rounded once (after the norm too).
+ * at positions[row]. Out of place: q [T,H*D] -> rq, k [T,K*D] -> rk. The norm rounds as the norm entry does (n, then
+ * n * weight); the rotation is FP32 and rounded once.
  * cosine, sine: FP32 [table_rows, D/2], attention factor included. saved: with norm, reciprocal roots FP32 [T, H + K];
  * else nothing. Backward rotates the other way, then the norm's backward (which needs q and k: inputs of forward). */
 typedef struct RopeShape {
@@ -161,7 +169,8 @@ typedef struct GateShape {
  * For supervised row j at row t = rows[j]: logits = x[t] W^T (FP32), nll_j = logsumexp(logits) - logits[targets[j]].
  * *loss_sum (double) is ACCUMULATED with the sum over j in order; nll [supervised] is overwritten when not NULL.
  * With dx: dx[t] = grad_scale * sum_v (softmax - onehot)_v W_v, zero on rows without loss; dW accumulated when trained.
- * Works through chunks of head_chunk_rows supervised rows, so the logits never exist whole. */
+ * Works through chunks of head_chunk_rows supervised rows, so the logits never exist whole. Loss and gradients are one
+ * pass: head_loss and head_logits take forward_workspace; saved and backward_workspace are 0. */
 typedef struct HeadShape {
     int64_t rows, hidden, vocab;
     int64_t supervised; /* capacity */
@@ -218,16 +227,17 @@ typedef struct Backend {
     Status (*attention_plan)(const ExecConfig *config, const AttentionShape *shape, OpPlan *plan, Error *err);
     Status (*attention_forward)(const Exec *exec, const AttentionShape *shape, const Batch *batch, const void *q, const void *k,
                                 const void *v, void *o, void *saved, void *workspace, Error *err);
-    Status (*attention_backward)(const Exec *exec, const AttentionShape *shape, const Batch *batch, const void *q, const void *k,
-                                 const void *v, const void *o, const void *saved, const void *d_o, void *dq, void *dk, void *dv,
-                                 void *workspace, Error *err);
-    /* workspace as planned for forward with shape->rows = the cache's capacity */
+    Status (*attention_backward)(const Exec *exec, const AttentionShape *shape, const Batch *batch, const void *q,
+                                 const void *k, const void *v, const void *o, const void *saved, const void *d_o, void *dq,
+                                 void *dk, void *dv, void *workspace, Error *err);
+    /* shape->rows = the cache's capacity; workspace as planned for forward of that shape. past + batch->tokens rows must fit;
+     * q, k, v, o have batch->tokens rows. The reference gives the bits of one uncached call over the whole sequence. */
     Status (*attention_cached)(const Exec *exec, const AttentionShape *shape, const Batch *batch, const void *q, const void *k,
                                const void *v, const KvLayer *cache, int64_t past, void *o, void *workspace, Error *err);
 
     Status (*gate_plan)(const ExecConfig *config, const GateShape *shape, OpPlan *plan, Error *err);
-    Status (*gate_forward)(const Exec *exec, const GateShape *shape, const Batch *batch, const void *gate, const void *up, void *y,
-                           Error *err);
+    Status (*gate_forward)(const Exec *exec, const GateShape *shape, const Batch *batch, const void *gate, const void *up,
+                           void *y, Error *err);
     /* d_gate may be gate's buffer or dy's; d_up likewise: element for element, read before written. */
     Status (*gate_backward)(const Exec *exec, const GateShape *shape, const Batch *batch, const void *gate, const void *up,
                             const void *dy, void *d_gate, void *d_up, Error *err);
@@ -235,7 +245,7 @@ typedef struct Backend {
     Status (*head_plan)(const ExecConfig *config, const HeadShape *shape, OpPlan *plan, Error *err);
     Status (*head_loss)(const Exec *exec, const HeadShape *shape, const Batch *batch, const void *x, const WeightView *weight,
                         double *loss_sum, float *nll, void *dx, void *d_weight, void *workspace, Error *err);
-    /* logits FP32 (F64) row-major [supervised, vocab] of the rows in batch->rows. */
+    /* logits FP32 row-major [supervised, vocab] of the rows in batch->rows; batch->targets is not read. */
     Status (*head_logits)(const Exec *exec, const HeadShape *shape, const Batch *batch, const void *x, const WeightView *weight,
                           void *logits, void *workspace, Error *err);
 
@@ -246,12 +256,14 @@ typedef struct Backend {
     /* Index of the first NaN or Inf in the first rows*columns values of an activation, -1 when all are finite. */
     int64_t (*find_nonfinite)(const Exec *exec, const void *activation, int64_t rows, int64_t columns);
 
-    /* NF4, FP4: blocks [first, first+count) of block_size consecutive values of x (count*block_size long but for a short tail
-     * given by `values`); writes codes (two a byte, high nibble first) and absmax. Refuses NaN and Inf (returns the index of
-     * the first, else -1). quant/ adds double quantization and whole tensors. */
+    /* NF4, FP4: x [values] cut into blocks of block_size; writes codes [(values + 1) / 2] (high nibble first; an unused low
+     * nibble is the code of 0) and absmax [ceil(values / block_size)]. A short last block is divided by its absmax where the
+     * others are multiplied by the reciprocal, so a tensor given in parts is cut at block borders. Refuses NaN and Inf:
+     * returns the index of the first (what is written then is unspecified), else -1. Runs in the caller; quant/ spreads
+     * parts over threads and adds double quantization. */
     int64_t (*quantize_4bit)(WeightFormat format, const float *x, int64_t values, int64_t block_size, uint8_t *codes,
                              float *absmax);
-    /* Elements [first, first+count) of the flattened weight as act-type F32 or BF16 (rounded once). Any format. */
+    /* Elements [first, first+count) of the flattened weight as F32, BF16 (rounded once) or F64. Any format. In the caller. */
     void (*dequantize)(const WeightView *weight, int64_t first, int64_t count, void *out, DType out_type);
 
     /* Which implementation fills an entry, for tests and `bench`: "ref", "avx2", "avx512". */
