@@ -1,0 +1,295 @@
+/* Replaying a planned tape. */
+#include <stdio.h>
+#include <string.h>
+
+#include "autograd/tape_internal.h"
+#include "core/text.h"
+
+typedef struct Step {
+    const Tape *tape;
+    const TapeRun *run;
+    const Node *node;
+    Pass pass;
+    void *saved, *workspace;
+} Step;
+
+static void *area_at(const Step *step, int32_t area) {
+    return area < 0 ? NULL : (uint8_t *)step->run->arena + step->tape->areas[area].offset;
+}
+
+static void *value(const Step *step, TensorId id) {
+    TensorId root = tape_root(step->tape, id);
+    const Tensor *tensor = &step->tape->tensors[root];
+    return area_at(step, tensor->area[step->pass != PASS_FORWARD && !tensor->kept]);
+}
+
+static void *gradient(const Step *step, TensorId id) {
+    return area_at(step, step->tape->tensors[id].gradient);
+}
+
+static const void *param_at(const Step *step, int64_t offset) {
+    return (const uint8_t *)step->run->params + (size_t)offset * dtype_size(step->tape->options.exec.act);
+}
+
+static void *param_gradient(const Step *step, int64_t offset) {
+    if (offset < 0) return NULL;
+    size_t element = step->tape->options.exec.act == DTYPE_F64 ? sizeof(double) : sizeof(float);
+    return (uint8_t *)step->run->gradients + (size_t)offset * element;
+}
+
+/* ---- weights: taken when a node's turn comes, given back after it ------------------------------------------------------ */
+
+static Status acquire(const Step *step, WeightRef ref, WeightView *view, Error *err) {
+    memset(view, 0, sizeof *view);
+    if (ref.weight < 0) return OK;
+    return step->run->weights->acquire(step->run->weights->self, ref.weight, step->pass, view, err);
+}
+
+static void release(const Step *step, WeightRef ref) {
+    const WeightSource *source = step->run->weights;
+    if (ref.weight >= 0 && source->release != NULL) source->release(source->self, ref.weight, step->pass);
+}
+
+/* ---- per kind ---------------------------------------------------------------------------------------------------------- */
+
+static Status run_embed(const Step *s, Error *err) {
+    const Backend *b = &s->tape->backend;
+    const EmbedShape *shape = &s->node->shape.embed;
+    if (s->pass == PASS_BACKWARD)
+        return b->embed_backward(s->run->exec, shape, s->run->batch, gradient(s, s->node->out[0]),
+                                 param_gradient(s, s->node->weight[0].gradient), s->workspace, err);
+    WeightView table;
+    TRY(acquire(s, s->node->weight[0], &table, err));
+    Status status = b->embed_forward(s->run->exec, shape, s->run->batch, &table, value(s, s->node->out[0]), err);
+    release(s, s->node->weight[0]);
+    return status;
+}
+
+static Status run_norm(const Step *s, Error *err) {
+    const Backend *b = &s->tape->backend;
+    const Node *node = s->node;
+    NormShape shape = node->shape.norm;
+    WeightView weight;
+    TRY(acquire(s, node->weight[0], &weight, err));
+    Status status;
+    if (s->pass == PASS_BACKWARD) {
+        status = b->norm_backward(s->run->exec, &shape, s->run->batch, value(s, node->out[0]), weight.data, s->saved,
+                                  gradient(s, node->out[1]), gradient(s, node->out[0]),
+                                  shape.need_dx ? gradient(s, node->in[0]) : NULL,
+                                  shape.train ? param_gradient(s, node->weight[0].gradient) : NULL, s->workspace, err);
+    } else {
+        const void *residual, *x = NULL;
+        if (s->pass == PASS_RECOMPUTE && node->from_sum) {
+            shape.has_x = 0;
+            residual = value(s, node->out[0]);
+        } else {
+            residual = value(s, node->in[0]);
+            if (shape.has_x) x = value(s, node->in[1]);
+        }
+        void *sum = shape.has_x ? value(s, node->out[0]) : NULL;
+        status = b->norm_forward(s->run->exec, &shape, s->run->batch, residual, x, weight.data, sum, value(s, node->out[1]),
+                                 s->saved, s->workspace, err);
+    }
+    release(s, node->weight[0]);
+    return status;
+}
+
+static Status linear_backward(const Step *s, const LinearOperand *operands, Error *err) {
+    const Node *node = s->node;
+    const LinearShape *shape = &node->shape.linear;
+    LinearGrad grads[LINEAR_GROUP_MAX];
+    const void *dy[LINEAR_GROUP_MAX];
+    memset(grads, 0, sizeof grads);
+    const void *x = node_backward_reads_input(node, 0) ? value(s, node->in[0]) : NULL;
+    for (int i = 0; i < shape->count; i++) {
+        const LinearSpec *spec = &shape->linear[i];
+        dy[i] = gradient(s, node->out[i]);
+        if (spec->train_weight) grads[i].weight = param_gradient(s, node->weight[i].gradient);
+        if (spec->train_bias) grads[i].bias = param_gradient(s, node->bias[i].gradient);
+        if (spec->rank > 0) {
+            grads[i].lora_a = param_gradient(s, node->lora_a[i]);
+            grads[i].lora_b = param_gradient(s, node->lora_b[i]);
+        }
+        if (node->weight[i].derived)
+            TRY(s->run->weights->backward(s->run->weights->self, node->weight[i].weight, s->run->exec, s->run->batch, dy[i], x,
+                                          err));
+    }
+    return s->tape->backend.linear_backward(s->run->exec, shape, s->run->batch, x, operands, s->saved, dy,
+                                            shape->need_dx ? gradient(s, node->in[0]) : NULL, grads, s->workspace, err);
+}
+
+static Status run_linear(const Step *s, Error *err) {
+    const Node *node = s->node;
+    const LinearShape *shape = &node->shape.linear;
+    LinearOperand operands[LINEAR_GROUP_MAX];
+    memset(operands, 0, sizeof operands);
+    Status status = OK;
+    int taken = 0;
+    for (; taken < shape->count && status == OK; taken++) {
+        WeightView bias;
+        LinearOperand *operand = &operands[taken];
+        status = acquire(s, node->weight[taken], &operand->weight, err);
+        if (status == OK) {
+            status = acquire(s, node->bias[taken], &bias, err);
+            if (status == OK)
+                operand->bias = bias.data;
+            else
+                release(s, node->weight[taken]);
+        }
+        if (status != OK) break;
+        if (shape->linear[taken].rank > 0) {
+            operand->lora_a = param_at(s, node->lora_a[taken]);
+            operand->lora_b = param_at(s, node->lora_b[taken]);
+        }
+    }
+    if (status == OK && s->pass == PASS_BACKWARD) {
+        status = linear_backward(s, operands, err);
+    } else if (status == OK) {
+        void *y[LINEAR_GROUP_MAX];
+        for (int i = 0; i < shape->count; i++) y[i] = value(s, node->out[i]);
+        status = s->tape->backend.linear_forward(s->run->exec, shape, s->run->batch, value(s, node->in[0]), operands, y,
+                                                 s->saved, s->workspace, err);
+    }
+    for (int i = 0; i < taken; i++) {
+        release(s, node->weight[i]);
+        release(s, node->bias[i]);
+    }
+    return status;
+}
+
+static Status run_rope(const Step *s, Error *err) {
+    const Backend *b = &s->tape->backend;
+    const Node *n = s->node;
+    const RopeShape *shape = &n->shape.rope;
+    WeightView qw, kw;
+    TRY(acquire(s, n->weight[0], &qw, err));
+    Status status = acquire(s, n->weight[1], &kw, err);
+    if (status == OK && s->pass == PASS_BACKWARD) {
+        const void *q = shape->has_norm ? value(s, n->in[0]) : NULL, *k = shape->has_norm ? value(s, n->in[1]) : NULL;
+        status = b->rope_backward(s->run->exec, shape, s->run->batch, &s->run->rope, q, k, qw.data, kw.data, s->saved,
+                                  gradient(s, n->out[0]), gradient(s, n->out[1]), gradient(s, n->in[0]),
+                                  gradient(s, n->in[1]),
+                                  shape->train_norm ? param_gradient(s, n->weight[0].gradient) : NULL,
+                                  shape->train_norm ? param_gradient(s, n->weight[1].gradient) : NULL, s->workspace, err);
+    } else if (status == OK) {
+        status = b->rope_forward(s->run->exec, shape, s->run->batch, &s->run->rope, value(s, n->in[0]), value(s, n->in[1]),
+                                 qw.data, kw.data, value(s, n->out[0]), value(s, n->out[1]), s->saved, s->workspace, err);
+    }
+    release(s, n->weight[0]);
+    release(s, n->weight[1]);
+    return status;
+}
+
+static Status run_attention(const Step *s, Error *err) {
+    const Backend *b = &s->tape->backend;
+    const Node *n = s->node;
+    const AttentionShape *shape = &n->shape.attention;
+    const void *q = value(s, n->in[0]), *k = value(s, n->in[1]), *v = value(s, n->in[2]);
+    void *o = value(s, n->out[0]);
+    if (s->pass == PASS_BACKWARD)
+        return b->attention_backward(s->run->exec, shape, s->run->batch, q, k, v, o, s->saved, gradient(s, n->out[0]),
+                                     gradient(s, n->in[0]), gradient(s, n->in[1]), gradient(s, n->in[2]), s->workspace, err);
+    if (s->tape->options.mode == TAPE_GENERATE)
+        return b->attention_cached(s->run->exec, shape, s->run->batch, q, k, v, &s->run->cache[n->layer], s->run->past, o,
+                                   s->workspace, err);
+    return b->attention_forward(s->run->exec, shape, s->run->batch, q, k, v, o, s->saved, s->workspace, err);
+}
+
+static Status run_gate(const Step *s, Error *err) {
+    const Backend *b = &s->tape->backend;
+    const Node *n = s->node;
+    const GateShape *shape = &n->shape.gate;
+    const void *gate = value(s, n->in[0]), *up = value(s, n->in[1]);
+    if (s->pass == PASS_BACKWARD)
+        return b->gate_backward(s->run->exec, shape, s->run->batch, gate, up, gradient(s, n->out[0]), gradient(s, n->in[0]),
+                                gradient(s, n->in[1]), err);
+    return b->gate_forward(s->run->exec, shape, s->run->batch, gate, up, value(s, n->out[0]), err);
+}
+
+static Status run_head(const Step *s, Error *err) {
+    const Backend *b = &s->tape->backend;
+    const Node *n = s->node;
+    const HeadShape *shape = &n->shape.head;
+    WeightView weight;
+    TRY(acquire(s, n->weight[0], &weight, err));
+    Status status;
+    if (s->tape->options.mode == TAPE_GENERATE)
+        status = b->head_logits(s->run->exec, shape, s->run->batch, value(s, n->in[0]), &weight, s->run->logits, s->workspace,
+                                err);
+    else
+        status = b->head_loss(s->run->exec, shape, s->run->batch, value(s, n->in[0]), &weight, s->run->loss_sum, s->run->nll,
+                              shape->need_dx ? gradient(s, n->in[0]) : NULL,
+                              shape->train_weight ? param_gradient(s, n->weight[0].gradient) : NULL, s->workspace, err);
+    release(s, n->weight[0]);
+    return status;
+}
+
+static Status run_node(const Step *step, Error *err) {
+    switch (step->node->kind) {
+        case NODE_EMBED: return run_embed(step, err);
+        case NODE_NORM: return run_norm(step, err);
+        case NODE_LINEAR: return run_linear(step, err);
+        case NODE_ROPE: return run_rope(step, err);
+        case NODE_ATTENTION: return run_attention(step, err);
+        case NODE_GATE: return run_gate(step, err);
+        case NODE_HEAD: return run_head(step, err);
+    }
+    FAIL("%s: unknown kind of node", step->node->name);
+}
+
+/* ---- watching for NaN and Inf ------------------------------------------------------------------------------------------- */
+
+static void watch(const Step *s) {
+    static const char *const passes[] = {"forward", "recomputation", "backward"};
+    const Node *n = s->node;
+    int64_t rows = s->run->batch->tokens;
+    int backward = s->pass == PASS_BACKWARD || n->kind == NODE_HEAD; /* the head's gradient comes with its forward */
+    int count = backward ? n->inputs : n->outputs;
+    int bad = n->kind == NODE_HEAD && s->run->loss_sum != NULL && !(*s->run->loss_sum - *s->run->loss_sum == 0.0);
+    for (int i = 0; i < count && !bad; i++) {
+        TensorId id = backward ? n->in[i] : n->out[i];
+        const void *data = backward ? gradient(s, id) : value(s, id);
+        if (data == NULL) continue;
+        bad = s->tape->backend.find_nonfinite(s->run->exec, data, rows, s->tape->tensors[id].columns) >= 0;
+    }
+    if (!bad) return;
+    s->run->watch->found = 1;
+    (void)snprintf(s->run->watch->text, sizeof s->run->watch->text, "%s of %s", passes[s->pass], n->name);
+}
+
+static Status check_batch(const Tape *tape, const TapeRun *run, Error *err) {
+    const Batch *batch = run->batch;
+    if (!tape->finished) FAIL("the tape was not finished before it was run");
+    if (batch->tokens < 1 || batch->tokens > tape->options.rows)
+        FAIL("a micro-batch of %lld tokens does not fit a tape planned for %lld", (long long)batch->tokens,
+             (long long)tape->options.rows);
+    if (batch->supervised < 0 || batch->supervised > tape->options.supervised)
+        FAIL("a micro-batch with %lld supervised rows does not fit a tape planned for %lld", (long long)batch->supervised,
+             (long long)tape->options.supervised);
+    if (tape->options.mode == TAPE_GENERATE && run->past + batch->tokens > tape->options.cache_rows)
+        FAIL("%lld tokens do not fit a key/value cache of %lld", (long long)(run->past + batch->tokens),
+             (long long)tape->options.cache_rows);
+    return OK;
+}
+
+Status tape_run(const Tape *tape, const TapeRun *run, Error *err) {
+    TRY(check_batch(tape, run, err));
+    for (int32_t at = 0; at < tape->instruction_count; at++) {
+        const Instruction *instruction = &tape->instructions[at];
+        Step step = {.tape = tape, .run = run, .node = &tape->nodes[instruction->node], .pass = instruction->pass};
+        step.saved = area_at(&step, tape->saved[instruction->node][instruction->pass != PASS_FORWARD]);
+        step.workspace = area_at(&step, instruction->workspace);
+        double begin = run->profile != NULL ? clock_seconds() : 0.0;
+        Status status = run_node(&step, err);
+        if (status != OK) {
+            error_prefix(err, "%s", step.node->name);
+            return status;
+        }
+        if (run->profile != NULL) run->profile[at] += clock_seconds() - begin;
+        if (run->watch != NULL) {
+            watch(&step);
+            if (run->watch->found) return OK;
+        }
+    }
+    return OK;
+}

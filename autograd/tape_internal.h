@@ -1,0 +1,94 @@
+/* What recording, scheduling and replaying share. Private to autograd/. */
+#ifndef NIBBLE_AUTOGRAD_TAPE_INTERNAL_H
+#define NIBBLE_AUTOGRAD_TAPE_INTERNAL_H
+
+#include "autograd/tape.h"
+
+typedef enum NodeKind { NODE_EMBED, NODE_NORM, NODE_LINEAR, NODE_ROPE, NODE_ATTENTION, NODE_GATE, NODE_HEAD } NodeKind;
+
+#define NODE_MAX_TENSORS 3
+
+typedef struct Node {
+    NodeKind kind;
+    char name[64];
+    int32_t segment;
+    int32_t layer; /* attention: its cache entry */
+    int inputs, outputs;
+    TensorId in[NODE_MAX_TENSORS], out[NODE_MAX_TENSORS];
+    int need_backward;
+    int rerun;       /* runs again in the recomputation of its segment */
+    int from_sum;    /* norm that, run again, starts from its kept sum instead of adding once more */
+    OpPlan plan;
+    union {
+        EmbedShape embed;
+        NormShape norm;
+        LinearShape linear;
+        RopeShape rope;
+        AttentionShape attention;
+        GateShape gate;
+        HeadShape head;
+    } shape;
+    WeightRef weight[LINEAR_GROUP_MAX], bias[LINEAR_GROUP_MAX];
+    int64_t lora_a[LINEAR_GROUP_MAX], lora_b[LINEAR_GROUP_MAX];
+} Node;
+
+/* Where a planned area lies; index into Tape.areas, -1 for none. */
+typedef struct Area {
+    size_t bytes, offset;
+    int32_t first, last; /* instructions, both included */
+    enum { AREA_VALUE, AREA_SAVED, AREA_GRADIENT, AREA_WORKSPACE } kind;
+} Area;
+
+typedef struct Tensor {
+    int64_t columns;
+    int32_t producer, consumer; /* nodes; consumer -1: none yet */
+    TensorId alias;             /* another name of this tensor's memory, or TENSOR_NONE */
+    int requires_grad;
+    int kept;                   /* survives from the forward pass to the backward pass */
+    int32_t area[2];            /* value: [0] of the forward pass, [1] of the recomputation */
+    int32_t gradient;           /* area */
+} Tensor;
+
+typedef struct Instruction {
+    int32_t node;
+    Pass pass;
+    int32_t workspace; /* area, or -1 */
+} Instruction;
+
+struct Tape {
+    Backend backend;
+    TapeOptions options;
+    int32_t segment;
+    int finished, has_head;
+    Node *nodes;
+    int32_t node_count, node_capacity;
+    Tensor *tensors;
+    int32_t tensor_count, tensor_capacity;
+    Instruction *instructions;
+    int32_t instruction_count;
+    Area *areas;
+    int32_t area_count, area_capacity;
+    int32_t (*saved)[2]; /* [node_count]: areas of `saved`, per generation as in Tensor.area */
+    TapePlan plan;
+};
+
+/* The tensor whose memory this name stands for. */
+static inline TensorId tape_root(const Tape *tape, TensorId id) {
+    while (tape->tensors[id].alias != TENSOR_NONE) id = tape->tensors[id].alias;
+    return id;
+}
+
+static inline int tape_recomputed(const Tape *tape, const Node *node) {
+    return tape->options.mode == TAPE_TRAIN && tape->options.recompute == RECOMPUTE_LAYERS && node->segment >= 0;
+}
+
+/* Which inputs and outputs the backward of a node reads. */
+int node_backward_reads_input(const Node *node, int index);
+int node_backward_reads_output(const Node *node, int index);
+
+/* Gives every area an offset; overwrites plan->arena (autograd/layout.c). */
+void layout_areas(Area *areas, int32_t count, size_t *arena);
+
+const char *node_kind_name(NodeKind kind);
+
+#endif
