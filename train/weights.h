@@ -1,0 +1,87 @@
+/* The frozen base model in memory: a Hugging Face folder as a weight source.
+ *
+ * Loading is streamed: a reader thread fills bounded staging buffers with pread while the pool quantizes, so the peak is the
+ * resident size plus one layer plus 10 %. Every tensor's presence, shape and type is checked against the ModelConfig before
+ * anything is read; NaN and Inf are refused by tensor name. The loaded bytes are never written again.
+ *
+ * Storage. method qlora: the layers' linear weights in the configured quantized format (a pre-quantized bitsandbytes NF4 or
+ * FP4 folder keeps its own bytes); lora and full: dense, BF16, or F32 when the run is F32 and the file is F32 or F16.
+ * Embedding and head stay 16 bit (F32 in an F32 run from an F32 or F16 file). Norm weights and biases are held in the run's
+ * activation type.
+ */
+#ifndef NIBBLE_TRAIN_WEIGHTS_H
+#define NIBBLE_TRAIN_WEIGHTS_H
+
+#include <stdint.h>
+
+#include "autograd/weight_source.h"
+#include "core/error.h"
+#include "core/pool.h"
+#include "data/hf_config.h"
+#include "kernels/ops.h"
+
+/* Numbers of the weights: global ones, then a fixed stride per layer. */
+enum { WEIGHT_EMBED, WEIGHT_FINAL_NORM, WEIGHT_HEAD, WEIGHT_GLOBALS };
+typedef enum LayerWeight {
+    LAYER_Q, /* the seven linears, in the order in which adapters are numbered */
+    LAYER_K,
+    LAYER_V,
+    LAYER_O,
+    LAYER_GATE,
+    LAYER_UP,
+    LAYER_DOWN,
+    LAYER_LINEARS,
+    LAYER_Q_BIAS = LAYER_LINEARS,
+    LAYER_K_BIAS,
+    LAYER_V_BIAS,
+    LAYER_O_BIAS,
+    LAYER_GATE_BIAS,
+    LAYER_UP_BIAS,
+    LAYER_DOWN_BIAS,
+    LAYER_INPUT_NORM,
+    LAYER_POST_NORM,
+    LAYER_Q_NORM,
+    LAYER_K_NORM,
+    LAYER_WEIGHTS
+} LayerWeight;
+
+static inline int32_t weight_id(int64_t layer, LayerWeight kind) {
+    return WEIGHT_GLOBALS + (int32_t)layer * LAYER_WEIGHTS + (int32_t)kind;
+}
+int32_t weight_count(const ModelConfig *config);
+/* Hugging Face name ("model.layers.3.self_attn.q_proj.weight") into a caller's buffer, and the shape (vectors: [1, n]). Returns
+ * 0 when this model has no such weight (no bias, no q/k norm; a tied head is the embedding under another number). */
+int weight_describe(const ModelConfig *config, int32_t id, char *name, size_t capacity, int64_t *rows, int64_t *cols);
+
+typedef struct WeightOptions {
+    DType act;              /* F32 or BF16: the run's precision */
+    WeightFormat linear;    /* NF4, FP4, INT8, INT4, or BF16 / F32 for dense (the file's type then decides as above) */
+    int double_quant;
+    int32_t block_size;     /* NF4, FP4, INT4 */
+} WeightOptions;
+
+/* Exact bytes by kind, from the config alone. file_dtype: what the folder's dense tensors are stored in. */
+typedef struct WeightBytes {
+    size_t linear, constants, embedding, head, norms; /* head 0 when tied; constants: scales, absmax, nested parts */
+    size_t arena;                                     /* what loading reserves for them, alignment included */
+    size_t staging;                                   /* loading's own buffers on top, gone afterwards */
+} WeightBytes;
+Status weights_plan(const ModelConfig *config, const WeightOptions *options, DType file_dtype, WeightBytes *bytes, Error *err);
+
+typedef struct ModelWeights ModelWeights;
+/* quantizer: the backend whose quantize_4bit and dequantize are used. Logs what a reader should know (an INT8 folder was
+ * dequantized; a pre-quantized folder overrides the config's type). */
+Status weights_load(ModelWeights **weights, const char *folder, const ModelConfig *config, const WeightOptions *options,
+                    const Backend *backend, Pool *pool, Error *err);
+void weights_free(ModelWeights *weights); /* NULL is fine */
+/* The frozen weight as it lies in memory; valid as long as the weights. rows 0 when the model has none. */
+WeightView weights_view(const ModelWeights *weights, int32_t id);
+/* A source that hands these views out. */
+WeightSource weights_source(ModelWeights *weights);
+/* XXH3 over all bytes in a fixed order. */
+uint64_t weights_hash(const ModelWeights *weights);
+/* Format of the layers' linears as loaded (a pre-quantized folder may differ from the options). */
+WeightFormat weights_linear_format(const ModelWeights *weights);
+size_t weights_bytes(const ModelWeights *weights);
+
+#endif
