@@ -1,0 +1,63 @@
+/* The decoder-only transformer of the Llama family, recorded on a tape.
+ *
+ *   h = embed(ids)
+ *   per layer: n = rmsnorm(h += x); q,k,v = linear(n); rope; o = attention; x = linear(o)
+ *              n = rmsnorm(h += x); gate,up = linear(n); x = linear(silu(gate) * up)
+ *   loss or logits = head(rmsnorm(h += x))
+ */
+#ifndef NIBBLE_TRAIN_MODEL_H
+#define NIBBLE_TRAIN_MODEL_H
+
+#include <stdint.h>
+
+#include "autograd/tape.h"
+#include "core/memory.h"
+#include "data/hf_config.h"
+#include "train/params.h"
+#include "train/weights.h"
+
+/* Adapters of one model: which linears have one, how large, and where its numbers lie in the flat buffers. */
+typedef struct AdapterModule {
+    int64_t rank; /* 0: none */
+    float scale;  /* alpha / rank, or alpha / sqrt(rank) */
+    double alpha;
+    int64_t a, b; /* offsets in elements */
+} AdapterModule;
+
+typedef struct Adapter {
+    int64_t layers;
+    AdapterModule *modules; /* [layers * LAYER_LINEARS] */
+    float dropout;
+    int rslora;
+} Adapter;
+static inline AdapterModule *adapter_module(const Adapter *adapter, int64_t layer, LayerWeight kind) {
+    return &adapter->modules[layer * LAYER_LINEARS + (int64_t)kind];
+}
+
+typedef struct ModelShape {
+    const ModelConfig *config;
+    WeightFormat linear; /* of the layers' linears */
+    WeightFormat dense;  /* of embedding and head */
+    const Adapter *adapter; /* NULL: none */
+    const int64_t *weight_gradient; /* method full: per weight number, offset in the flat buffers or -1; NULL: frozen */
+} ModelShape;
+
+/* Records and finishes. */
+Status model_record(Tape **tape, const ModelShape *shape, const TapeOptions *options, Error *err);
+
+/* Cosine and sine for positions 0..rows-1, FP32, attention factor included; `longest`: the longest sequence of the run, which
+ * dynamic and longrope scaling depend on. */
+typedef struct RopeMemory {
+    RopeTable table;
+    int64_t rows;
+    Arena arena;
+} RopeMemory;
+size_t rope_memory_bytes(const ModelConfig *config, int64_t rows);
+Status rope_memory_create(RopeMemory *rope, const ModelConfig *config, int64_t rows, int64_t longest, Error *err);
+void rope_memory_free(RopeMemory *rope);
+
+/* FLOPs of the products of one token: forward, and backward with (full) or without weight gradients; attention at the mean
+ * length `sequence`. For the speed line. */
+double model_flops_per_token(const ModelConfig *config, double sequence, int full, int recompute);
+
+#endif
