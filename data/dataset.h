@@ -42,7 +42,7 @@ typedef struct Dataset {
     DataLayout layout;
     char template_name[32];
     int64_t records, skipped_bad, skipped_untrained, truncated, split, trained_tokens, longest;
-    uint64_t hash; /* of ids and masks in order */
+    uint64_t hash;    /* of ids and masks in order */
     char *first_skip; /* why the first bad record was skipped; NULL when none was */
 } Dataset;
 
@@ -52,8 +52,10 @@ Status dataset_read(const DatasetOptions *options, Dataset *out, Error *err);
 void dataset_free(Dataset *dataset);
 const char *layout_name(DataLayout layout);
 
-/* Splits off floor(fraction*count + 0.5) sequences (at least 1 when fraction > 0 and count > 1) for evaluation: those with
- * the least random number by (seed, record). Both keep file order. Records that were split into several sequences stay together. */
+/* Splits off floor(fraction*count + 0.5) sequences (at least 1 when fraction > 0 and count > 1, never all) for evaluation:
+ * those with the least random number by (seed, record). Both keep file order. Records that were split into several
+ * sequences stay together: one that is larger than what is still wanted is passed over, and only when no record fits
+ * (one long text) does the evaluation get the last sequences of one. */
 Status dataset_split(const Dataset *all, double fraction, uint64_t seed, Dataset *train, Dataset *held_out, Error *err);
 
 #endif

@@ -13,7 +13,7 @@
 #include "core/error.h"
 
 typedef struct ChatMessage {
-    const char *role; /* system, user, assistant */
+    const char *role; /* system, user, assistant; for "alpaca" also "input", the user's second part */
     const char *content;
     size_t content_length;
     int train; /* -1: decided by train_on; 0 or 1: the record's own flag */
@@ -23,7 +23,7 @@ typedef struct Segment {
     char *text;
     size_t length;
     int assistant; /* belongs to an assistant's turn, its end-of-turn included */
-    int message;   /* index of the message it renders, -1 for framing */
+    int message;   /* index of the message it renders (its end-of-turn included), -1 for framing */
     int special;   /* control text of the template: special tokens in it are parsed; content is not */
 } Segment;
 
@@ -34,11 +34,18 @@ typedef struct SegmentList {
 void segments_clear(SegmentList *list);
 void segments_free(SegmentList *list);
 
-/* Names: "chatml", "llama3", "llama2", "mistral", "zephyr", "alpaca", "plain". NULL-terminated. */
+/* Names of the built-in templates, NULL-terminated. Exact forms: the table in template_chat.c. */
 extern const char *const template_names[];
-/* The built-in that renders the same text as this Jinja source, or NULL when it is not recognised. bos: the BOS text. */
+int template_exists(const char *name);
+/* Whether an answer's end is no text of the template ("alpaca", "plain"), so that the EOS id is appended to it. */
+int template_appends_eos(const char *name);
+/* Whether an end of answer is the tokenizer's EOS, in the template's text or appended. */
+int template_needs_eos(const char *name);
+/* The built-in that renders the same text as this Jinja source, or NULL when it is not recognised: the source must be
+ * byte for byte one of the published ones (line ends aside), since anything less would be a guess. */
 const char *template_recognise(const char *jinja);
-/* Renders. add_generation_prompt: ends with what opens an assistant's turn. bos/eos: the tokenizer's spellings ("" when none). */
+/* Renders; appends to *out. add_generation_prompt: ends with what opens an assistant's turn. bos/eos: the tokenizer's
+ * spellings ("" when none). Fails on roles that the template has no place for. */
 Status template_render(const char *name, const ChatMessage *messages, int64_t count, int add_generation_prompt, const char *bos,
                        const char *eos, SegmentList *out, Error *err);
 

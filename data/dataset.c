@@ -1,0 +1,268 @@
+/* Reading a data set: batches of records, tokenized side by side, appended in file order.
+ *
+ * Memory is one batch and the result. Nothing depends on the number of threads: an item writes only its own slot, and
+ * slots are looked at in order.
+ */
+#include "data/dataset.h"
+
+#include <string.h>
+
+#include "core/memory.h"
+#include "data/dataset_internal.h"
+
+#define BATCH_RECORDS 1024
+#define BATCH_BYTES ((size_t)4 << 20)
+
+typedef struct Slot {
+    size_t offset, length; /* of the record in the batch's text */
+    int64_t line, number;
+    Encoded encoded;
+    Status status;
+    char *reason; /* of a failure */
+} Slot;
+
+typedef struct Run {
+    const DatasetOptions *options;
+    const Layout *layout; /* NULL until a record showed it */
+    EncodeRules rules;
+    RecordFile file;
+    Text text; /* of the batch */
+    Slot *slots;
+    int64_t count;
+    EncodeScratch *scratch; /* per worker */
+    int workers;
+    Dataset *out;
+} Run;
+
+static Status encode_slot(const Run *run, const Slot *slot, EncodeScratch *scratch, Encoded *encoded, Error *err) {
+    const char *text = run->text.data + slot->offset;
+    const char *path = run->options->path;
+    record_clear(&scratch->record);
+    if (run->file.form == FORM_DOCUMENTS) {
+        scratch->record.text = memory_alloc(slot->length);
+        memcpy(scratch->record.text, text, slot->length);
+        scratch->record.text_length = slot->length;
+    } else {
+        TRY(layout_read_record(run->layout, path, text, slot->length, slot->line, &scratch->record, err));
+    }
+    if (strcmp(run->rules.template_name, "alpaca") != 0) record_join_input(&scratch->record);
+    Status status = run->layout->id == LAYOUT_TEXT ? encode_text(&run->rules, scratch, encoded, err)
+                                                   : encode_conversation(&run->rules, scratch, encoded, err);
+    if (status != OK) error_prefix(err, "%s: line %lld", path, (long long)slot->line);
+    return status;
+}
+
+static void encode_item(void *context, int64_t item, int worker) {
+    Run *run = context;
+    Slot *slot = &run->slots[item];
+    Error error = {0};
+    const Layout *unused = NULL;
+    slot->status = run->layout == NULL ? layout_detect(run->options->path, run->text.data + slot->offset, slot->length,
+                                                       slot->line, &unused, &error)
+                                       : encode_slot(run, slot, &run->scratch[worker], &slot->encoded, &error);
+    if (slot->status != OK) slot->reason = memory_strdup(error.text);
+}
+
+/* Long text goes into pieces of max_length. A piece starts with the last token of the piece before it, because a first
+ * token is no target: so every token but the document's first is trained exactly once. Only the first piece has BOS. */
+static void append_encoded(const Run *run, const Slot *slot) {
+    Dataset *out = run->out;
+    const Encoded *e = &slot->encoded;
+    int64_t trained = 0, longest = run->options->max_length;
+    out->truncated += e->truncated;
+    for (int64_t t = 0; t < e->count; t++)
+        trained += e->train[t];
+    if (trained == 0) {
+        out->skipped_untrained++;
+        return;
+    }
+    out->split += e->count > longest;
+    for (int64_t at = 0; at == 0 || at + 1 < e->count; at += longest - 1) {
+        int64_t left = e->count - at;
+        dataset_append(out, e->ids + at, e->train + at, left < longest ? left : longest, slot->number);
+    }
+}
+
+static Status collect_slot(Run *run, Slot *slot, Error *err) {
+    Dataset *out = run->out;
+    out->records++;
+    if (slot->status == OK) {
+        append_encoded(run, slot);
+        return OK;
+    }
+    if (run->options->on_error == ON_ERROR_FAIL) {
+        return error_set(err, slot->status, "%s (set data.on_error to \"skip\" to leave out bad records)", slot->reason);
+    }
+    out->skipped_bad++;
+    if (out->first_skip == NULL) {
+        out->first_skip = slot->reason;
+        slot->reason = NULL;
+    }
+    return OK;
+}
+
+static void clear_slots(Run *run) {
+    for (int64_t i = 0; i < run->count; i++) {
+        encoded_free(&run->slots[i].encoded);
+        memory_free(run->slots[i].reason);
+    }
+    run->count = 0;
+    text_clear(&run->text);
+}
+
+static Status fill_batch(Run *run, Error *err) {
+    RecordBytes bytes;
+    int found = 1;
+    while (run->count < BATCH_RECORDS && run->text.length < BATCH_BYTES) {
+        TRY(record_file_next(&run->file, &bytes, &found, err));
+        if (!found) break;
+        run->slots[run->count++] =
+            (Slot){.offset = run->text.length, .length = bytes.length, .line = bytes.line, .number = bytes.number};
+        text_add(&run->text, bytes.text, bytes.length);
+    }
+    if (run->text.data == NULL) text_add(&run->text, "", 0);
+    return OK;
+}
+
+/* "chatml, qwen2.5, …" */
+static void list_templates(Text *text) {
+    for (int i = 0; template_names[i] != NULL; i++)
+        text_addf(text, "%s%s", i > 0 ? ", " : "", template_names[i]);
+}
+
+static Status refuse_template(const Run *run, const char *reason, Error *err) {
+    Text names = {0};
+    list_templates(&names);
+    Status status = error_set(err, ERR_USAGE, "data.template: %s; choose one of %s (layout \"%s\" of %s)", reason, names.data,
+                              run->layout->name, run->options->path);
+    text_free(&names);
+    return status;
+}
+
+static Status choose_template(const Run *run, const char **name, Error *err) {
+    const char *wanted = run->options->template_name;
+    int is_auto = wanted == NULL || strcmp(wanted, "auto") == 0;
+    const char *jinja = tokenizer_chat_template(run->options->tokenizer);
+    if (run->layout->id == LAYOUT_TEXT) {
+        if (!is_auto && strcmp(wanted, "plain") != 0) {
+            FAIL_USAGE("data.template: \"%s\" has nothing to render in plain text (%s); set it to \"auto\"", wanted,
+                       run->options->path);
+        }
+        *name = "plain";
+        return OK;
+    }
+    if (!is_auto) {
+        if (!template_exists(wanted)) return refuse_template(run, "there is no such built-in template", err);
+        *name = wanted;
+        return OK;
+    }
+    if (run->layout->uses_model_template && jinja != NULL) {
+        *name = template_recognise(jinja);
+        if (*name == NULL) {
+            return refuse_template(run, "the model's own chat template is not one that nibble knows to render exactly", err);
+        }
+        return OK;
+    }
+    *name = run->layout->default_template;
+    if (*name == NULL) return refuse_template(run, "the tokenizer has no chat template", err);
+    return OK;
+}
+
+static const char *spelling(const Tokenizer *tokenizer, int32_t id) {
+    const char *text = id < 0 ? NULL : tokenizer_token(tokenizer, id);
+    return text == NULL ? "" : text;
+}
+
+/* Once the layout is known: the template, and the tokens that begin and end. */
+static Status set_rules(Run *run, Error *err) {
+    const DatasetOptions *o = run->options;
+    EncodeRules *rules = &run->rules;
+    *rules = (EncodeRules){.tokenizer = o->tokenizer,
+                           .bos_id = tokenizer_bos(o->tokenizer),
+                           .eos_id = o->eos_id >= 0 ? o->eos_id : tokenizer_eos(o->tokenizer),
+                           .train_on = o->train_on,
+                           .max_length = o->max_length};
+    TRY(choose_template(run, &rules->template_name, err));
+    rules->bos = spelling(o->tokenizer, rules->bos_id);
+    rules->eos = spelling(o->tokenizer, rules->eos_id);
+    if (rules->eos_id >= tokenizer_vocab_size(o->tokenizer)) {
+        FAIL("the EOS id %d is outside of the tokenizer's vocabulary of %lld", rules->eos_id,
+             (long long)tokenizer_vocab_size(o->tokenizer));
+    }
+    if (rules->eos_id < 0 && template_needs_eos(rules->template_name)) {
+        FAIL(
+            "the tokenizer names no EOS token, and the template \"%s\" needs one to end an answer; add eos_token to "
+            "tokenizer_config.json",
+            rules->template_name);
+    }
+    run->out->layout = run->layout->id;
+    strncpy(run->out->template_name, rules->template_name, sizeof run->out->template_name - 1);
+    return OK;
+}
+
+/* The first record that is one decides. */
+static Status find_layout(Run *run, Error *err) {
+    if (run->file.form == FORM_DOCUMENTS) {
+        if (run->options->layout != LAYOUT_AUTO && run->options->layout != LAYOUT_TEXT) {
+            FAIL_USAGE("data.layout: \"%s\" wants JSON records, and %s is a plain text file", layout_name(run->options->layout),
+                       run->options->path);
+        }
+        run->layout = &layout_text;
+    } else {
+        run->layout = layout_find(run->options->layout);
+    }
+    for (int64_t i = 0; i < run->count && run->layout == NULL; i++) {
+        Status status = layout_detect(run->options->path, run->text.data + run->slots[i].offset, run->slots[i].length,
+                                      run->slots[i].line, &run->layout, err);
+        if (status != OK && run->options->on_error == ON_ERROR_FAIL) return status;
+    }
+    return run->layout == NULL ? OK : set_rules(run, err);
+}
+
+static Status read_batches(Run *run, Error *err) {
+    for (;;) {
+        clear_slots(run);
+        TRY(fill_batch(run, err));
+        if (run->count == 0) return OK;
+        if (run->layout == NULL) TRY(find_layout(run, err));
+        pool_run(run->options->pool, encode_item, run, run->count);
+        for (int64_t i = 0; i < run->count; i++)
+            TRY(collect_slot(run, &run->slots[i], err));
+    }
+}
+
+static Status check_result(const DatasetOptions *options, const Dataset *d, Error *err) {
+    if (d->count > 0) return OK;
+    if (d->records == 0) FAIL("%s: there are no records in it", options->path);
+    FAIL(
+        "%s: nothing in it is trained: of %lld records %lld were bad%s%s%s, and %lld had no trained token (%lld of them or "
+        "others "
+        "were cut at data.max_length %lld; raise it if answers come late, and look at data.train_on and at empty texts)",
+        options->path, (long long)d->records, (long long)d->skipped_bad, d->first_skip != NULL ? " (first: " : "",
+        d->first_skip != NULL ? d->first_skip : "", d->first_skip != NULL ? ")" : "", (long long)d->skipped_untrained,
+        (long long)d->truncated, (long long)options->max_length);
+}
+
+Status dataset_read(const DatasetOptions *options, Dataset *out, Error *err) {
+    Run run = {.options = options, .out = out, .workers = pool_threads(options->pool)};
+    Status status = OK;
+    *out = (Dataset){0};
+    if (options->max_length < 2)
+        FAIL_USAGE("data.max_length: want at least 2 tokens, got %lld", (long long)options->max_length);
+    TRY(record_file_open(&run.file, options->path, err));
+    run.slots = memory_calloc(BATCH_RECORDS, sizeof *run.slots);
+    run.scratch = memory_calloc((size_t)run.workers, sizeof *run.scratch);
+    TRY_GOTO(read_batches(&run, err));
+    TRY_GOTO(check_result(options, out, err));
+    dataset_finish(out);
+done:
+    clear_slots(&run);
+    for (int w = 0; w < run.workers; w++)
+        encode_scratch_free(&run.scratch[w]);
+    memory_free(run.scratch);
+    memory_free(run.slots);
+    text_free(&run.text);
+    record_file_close(&run.file);
+    if (status != OK) dataset_free(out);
+    return status;
+}

@@ -1,0 +1,138 @@
+/* Growing a Dataset, its figures, and the split for evaluation. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/hash.h"
+#include "core/memory.h"
+#include "core/philox.h"
+#include "data/dataset_internal.h"
+
+/* Doubles at powers of two, so that no capacity has to be kept beside the public fields. */
+static int is_full(int64_t count) {
+    return count >= 64 ? (count & (count - 1)) == 0 : count == 0;
+}
+
+static void reserve_tokens(Dataset *d, int64_t more) {
+    int64_t have = 64, want = 64;
+    while (have < d->tokens)
+        have *= 2;
+    while (want < d->tokens + more)
+        want *= 2;
+    if (want == have && d->tokens > 0) return;
+    d->ids = memory_resize(d->ids, (size_t)want * sizeof *d->ids);
+    d->train = memory_resize(d->train, (size_t)want);
+}
+
+void dataset_append(Dataset *d, const int32_t *ids, const uint8_t *train, int64_t count, int64_t record) {
+    if (is_full(d->count)) {
+        size_t capacity = d->count == 0 ? 64 : (size_t)d->count * 2;
+        d->start = memory_resize(d->start, (capacity + 1) * sizeof *d->start);
+        d->record = memory_resize(d->record, capacity * sizeof *d->record);
+        d->start[0] = 0;
+    }
+    reserve_tokens(d, count);
+    memcpy(d->ids + d->tokens, ids, (size_t)count * sizeof *ids);
+    memcpy(d->train + d->tokens, train, (size_t)count);
+    d->train[d->tokens] = 0;
+    d->record[d->count++] = record;
+    d->tokens += count;
+    d->start[d->count] = d->tokens;
+}
+
+void dataset_finish(Dataset *d) {
+    Hash hash;
+    hash_init(&hash);
+    d->trained_tokens = d->longest = 0;
+    for (int64_t i = 0; i < d->count; i++) {
+        int64_t begin = d->start[i], length = d->start[i + 1] - begin;
+        for (int64_t t = 0; t < length; t++)
+            d->trained_tokens += d->train[begin + t];
+        if (length > d->longest) d->longest = length;
+        hash_update(&hash, &length, sizeof length);
+        hash_update(&hash, d->ids + begin, (size_t)length * sizeof *d->ids);
+        hash_update(&hash, d->train + begin, (size_t)length);
+    }
+    d->hash = hash_final(&hash);
+    if (d->count == 0) return;
+    d->start = memory_resize(d->start, (size_t)(d->count + 1) * sizeof *d->start);
+    d->record = memory_resize(d->record, (size_t)d->count * sizeof *d->record);
+    d->ids = memory_resize(d->ids, (size_t)d->tokens * sizeof *d->ids);
+    d->train = memory_resize(d->train, (size_t)d->tokens);
+}
+
+void dataset_free(Dataset *dataset) {
+    memory_free(dataset->start);
+    memory_free(dataset->ids);
+    memory_free(dataset->train);
+    memory_free(dataset->record);
+    memory_free(dataset->first_skip);
+    *dataset = (Dataset){0};
+}
+
+/* Sequences [first, first + count) are of one record. */
+typedef struct Group {
+    uint64_t key;
+    int64_t first, count;
+} Group;
+
+static int compare_groups(const void *a, const void *b) {
+    const Group *x = a, *y = b;
+    if (x->key != y->key) return x->key < y->key ? -1 : 1;
+    return x->first < y->first ? -1 : x->first > y->first;
+}
+
+static Group *list_groups(const Dataset *all, uint64_t seed, int64_t *count) {
+    Group *groups = memory_alloc((size_t)all->count * sizeof *groups);
+    *count = 0;
+    for (int64_t i = 0; i < all->count; i++) {
+        if (i > 0 && all->record[i] == all->record[i - 1]) {
+            groups[*count - 1].count++;
+            continue;
+        }
+        uint32_t block[4];
+        random_block(seed, RANDOM_SPLIT, 0, (uint64_t)all->record[i], block);
+        groups[(*count)++] = (Group){((uint64_t)block[0] << 32) | block[1], i, 1};
+    }
+    return groups;
+}
+
+/* Marks `want` sequences; see dataset_split. */
+static void choose_held_out(const Dataset *all, uint64_t seed, int64_t want, uint8_t *held) {
+    int64_t count = 0, taken = 0;
+    Group *groups = list_groups(all, seed, &count);
+    qsort(groups, (size_t)count, sizeof *groups, compare_groups);
+    for (int64_t g = 0; g < count && taken < want; g++) {
+        if (groups[g].count > want - taken) continue;
+        memset(held + groups[g].first, 1, (size_t)groups[g].count);
+        taken += groups[g].count;
+    }
+    if (taken == 0 && want > 0) memset(held + groups[0].first + groups[0].count - want, 1, (size_t)want);
+    memory_free(groups);
+}
+
+static void copy_chosen(const Dataset *all, const uint8_t *held, uint8_t which, Dataset *out) {
+    for (int64_t i = 0; i < all->count; i++) {
+        if (held[i] != which) continue;
+        int64_t begin = all->start[i];
+        dataset_append(out, all->ids + begin, all->train + begin, all->start[i + 1] - begin, all->record[i]);
+    }
+    out->layout = all->layout;
+    memcpy(out->template_name, all->template_name, sizeof out->template_name);
+    out->records = all->records;
+    dataset_finish(out);
+}
+
+Status dataset_split(const Dataset *all, double fraction, uint64_t seed, Dataset *train, Dataset *held_out, Error *err) {
+    *train = *held_out = (Dataset){0};
+    if (!(fraction >= 0 && fraction < 1)) FAIL_USAGE("data.eval_fraction: want 0 <= fraction < 1, got %g", fraction);
+    int64_t want = (int64_t)floor(fraction * (double)all->count + 0.5);
+    if (fraction > 0 && want == 0 && all->count > 1) want = 1;
+    if (want >= all->count) want = all->count > 0 ? all->count - 1 : 0;
+    uint8_t *held = memory_calloc((size_t)all->count + 1, 1);
+    choose_held_out(all, seed, want, held);
+    copy_chosen(all, held, 0, train);
+    copy_chosen(all, held, 1, held_out);
+    memory_free(held);
+    return OK;
+}

@@ -1,0 +1,80 @@
+/* Inside of the dataset reader: shared by data/dataset*.c and nothing else.
+ *
+ *   file ── dataset_file.c ──> one record's bytes ── layout*.c ──> messages or text
+ *        ── template*.c ──> segments ── dataset_encode.c ──> ids and mask ── dataset.c ──> all sequences
+ */
+#ifndef NIBBLE_DATA_DATASET_INTERNAL_H
+#define NIBBLE_DATA_DATASET_INTERNAL_H
+
+#include "core/text.h"
+#include "data/dataset.h"
+#include "data/layout.h"
+#include "data/template.h"
+
+/* ---- dataset_file.c ---- */
+typedef enum RecordForm { FORM_LINES, FORM_ARRAY, FORM_DOCUMENTS } RecordForm;
+
+/* Hands out one record's bytes after the other; holds no more than the longest record and one read-ahead. */
+typedef struct RecordFile {
+    const char *path;
+    int fd;
+    uint64_t size, offset;
+    RecordForm form;
+    char *buffer;
+    size_t begin, end, capacity; /* the unread bytes of the buffer */
+    int64_t line, record;        /* line of the byte at begin; records handed out */
+    int started, closed;         /* arrays: '[' and ']' were read */
+} RecordFile;
+
+typedef struct RecordBytes {
+    const char *text; /* valid until the next call */
+    size_t length;
+    int64_t line, number; /* first line in the file; 1-based line (FORM_LINES) or element */
+} RecordBytes;
+
+/* Refuses compressed and tabular files by name. */
+Status record_file_open(RecordFile *file, const char *path, Error *err);
+void record_file_close(RecordFile *file);
+/* *found = 0 at the end. */
+Status record_file_next(RecordFile *file, RecordBytes *bytes, int *found, Error *err);
+
+/* ---- dataset_encode.c ---- */
+typedef struct EncodeRules { /* one for the whole data set */
+    const Tokenizer *tokenizer;
+    const char *template_name, *bos, *eos; /* bos, eos: spellings, "" when none */
+    int32_t bos_id, eos_id;
+    TrainOn train_on;
+    int64_t max_length;
+} EncodeRules;
+
+typedef struct EncodeScratch { /* one per thread */
+    Record record;
+    SegmentList segments;
+    TokenBuffer tokens;
+    Text text;
+    int64_t *ends;   /* of each segment in text */
+    uint8_t *wanted; /* per segment: trained */
+    int64_t segment_capacity;
+} EncodeScratch;
+void encode_scratch_free(EncodeScratch *scratch);
+
+/* What one record became. */
+typedef struct Encoded {
+    int32_t *ids;
+    uint8_t *train;
+    int64_t count, capacity;
+    int truncated;
+} Encoded;
+void encoded_free(Encoded *encoded);
+
+/* scratch->record to ids and a mask, untrained first token included; longer than max_length only for text. */
+Status encode_conversation(const EncodeRules *rules, EncodeScratch *scratch, Encoded *out, Error *err);
+Status encode_text(const EncodeRules *rules, EncodeScratch *scratch, Encoded *out, Error *err);
+
+/* ---- dataset_build.c ---- */
+/* Appends a sequence; grows with the data. */
+void dataset_append(Dataset *dataset, const int32_t *ids, const uint8_t *train, int64_t count, int64_t record);
+/* Fills in trained_tokens, longest and hash, and gives back spare memory. */
+void dataset_finish(Dataset *dataset);
+
+#endif

@@ -1,0 +1,64 @@
+/* Layouts: what the keys of a dataset's record mean. One file per layout; the table is in layout.c.
+ *
+ * A layout turns one JSON object into a Record: messages, or one text. It reads
+ * only; templates, tokens and masks come afterwards and are the same for all.
+ */
+#ifndef NIBBLE_DATA_LAYOUT_H
+#define NIBBLE_DATA_LAYOUT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core/error.h"
+#include "data/dataset.h"
+#include "data/json.h"
+#include "data/template.h"
+
+#define LAYOUT_KEYS 4
+#define RECORD_MAX_BYTES ((size_t)256 << 20) /* one record, and one decoded string in it */
+
+/* Strings are owned by the record; roles are constants. */
+typedef struct Record {
+    ChatMessage *messages;
+    int64_t count, capacity;
+    char *text; /* LAYOUT_TEXT: the document */
+    size_t text_length;
+} Record;
+
+void record_clear(Record *record); /* frees the strings, keeps the array */
+void record_free(Record *record);
+/* Takes over `content`. role is one of "system", "user", "assistant", "input". */
+void record_add(Record *record, const char *role, char *content, size_t length, int train);
+/* For templates without a place for alpaca's input: user + "\n" + input become one user message (LLaMA-Factory's rule). */
+void record_join_input(Record *record);
+
+typedef struct Layout {
+    DataLayout id;
+    const char *name;              /* as data.layout spells it */
+    const char *keys[LAYOUT_KEYS]; /* a record that has all of these is of this layout; NULL ends */
+    const char *default_template;  /* without a chat template in the tokenizer; NULL: the user has to choose */
+    int uses_model_template;       /* "auto" takes the model's own chat template where there is one */
+    /* The reader stands behind the object's opening brace; reads up to and including the closing one. */
+    Status (*read)(JsonReader *reader, Record *record, Error *err);
+} Layout;
+
+extern const Layout layout_alpaca, layout_messages, layout_prompt_completion, layout_text;
+
+const Layout *layout_find(DataLayout id); /* NULL for LAYOUT_AUTO */
+/* The layout that the keys of this record point to. Fails, listing keys and layouts, when there is none. */
+Status layout_detect(const char *what, const char *text, size_t length, int64_t line, const Layout **layout, Error *err);
+/* Parses one record; nothing may follow the object. */
+Status layout_read_record(const Layout *layout, const char *what, const char *text, size_t length, int64_t line, Record *record,
+                          Error *err);
+
+/* One string field of a record: found at most once, null counts as absent. */
+typedef struct Field {
+    char *text; /* owned until it is moved into a record */
+    size_t length;
+    int seen;
+} Field;
+Status field_read(JsonReader *reader, const char *name, Field *field, Error *err);
+void field_free(Field *field);
+Status field_want(const JsonReader *reader, const char *name, const Field *field, Error *err); /* fails when absent */
+
+#endif
