@@ -5,6 +5,8 @@
 
 #include "core/error.h"
 
+#define NIBBLE_VERSION "0.1.0"
+
 Status command_train(int argc, char **argv, Error *err);
 Status command_quantize(int argc, char **argv, Error *err);
 Status command_eval(int argc, char **argv, Error *err);

@@ -1,0 +1,166 @@
+#include "train/config_table.h"
+
+#include <string.h>
+
+#include "data/template.h"
+
+#define LIST(...) ((const char *const[]){__VA_ARGS__, NULL})
+#define AT(field) .offset = offsetof(Config, field)
+#define COUNT_AT(field) .count_offset = offsetof(Config, field)
+#define RANGE(low, high) .minimum = (low), .maximum = (high)
+/* The greatest integer up to which a double, which is what the parser hands over, holds every one. */
+#define EXACT_MAX 9007199254740991.0
+#define TOKENS_MAX 16777216.0 /* of a micro-batch: its positions stay well inside 32 bits */
+#define STEPS_MAX 1e9
+
+const ConfigSection config_sections[] = {
+    {"model", "The base model."},
+    {"quant", "How the frozen base is stored (method qlora)."},
+    {"lora", "The adapters (methods qlora and lora)."},
+    {"data", "What is trained on."},
+    {"train", "The optimizer and the run."},
+    {"qat", "Quantization-aware training."},
+    {"distributed", "More than one process."},
+    {"output", "Where the run folder goes."},
+};
+const int config_section_count = (int)(sizeof config_sections / sizeof *config_sections);
+
+const ConfigKey config_keys[] = {
+    {"device", KEY_CHOICE, AT(device), .fallback = "\"auto\"", .choices = LIST("auto", "cpu", "cuda", "emu"),
+     .pending = LIST("cuda", "emu"), .pending_reason = "this build runs on cpu",
+     .help = "What computes. auto: the best there is."},
+    {"precision", KEY_CHOICE, AT(precision), .fallback = "\"auto\"", .choices = LIST("auto", "bf16", "f32"),
+     .help = "Rounding of weights and activations. f32 rounds nothing; auto: what is fastest on the device."},
+    {"seed", KEY_INTEGER, AT(seed), .fallback = "1234", RANGE(0, EXACT_MAX),
+     .help = "Decides every random number: order, dropout, adapters, split, samples."},
+    {"method", KEY_CHOICE, AT(method), .fallback = "\"qlora\"", .choices = LIST("qlora", "lora", "full"),
+     .help = "qlora: adapters on a quantized base; lora: on a 16-bit base; full: every parameter is trained."},
+
+    {"model.path", KEY_STRING, AT(model.path), .fallback = "\"models/Llama-3.1-8B\"", .help = "A Hugging Face model folder."},
+    {"model.arch", KEY_STRING, AT(model.arch), .fallback = "null", .nullable = 1,
+     .help = "A config.json with the model's shape, for `nibble plan` where model.path is not there."},
+
+    {"quant.type", KEY_CHOICE, AT(quant.type), .fallback = "\"nf4\"", .choices = LIST("nf4", "fp4", "int8", "int4"),
+     .help = "Code of the frozen base. nf4, fp4: 4-bit floats in blocks; int8: one scale a row; int4: symmetric groups."},
+    {"quant.double_quant", KEY_BOOL, AT(quant.double_quant), .fallback = "true",
+     .help = "Quantize the block constants of nf4 and fp4 to 8 bits as well (int8 and int4 have none of it)."},
+    {"quant.block_size", KEY_INTEGER, AT(quant.block_size), .fallback = "64", RANGE(32, 4096),
+     .help = "Weights that share a constant: a power of two; int4: 32, 64 or 128."},
+
+    {"lora.rank", KEY_INTEGER, AT(lora.rank), .fallback = "16", RANGE(1, 4096), .help = "Rank of the adapters."},
+    {"lora.alpha", KEY_NUMBER, AT(lora.alpha), .fallback = "32", RANGE(0, 1e6), .above_minimum = 1,
+     .help = "The adapter's product is scaled by alpha / rank."},
+    {"lora.dropout", KEY_NUMBER, AT(lora.dropout), .fallback = "0.0", RANGE(0, 1), .below_maximum = 1,
+     .help = "Probability that a feature of an adapter's input is dropped while training."},
+    {"lora.use_rslora", KEY_BOOL, AT(lora.use_rslora), .fallback = "false",
+     .help = "Scale by alpha / sqrt(rank) instead (rank-stabilized LoRA)."},
+    {"lora.target_modules", KEY_NAMES, AT(lora.target_modules), COUNT_AT(lora.target_count), .fallback = "\"all-linear\"",
+     .choices = LIST("all-linear", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+     .help = "The linear layers that get adapters: \"all-linear\", a name, or a list of names."},
+    {"lora.layers", KEY_LAYERS, AT(lora.layers), COUNT_AT(lora.layer_count), .fallback = "[]", RANGE(0, CONFIG_MAX_LAYERS - 1),
+     .help = "Numbers of the layers that get adapters, counted from 0; empty: all."},
+    {"lora.init", KEY_STRING, AT(lora.init), .fallback = "null", .nullable = 1,
+     .help = "A folder with an adapter to start from; null: A random, B zero, as PEFT does."},
+
+    {"data.path", KEY_STRING, AT(data.path), .fallback = "\"train.jsonl\"",
+     .help = "A JSONL file, a JSON array, or a text file."},
+    {"data.eval_path", KEY_STRING, AT(data.eval_path), .fallback = "null", .nullable = 1,
+     .help = "Another such file for evaluation; null: a part of data.path is held out."},
+    {"data.eval_fraction", KEY_NUMBER, AT(data.eval_fraction), .fallback = "0.02", RANGE(0, 0.5),
+     .help = "The part that is held out of data.path; 0: none."},
+    {"data.layout", KEY_CHOICE, AT(data.layout), .fallback = "\"auto\"",
+     .choices = LIST("auto", "alpaca", "messages", "prompt_completion", "text"),
+     .help = "What a record looks like; auto: by the fields of the first one."},
+    {"data.template", KEY_CHOICE, AT(data.template_name), .fallback = "\"auto\"", .automatic = 1, .choices = template_names,
+     .help = "The chat template; auto: the model's own, else by the layout."},
+    {"data.train_on", KEY_CHOICE, AT(data.train_on), .fallback = "\"assistant\"", .choices = LIST("assistant", "all", "last"),
+     .help = "Which tokens count in the loss: the assistant's turns, everything, or the last turn of the assistant."},
+    {"data.max_length", KEY_INTEGER, AT(data.max_length), .fallback = "\"auto\"", RANGE(2, TOKENS_MAX), .automatic = 1,
+     .help = "Tokens of one sequence at most. auto: the least of 2048, the model's context and train.micro_batch_tokens."},
+    {"data.packing", KEY_CHOICE, AT(data.packing), .fallback = "\"best-fit\"", .choices = LIST("best-fit", "none"),
+     .help = "best-fit: several sequences share a micro-batch, each seeing only itself; none: one sequence each."},
+    {"data.on_error", KEY_CHOICE, AT(data.on_error), .fallback = "\"fail\"", .choices = LIST("fail", "skip"),
+     .help = "What a bad record does: stop with its line, or be skipped and counted."},
+
+    {"train.steps", KEY_INTEGER, AT(train.steps), .fallback = "0", RANGE(0, STEPS_MAX),
+     .help = "Optimizer steps; 0: as many as train.epochs takes."},
+    {"train.epochs", KEY_NUMBER, AT(train.epochs), .fallback = "1", RANGE(0, 1e6), .above_minimum = 1,
+     .help = "Passes over the data, where train.steps is 0."},
+    {"train.lr", KEY_NUMBER, AT(train.lr), .fallback = "2e-4", RANGE(0, 10), .help = "Learning rate after the warm-up."},
+    {"train.min_lr_ratio", KEY_NUMBER, AT(train.min_lr_ratio), .fallback = "0.0", RANGE(0, 1),
+     .help = "The schedule ends at this part of train.lr (not for constant)."},
+    {"train.schedule", KEY_CHOICE, AT(train.schedule), .fallback = "\"cosine\"",
+     .choices = LIST("constant", "linear", "cosine", "wsd"),
+     .help = "Course of the learning rate after the warm-up; wsd: stable, then a linear decay."},
+    {"train.warmup", KEY_NUMBER, AT(train.warmup), .fallback = "0.03", RANGE(0, STEPS_MAX),
+     .help = "Linear warm-up: below 1 a part of the run, from 1 on a number of steps."},
+    {"train.decay_ratio", KEY_NUMBER, AT(train.decay_ratio), .fallback = "0.2", RANGE(0, 1),
+     .help = "wsd: the last part of the run, in which the rate decays."},
+    {"train.weight_decay", KEY_NUMBER, AT(train.weight_decay), .fallback = "0.0", RANGE(0, 10),
+     .help = "Decoupled weight decay of AdamW."},
+    {"train.beta1", KEY_NUMBER, AT(train.beta1), .fallback = "0.9", RANGE(0, 1), .below_maximum = 1,
+     .help = "AdamW: decay of the first moment."},
+    {"train.beta2", KEY_NUMBER, AT(train.beta2), .fallback = "0.999", RANGE(0, 1), .below_maximum = 1,
+     .help = "AdamW: decay of the second moment."},
+    {"train.epsilon", KEY_NUMBER, AT(train.epsilon), .fallback = "1e-8", RANGE(0, 1), .above_minimum = 1,
+     .help = "AdamW: added to the root of the second moment."},
+    {"train.max_grad_norm", KEY_NUMBER, AT(train.max_grad_norm), .fallback = "1.0", RANGE(0, 1e9),
+     .help = "Gradients are scaled down to this global norm; 0: never."},
+    {"train.micro_batch_tokens", KEY_INTEGER, AT(train.micro_batch_tokens), .fallback = "4096", RANGE(8, TOKENS_MAX),
+     .help = "Tokens of one micro-batch, which is the packing window. Memory grows with it."},
+    {"train.gradient_accumulation", KEY_INTEGER, AT(train.gradient_accumulation), .fallback = "4", RANGE(1, 65536),
+     .help = "Micro-batches of one optimizer step, over all ranks."},
+    {"train.eval_every", KEY_INTEGER, AT(train.eval_every), .fallback = "100", RANGE(0, STEPS_MAX),
+     .help = "Steps between evaluations; 0: only before the first step and at the end."},
+    {"train.save_every", KEY_INTEGER, AT(train.save_every), .fallback = "200", RANGE(0, STEPS_MAX),
+     .help = "Steps between checkpoints; 0: only at the end, or by train.save_minutes."},
+    {"train.save_minutes", KEY_NUMBER, AT(train.save_minutes), .fallback = "0", RANGE(0, 1e6),
+     .help = "Minutes between checkpoints as well; 0: by steps only."},
+    {"train.keep_last", KEY_INTEGER, AT(train.keep_last), .fallback = "3", RANGE(1, 10000),
+     .help = "Checkpoints that are kept."},
+    {"train.save_best", KEY_BOOL, AT(train.save_best), .fallback = "false",
+     .help = "Keep the adapter with the least evaluation loss as well."},
+    {"train.max_bad_steps", KEY_INTEGER, AT(train.max_bad_steps), .fallback = "5", RANGE(1, 1e6),
+     .help = "Steps in a row with a NaN or Inf (each is skipped) after which the run saves and stops."},
+    {"train.recompute", KEY_CHOICE, AT(train.recompute), .fallback = "\"auto\"", .choices = LIST("auto", "none", "layers"),
+     .help = "Recompute each layer's activations in the backward pass; auto: when they do not fit otherwise."},
+    {"train.memory", KEY_STRING, AT(train.memory), .fallback = "\"auto\"",
+     .help = "Memory the run may take: a size such as \"16GiB\"; auto: what the machine leaves."},
+    {"train.init", KEY_CHOICE, AT(train.init), .fallback = "\"model\"", .choices = LIST("model", "random"),
+     .help = "Method full: start from the model's weights, or from random ones drawn from the seed."},
+    {"train.samples", KEY_INTEGER, AT(train.samples), .fallback = "3", RANGE(0, 100),
+     .help = "Held-out prompts whose answers before and after are shown in the report."},
+
+    {"qat.mode", KEY_CHOICE, AT(qat.mode), .fallback = "\"none\"", .choices = LIST("none"),
+     .help = "Train against the low-bit model that will be exported. none is the only mode supported yet."},
+
+    {"distributed.shard_base", KEY_BOOL, AT(distributed.shard_base), .fallback = "false", .pending = LIST("true"),
+     .pending_reason = "every process holds the whole base", .help = "Split the frozen base over the ranks."},
+    {"distributed.timeout_s", KEY_NUMBER, AT(distributed.timeout_s), .fallback = "120", RANGE(1, 86400),
+     .help = "Seconds after which a rank that does not answer is taken for dead."},
+
+    {"output.path", KEY_STRING, AT(output.path), .fallback = "\"runs/first\"", .help = "The run folder."},
+    {"output.overwrite", KEY_BOOL, AT(output.overwrite), .fallback = "false",
+     .help = "Replace a run folder that is not empty."},
+};
+const int config_key_count = (int)(sizeof config_keys / sizeof *config_keys);
+
+_Static_assert(sizeof config_keys / sizeof *config_keys <= CONFIG_KEYS_MAX, "ConfigLoader.source must hold every key");
+_Static_assert(sizeof config_sections / sizeof *config_sections <= CONFIG_SECTIONS_MAX, "ConfigLoader.section_line too");
+_Static_assert(sizeof((Config *)0)->lora.layers == CONFIG_MAX_LAYERS * sizeof(int64_t), "KEY_LAYERS fills lora.layers");
+
+size_t config_section_length(const char *path) {
+    const char *dot = strchr(path, '.');
+    return dot == NULL ? 0 : (size_t)(dot - path);
+}
+
+const char *config_leaf(const char *path) {
+    const char *dot = strchr(path, '.');
+    return dot == NULL ? path : dot + 1;
+}
+
+int config_key_find(const char *path) {
+    for (int i = 0; i < config_key_count; i++)
+        if (strcmp(config_keys[i].path, path) == 0) return i;
+    return -1;
+}
