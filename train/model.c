@@ -9,6 +9,7 @@ typedef struct Recorder {
     Tape *tape;
     const ModelShape *shape;
     const ModelConfig *config;
+    int64_t positions; /* a sequence is shorter than this */
 } Recorder;
 
 static const char *const linear_names[LAYER_LINEARS] = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
@@ -62,7 +63,7 @@ static Status record_layer(const Recorder *r, int64_t layer, TensorId *residual,
     RopeShape rope = {.heads = c->heads,
                       .kv_heads = c->kv_heads,
                       .head_dim = c->head_dim,
-                      .table_rows = c->context,
+                      .table_rows = r->positions,
                       .epsilon = c->rms_eps};
     (void)snprintf(name, sizeof name, "layers.%lld.self_attn.rope", (long long)layer);
     TRY(tape_rope(r->tape, name, qkv[0], qkv[1], &rope, ref_of(r, weight_id(layer, LAYER_Q_NORM)),
@@ -99,7 +100,9 @@ static Status record_all(const Recorder *r, Error *err) {
 
 Status model_record(Tape **tape, const ModelShape *shape, const TapeOptions *options, Error *err) {
     *tape = NULL;
-    Recorder recorder = {.shape = shape, .config = shape->config};
+    Recorder recorder = {.shape = shape,
+                         .config = shape->config,
+                         .positions = options->mode == TAPE_GENERATE ? options->cache_rows : options->rows};
     TRY(tape_create(&recorder.tape, options, err));
     Status status = record_all(&recorder, err);
     if (status != OK) {

@@ -42,7 +42,7 @@ typedef struct ModelShape {
     const int64_t *weight_gradient; /* method full: per weight number, offset in the flat buffers or -1; NULL: frozen */
 } ModelShape;
 
-/* Records and finishes. */
+/* Records and finishes. The RoPE table of a run must have options->rows rows (GENERATE: cache_rows). */
 Status model_record(Tape **tape, const ModelShape *shape, const TapeOptions *options, Error *err);
 
 /* Cosine and sine for positions 0..rows-1, FP32, attention factor included; `longest`: the longest sequence of the run, which

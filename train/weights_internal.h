@@ -1,0 +1,83 @@
+/* What the parts of the weight loader share.
+ *
+ *   weights_names.c    numbers, names and shapes
+ *   weights_storage.c  how each weight will lie in memory: the plan, and the same for real
+ *   weights_check.c    the folder's tensors against the config, before anything is read
+ *   weights_bnb.c      bitsandbytes' tensors: quant_state, constants, LLM.int8
+ *   weights_load.c     reader thread, staging, quantizing
+ *   weights.c          the loaded weights as a source
+ */
+#ifndef NIBBLE_TRAIN_WEIGHTS_INTERNAL_H
+#define NIBBLE_TRAIN_WEIGHTS_INTERNAL_H
+
+#include "core/memory.h"
+#include "data/safetensors.h"
+#include "quant/quantize.h"
+#include "train/weights.h"
+
+#define WEIGHT_NAME_MAX 192
+
+typedef enum WeightOrigin {
+    ORIGIN_DENSE, /* F32, BF16 or F16 values */
+    ORIGIN_BNB4,  /* bitsandbytes NF4 or FP4: kept byte for byte */
+    ORIGIN_INT8   /* bitsandbytes LLM.int8: dequantized while it is read */
+} WeightOrigin;
+
+typedef struct WeightEntry {
+    int present;
+    int64_t rows, cols;
+    /* storage */
+    int quantized; /* else dense */
+    DType dense;
+    void *data; /* dense */
+    QuantSpec spec;
+    QuantizedTensor tensor; /* quantized */
+    /* where it comes from; valid while the files are open */
+    WeightOrigin origin;
+    const TensorInfo *file;   /* X.weight or X.bias */
+    const TensorInfo *scales; /* X.SCB; X.weight.absmax */
+    const TensorInfo *map, *nested_absmax, *nested_map;
+    float nested_offset;
+} WeightEntry;
+
+struct ModelWeights {
+    ModelConfig config;
+    int32_t count;
+    WeightEntry *entries; /* [count], by number */
+    Arena arena;
+};
+
+int weight_is_linear(int32_t id); /* one of a layer's seven */
+int weight_is_vector(int32_t id); /* a norm or a bias */
+
+/* How a dense weight from a file of this type is held. */
+DType weight_dense_type(int32_t id, DType act, DType file_dtype);
+/* What the options (or a pre-quantized folder) make of every weight, from the config alone. entries: [weight_count]. */
+void weights_decide(const ModelConfig *config, const WeightOptions *options, DType file_dtype, WeightEntry *entries);
+/* Takes every weight's storage from the arena (or counts it) and adds up the bytes. */
+Status weights_take(WeightEntry *entries, int32_t count, Arena *arena, WeightBytes *bytes, Error *err);
+
+/* Finds every weight in the folder and checks its shape and type; names what is missing, wrong or unexpected. Fills in the
+ * origins, and changes the storage where the folder is pre-quantized. */
+Status weights_check(const TensorFiles *files, const char *folder, const ModelConfig *config, const WeightOptions *options,
+                     WeightEntry *entries, Error *err);
+
+/* bitsandbytes: whether X.weight has a quant_state; reads and checks it and the sizes of what belongs to it. `used` collects
+ * the tensors (at most BNB_TENSORS more). */
+#define BNB_TENSORS 6
+Status bnb4_find(const TensorFiles *files, const char *name, WeightEntry *entry, const TensorInfo **used, int *used_count,
+                 int *found, Error *err);
+Status bnb4_read(const TensorFiles *files, const WeightEntry *entry, int drop_cache, Error *err);
+/* The same for LLM.int8 (X.weight I8, X.SCB, X.weight_format). */
+Status bnb8_find(const TensorFiles *files, const char *name, WeightEntry *entry, const TensorInfo **used, int *used_count,
+                 int *found, Error *err);
+
+/* Bytes and rows of the staging buffers that reading these entries takes. */
+#define STAGE_BYTES ((size_t)8 << 20)
+#define STAGE_COUNT 3
+int64_t stage_rows(const WeightEntry *entry);
+size_t stage_bytes(const WeightEntry *entries, int32_t count);
+Status weights_read(const TensorFiles *files, WeightEntry *entries, int32_t count, const Backend *backend, Pool *pool,
+                    Error *err);
+
+#endif
