@@ -1,15 +1,17 @@
 # nibble: `make` builds ./nibble; `make demo` and `make test` install what they need first.
 # Objects of each flavour live apart (build/release, build/asan, ...), so switching never needs a clean.
 
+
 .DEFAULT_GOAL := all
 MAKEFLAGS += --no-builtin-rules
 SHELL := /bin/sh
 
 FLAVOUR ?= release
-CC := $(if $(filter default undefined,$(origin CC)),gcc,$(CC))
-BUILD := build/$(FLAVOUR)
+CC := $(if $(filter default undefined,$(origin CC)),$(if $(filter fuzz,$(FLAVOUR)),clang,gcc),$(CC))
+BUILD := build/$(FLAVOUR)$(if $(filter-out fuzz,$(FLAVOUR)),$(if $(findstring clang,$(CC)),-clang))
 PREFIX ?= /usr/local
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+FUZZ_SECONDS ?= 10
 
 WARN := -Wall -Wextra -Wshadow -Wconversion -Werror
 OPT_release := -O2 -g
@@ -40,17 +42,26 @@ SIMD_FLAGS_avx512 := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf
 COMMON_OBJECTS := $(COMMON_SOURCES:%.c=$(BUILD)/%.o) $(TRAIN_SOURCES:%.c=$(BUILD)/%.o)
 SIMD_OBJECTS := $(foreach isa,$(SIMD_ISAS),$(SIMD_SOURCES:%.c=$(BUILD)/%.$(isa).o))
 LIBRARY := $(BUILD)/libnibble.a
-BINARY := $(if $(filter release,$(FLAVOUR)),nibble,$(BUILD)/nibble)
+BINARY := $(if $(filter build/release,$(BUILD)),nibble,$(BUILD)/nibble)
 
 .PHONY: all
 all: $(BINARY)
 
-$(BUILD)/%.o: %.c
+# Rewritten only when the compiler or its flags change: then every object is stale.
+STAMP := $(BUILD)/flags
+FLAGS_NOW := $(CC) $(CFLAGS_ALL) $(foreach isa,$(SIMD_ISAS),$(SIMD_FLAGS_$(isa)))
+.PHONY: always
+always:
+$(STAMP): always
+	@mkdir -p $(@D)
+	@printf '%s\n' '$(FLAGS_NOW)' | cmp -s - $@ || printf '%s\n' '$(FLAGS_NOW)' >$@
+
+$(BUILD)/%.o: %.c $(STAMP)
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS_ALL) -c $< -o $@
 
 define simd_rule
-$$(BUILD)/%.$(1).o: %.c
+$$(BUILD)/%.$(1).o: %.c $$(STAMP)
 	@mkdir -p $$(@D)
 	$$(CC) $$(CFLAGS_ALL) $$(SIMD_FLAGS_$(1)) -c $$< -o $$@
 endef
@@ -60,20 +71,82 @@ $(LIBRARY): $(COMMON_OBJECTS) $(SIMD_OBJECTS)
 	@rm -f $@
 	ar rcs $@ $^
 
-# main.o refers to the commands weakly, which pulls nothing out of an archive: their objects are named.
-$(BINARY): $(BUILD)/train/main.o $(filter $(BUILD)/train/cmd_%.o,$(COMMON_OBJECTS)) $(LIBRARY)
+$(BINARY): $(BUILD)/train/main.o $(LIBRARY)
 	$(CC) $(LDFLAGS_ALL) $^ $(LIBS) -o $@
 
-# ---- tests -----------------------------------------------------------------------------------------------------------
+.PHONY: install
+install: all
+	install -D -m 755 $(BINARY) $(DESTDIR)$(PREFIX)/bin/nibble
+
+# ---- what the machine needs --------------------------------------------------------------------------------------------
+.PHONY: deps-build deps-test deps-ci
+deps-build deps-test deps-ci: deps-%:
+	@sh tests/tools/install_deps.sh $*
+
+# ---- tests -------------------------------------------------------------------------------------------------------------
 UNIT_TESTS := $(patsubst tests/unit/%.c,$(BUILD)/tests/%,$(wildcard tests/unit/test_*.c))
 TEST_SUPPORT := $(patsubst %.c,$(BUILD)/%.o,$(wildcard tests/support/*.c))
+FUZZERS := $(patsubst tests/fuzz/%.c,$(BUILD)/%,$(wildcard tests/fuzz/fuzz_*.c))
 
-$(BUILD)/tests/%: $(BUILD)/tests/unit/%.o $(TEST_SUPPORT) $(LIBRARY)
+$(UNIT_TESTS): $(BUILD)/tests/%: $(BUILD)/tests/unit/%.o $(TEST_SUPPORT) $(LIBRARY)
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS_ALL) $^ -lcmocka $(LIBS) -o $@
 
-.PRECIOUS: $(BUILD)/tests/unit/%.o $(BUILD)/%.o
-.PHONY: unit-programs
-unit-programs: $(UNIT_TESTS)
+$(FUZZERS): $(BUILD)/%: $(BUILD)/tests/fuzz/%.o $(LIBRARY)
+	$(CC) $(LDFLAGS_ALL) -fsanitize=fuzzer $^ $(LIBS) -o $@
 
--include $(shell find build -name '*.d' 2>/dev/null)
+.PRECIOUS: $(BUILD)/%.o
+.PHONY: unit-programs fuzz-programs
+unit-programs: $(UNIT_TESTS)
+fuzz-programs: $(FUZZERS)
+
+# A second make, so that what was just installed is seen, on all cores unless -j said otherwise.
+AGAIN = +$(MAKE) $(if $(filter -j% --jobserver%,$(MAKEFLAGS)),,-j$(JOBS))
+
+.PHONY: test test-asan test-ubsan fuzz
+test: deps-test
+	$(AGAIN) all unit-programs
+	tests/tools/run_tests.sh $(BUILD) tests/tools/test_*.sh tests/e2e/*.sh
+
+test-asan test-ubsan: test-%: deps-test
+	$(AGAIN) FLAVOUR=$* unit-programs
+	$(MAKE) FLAVOUR=$* unit-run
+
+.PHONY: unit-run
+unit-run:
+	tests/tools/run_tests.sh $(BUILD)
+
+fuzz: deps-ci
+	$(AGAIN) FLAVOUR=fuzz fuzz-programs
+	tests/tools/run_fuzz.sh build/fuzz $(FUZZ_SECONDS)
+
+# ---- the source itself -------------------------------------------------------------------------------------------------
+SOURCE_FOLDERS := core kernels quant autograd data train tests
+SOURCE_FILES = $(shell find $(SOURCE_FOLDERS) -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: check-includes format format-check tidy
+check-includes:
+	tests/tools/check_includes.sh
+
+format:
+	tests/tools/format.sh -i $(SOURCE_FILES)
+
+format-check:
+	tests/tools/format.sh --dry-run --Werror $(SOURCE_FILES)
+
+tidy:
+	clang-tidy --quiet $(filter %.c,$(SOURCE_FILES)) -- $(filter-out -MMD -MP -Werror,$(CFLAGS_ALL))
+
+.PHONY: help
+help:
+	@echo 'make                 builds ./nibble'
+	@echo 'make test            installs what is missing (root or sudo), builds, runs every test'
+	@echo 'make test-asan       the unit tests under AddressSanitizer and UBSan; test-ubsan: UBSan alone'
+	@echo 'make fuzz            every fuzz target for FUZZ_SECONDS ($(FUZZ_SECONDS)) each; needs clang'
+	@echo 'make check-includes  folders include each other only downwards'
+	@echo 'make format          rewrites the source with clang-format; format-check only looks; tidy runs clang-tidy'
+	@echo 'make install         into PREFIX ($(PREFIX))'
+	@echo 'make deps-build      installs what building needs; deps-test and deps-ci install more'
+	@echo 'Variables: CC, CFLAGS, LDFLAGS, FLAVOUR (release, asan, ubsan, tsan, fuzz), JOBS, PREFIX, DESTDIR'
+
+-include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

@@ -1,0 +1,120 @@
+#!/bin/sh
+# Installs what nibble needs on Debian and Ubuntu, and only when something is missing: build, test (more), ci (all).
+# Asks for nothing but root or sudo. Elsewhere it names the packages and fails.
+set -eu
+
+kind=${1:-}
+case $kind in build | test | ci) ;; *)
+    echo "usage: install_deps.sh build|test|ci" >&2
+    exit 2
+    ;;
+esac
+
+build_packages="gcc libc6-dev make libcjson-dev libzstd-dev libpcre2-dev libutf8proc-dev libxxhash-dev"
+test_packages="libcmocka-dev"
+ci_packages="clang clang-format llvm"
+
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
+# Whether $1 compiles and links stdin with the flags that follow.
+links() {
+    compiler=$1
+    shift
+    command -v "$compiler" >/dev/null 2>&1 && "$compiler" -x c - -o "$scratch/probe" "$@" >/dev/null 2>&1
+}
+
+have_build() {
+    command -v make >/dev/null 2>&1 && links gcc -lcjson -lzstd -lpcre2-8 -lutf8proc -lxxhash -lm -pthread <<'C'
+#define PCRE2_CODE_UNIT_WIDTH 8
+#include <cjson/cJSON.h>
+#include <pcre2.h>
+#include <utf8proc.h>
+#include <xxhash.h>
+#include <zstd.h>
+int main(void) {
+    unsigned text = 0;
+    (void)pcre2_config(PCRE2_CONFIG_UNICODE, &text);
+    return cJSON_Version() == 0 || ZSTD_versionNumber() == 0 || XXH3_64bits("", 0) == 0 || utf8proc_version() == 0;
+}
+C
+}
+
+have_test() {
+    links gcc -lcmocka <<'C'
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+static void one(void **state) { (void)state; }
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(one)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
+C
+}
+
+have_fuzzer() {
+    links clang -fsanitize=address,undefined,fuzzer <<'C'
+#include <stddef.h>
+#include <stdint.h>
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) { return (void)data, (void)size, 0; }
+C
+}
+
+have_all() {
+    have_build || return 1
+    [ "$kind" = build ] && return 0
+    have_test || return 1
+    [ "$kind" = test ] && return 0
+    have_fuzzer && command -v clang-format >/dev/null 2>&1
+}
+
+if have_all; then exit 0; fi
+
+if ! command -v apt-get >/dev/null 2>&1; then
+    cat >&2 <<'TEXT'
+nibble: a library or tool is missing, and only Debian and Ubuntu are set up automatically. Install and try again:
+  Fedora: dnf install gcc make cjson-devel libzstd-devel pcre2-devel utf8proc-devel xxhash-devel
+          for tests libcmocka-devel; for fuzzing and the format check clang clang-tools-extra compiler-rt
+  Arch:   pacman -S gcc make cjson zstd pcre2 libutf8proc xxhash
+          for tests cmocka; for fuzzing and the format check clang compiler-rt
+TEXT
+    exit 1
+fi
+
+if [ "$(id -u)" = 0 ]; then
+    as_root=""
+elif command -v sudo >/dev/null 2>&1; then
+    as_root=sudo
+else
+    echo "nibble: packages are missing, and installing them needs root or sudo; run as root: sh $0 $kind" >&2
+    exit 1
+fi
+
+apt() {
+    # `env` passes the setting through sudo; the timeout outlasts an unattended upgrade that holds the lock
+    $as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=300 "$@"
+}
+
+packages=$build_packages
+[ "$kind" = build ] || packages="$packages $test_packages"
+[ "$kind" != ci ] || packages="$packages $ci_packages"
+echo "nibble: installing $packages" >&2
+apt update >&2 || echo "nibble: apt-get update failed; going on with the package lists at hand" >&2
+# shellcheck disable=SC2086 # a list of words
+if ! apt install -y --no-install-recommends $packages >&2; then
+    echo "nibble: apt-get could not install them; on Ubuntu some are in universe: add-apt-repository universe" >&2
+    exit 1
+fi
+# The sanitizers' runtime is a package of its own, named after the version of clang, where clang does not bring it.
+if [ "$kind" = ci ] && ! have_fuzzer; then
+    version=$(clang -dumpversion | cut -d. -f1)
+    apt install -y --no-install-recommends "libclang-rt-$version-dev" >&2
+fi
+if ! have_all; then
+    echo "nibble: packages were installed, yet something for '$kind' still does not compile or link; see $0" >&2
+    exit 1
+fi
