@@ -114,7 +114,7 @@ test-asan test-ubsan: test-%: deps-test
 
 .PHONY: unit-run
 unit-run:
-	tests/tools/run_tests.sh $(BUILD)
+	UBSAN_OPTIONS=print_stacktrace=1 tests/tools/run_tests.sh $(BUILD)
 
 fuzz: deps-ci
 	$(AGAIN) FLAVOUR=fuzz fuzz-programs
