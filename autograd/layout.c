@@ -33,7 +33,8 @@ static int by_begin(const void *left, const void *right) {
 void layout_areas(Area *areas, int32_t count, size_t *arena) {
     Order *order = memory_alloc((size_t)count * sizeof *order);
     Span *taken = memory_alloc((size_t)count * sizeof *taken);
-    for (int32_t i = 0; i < count; i++) order[i] = (Order){areas[i].bytes, i};
+    for (int32_t i = 0; i < count; i++)
+        order[i] = (Order){areas[i].bytes, i};
     qsort(order, (size_t)count, sizeof *order, by_size);
     size_t top = 0;
     for (int32_t n = 0; n < count; n++) {

@@ -146,7 +146,8 @@ static Status run_linear(const Step *s, Error *err) {
         status = linear_backward(s, operands, err);
     } else if (status == OK) {
         void *y[LINEAR_GROUP_MAX];
-        for (int i = 0; i < shape->count; i++) y[i] = value(s, node->out[i]);
+        for (int i = 0; i < shape->count; i++)
+            y[i] = value(s, node->out[i]);
         status = s->tape->backend.linear_forward(s->run->exec, shape, s->run->batch, value(s, node->in[0]), operands, y,
                                                  s->saved, s->workspace, err);
     }
@@ -167,8 +168,7 @@ static Status run_rope(const Step *s, Error *err) {
     if (status == OK && s->pass == PASS_BACKWARD) {
         const void *q = shape->has_norm ? value(s, n->in[0]) : NULL, *k = shape->has_norm ? value(s, n->in[1]) : NULL;
         status = b->rope_backward(s->run->exec, shape, s->run->batch, &s->run->rope, q, k, qw.data, kw.data, s->saved,
-                                  gradient(s, n->out[0]), gradient(s, n->out[1]), gradient(s, n->in[0]),
-                                  gradient(s, n->in[1]),
+                                  gradient(s, n->out[0]), gradient(s, n->out[1]), gradient(s, n->in[0]), gradient(s, n->in[1]),
                                   shape->train_norm ? param_gradient(s, n->weight[0].gradient) : NULL,
                                   shape->train_norm ? param_gradient(s, n->weight[1].gradient) : NULL, s->workspace, err);
     } else if (status == OK) {
@@ -214,8 +214,8 @@ static Status run_head(const Step *s, Error *err) {
     TRY(acquire(s, n->weight[0], &weight, err));
     Status status;
     if (s->tape->options.mode == TAPE_GENERATE)
-        status = b->head_logits(s->run->exec, shape, s->run->batch, value(s, n->in[0]), &weight, s->run->logits, s->workspace,
-                                err);
+        status =
+            b->head_logits(s->run->exec, shape, s->run->batch, value(s, n->in[0]), &weight, s->run->logits, s->workspace, err);
     else
         status = b->head_loss(s->run->exec, shape, s->run->batch, value(s, n->in[0]), &weight, s->run->loss_sum, s->run->nll,
                               shape->need_dx ? gradient(s, n->in[0]) : NULL,

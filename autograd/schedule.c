@@ -66,7 +66,8 @@ static void plan_forward(Tape *tape, int32_t index, Pass pass, int32_t at) {
     if (from_sum) {
         read_value(tape, node->out[0], pass, at);
     } else {
-        for (int i = 0; i < node->inputs; i++) read_value(tape, node->in[i], pass, at);
+        for (int i = 0; i < node->inputs; i++)
+            read_value(tape, node->in[i], pass, at);
     }
     for (int i = 0; i < node->outputs; i++) {
         int kept_sum = i == 0 && (from_sum || tape->tensors[node->out[0]].alias != TENSOR_NONE);
@@ -105,7 +106,8 @@ static void plan_backward(Tape *tape, int32_t index, int32_t at) {
             pass_gradient(tape, node->in[1], node->out[1], at);
             break;
         case NODE_ATTENTION:
-            for (int i = 0; i < 3; i++) write_gradient(tape, node->in[i], at);
+            for (int i = 0; i < 3; i++)
+                write_gradient(tape, node->in[i], at);
             break;
         case NODE_GATE:
             pass_gradient(tape, node->in[0], node->out[0], at);
@@ -199,13 +201,16 @@ Status tape_finish(Tape *tape, Error *err) {
     tape->saved = memory_alloc(nodes * sizeof *tape->saved);
     memset(tape->saved, 0xFF, nodes * sizeof *tape->saved); /* -1 */
     tape->instructions = memory_alloc(3 * nodes * sizeof *tape->instructions);
-    for (int32_t n = 0; n < tape->node_count; n++) add_instruction(tape, n, PASS_FORWARD);
+    for (int32_t n = 0; n < tape->node_count; n++)
+        add_instruction(tape, n, PASS_FORWARD);
     if (tape->options.mode == TAPE_TRAIN) {
         for (int32_t end = tape->node_count; end > 0;) {
             int32_t begin = end - 1;
-            while (begin > 0 && tape->nodes[begin - 1].segment == tape->nodes[end - 1].segment) begin--;
+            while (begin > 0 && tape->nodes[begin - 1].segment == tape->nodes[end - 1].segment)
+                begin--;
             int any = 0;
-            for (int32_t n = begin; n < end; n++) any |= tape->nodes[n].need_backward;
+            for (int32_t n = begin; n < end; n++)
+                any |= tape->nodes[n].need_backward;
             for (int32_t n = begin; any && n < end; n++)
                 if (tape->nodes[n].rerun) add_instruction(tape, n, PASS_RECOMPUTE);
             for (int32_t n = end; n-- > begin;)

@@ -51,7 +51,8 @@ static Status add_node(Tape *tape, NodeKind kind, const char *name, Node **out, 
     node->kind = kind;
     node->segment = tape->segment;
     (void)snprintf(node->name, sizeof node->name, "%s", name);
-    for (int i = 0; i < LINEAR_GROUP_MAX; i++) node->weight[i] = node->bias[i] = WEIGHT_NONE;
+    for (int i = 0; i < LINEAR_GROUP_MAX; i++)
+        node->weight[i] = node->bias[i] = WEIGHT_NONE;
     *out = node;
     return OK;
 }
@@ -63,8 +64,8 @@ static Status take_input(Tape *tape, Node *node, TensorId id, int64_t columns, E
     if (tensor->consumer >= 0)
         FAIL("%s: its input already feeds %s; a tensor has one consumer", node->name, tape->nodes[tensor->consumer].name);
     if (columns != 0 && tensor->columns != columns)
-        FAIL("%s: want an input of %lld columns, got %lld from %s", node->name, (long long)columns,
-             (long long)tensor->columns, tape->nodes[tensor->producer].name);
+        FAIL("%s: want an input of %lld columns, got %lld from %s", node->name, (long long)columns, (long long)tensor->columns,
+             tape->nodes[tensor->producer].name);
     tensor->consumer = tape->node_count - 1;
     node->in[node->inputs++] = id;
     return OK;
@@ -135,10 +136,8 @@ Status tape_linear(Tape *tape, const char *name, TensorId x, const TapeLinear *m
         FAIL("%s: a linear group has 1 to %d members, got %d", name, LINEAR_GROUP_MAX, count);
     TRY(take_input(tape, node, x, 0, err));
     LinearShape *shape = &node->shape.linear;
-    *shape = (LinearShape){.rows = tape->options.rows,
-                           .in = tape->tensors[x].columns,
-                           .count = count,
-                           .need_dx = needs_grad(tape, x)};
+    *shape = (LinearShape){
+        .rows = tape->options.rows, .in = tape->tensors[x].columns, .count = count, .need_dx = needs_grad(tape, x)};
     int any = shape->need_dx;
     for (int i = 0; i < count; i++) {
         LinearSpec *spec = &shape->linear[i];
@@ -153,7 +152,8 @@ Status tape_linear(Tape *tape, const char *name, TensorId x, const TapeLinear *m
         if (spec->train_weight || spec->train_bias || spec->rank > 0 || members[i].weight.derived) any = 1;
     }
     node->need_backward = any && tape->options.mode == TAPE_TRAIN;
-    for (int i = 0; i < count; i++) y[i] = make_output(tape, node, members[i].spec.out, node->need_backward);
+    for (int i = 0; i < count; i++)
+        y[i] = make_output(tape, node, members[i].spec.out, node->need_backward);
     return tape->backend.linear_plan(&tape->options.exec, shape, &node->plan, err);
 }
 

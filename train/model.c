@@ -4,7 +4,6 @@
 #include <stdio.h>
 #include <string.h>
 
-
 typedef struct Recorder {
     Tape *tape;
     const ModelShape *shape;
@@ -46,7 +45,8 @@ static TapeLinear member(const Recorder *r, int64_t layer, LayerWeight kind) {
 static Status linear_group(const Recorder *r, int64_t layer, const char *name, LayerWeight first, int count, TensorId x,
                            TensorId *y, Error *err) {
     TapeLinear members[LINEAR_GROUP_MAX];
-    for (int i = 0; i < count; i++) members[i] = member(r, layer, (LayerWeight)((int)first + i));
+    for (int i = 0; i < count; i++)
+        members[i] = member(r, layer, (LayerWeight)((int)first + i));
     char full[64];
     (void)snprintf(full, sizeof full, "layers.%lld.%s", (long long)layer, name);
     return tape_linear(r->tape, full, x, members, count, y, err);
@@ -60,11 +60,8 @@ static Status record_layer(const Recorder *r, int64_t layer, TensorId *residual,
     (void)snprintf(name, sizeof name, "layers.%lld.input_layernorm", (long long)layer);
     TRY(tape_norm(r->tape, name, *residual, *x, ref_of(r, weight_id(layer, LAYER_INPUT_NORM)), c->rms_eps, residual, &n, err));
     TRY(linear_group(r, layer, "self_attn.qkv_proj", LAYER_Q, 3, n, qkv, err));
-    RopeShape rope = {.heads = c->heads,
-                      .kv_heads = c->kv_heads,
-                      .head_dim = c->head_dim,
-                      .table_rows = r->positions,
-                      .epsilon = c->rms_eps};
+    RopeShape rope = {
+        .heads = c->heads, .kv_heads = c->kv_heads, .head_dim = c->head_dim, .table_rows = r->positions, .epsilon = c->rms_eps};
     (void)snprintf(name, sizeof name, "layers.%lld.self_attn.rope", (long long)layer);
     TRY(tape_rope(r->tape, name, qkv[0], qkv[1], &rope, ref_of(r, weight_id(layer, LAYER_Q_NORM)),
                   ref_of(r, weight_id(layer, LAYER_K_NORM)), &q, &k, err));
@@ -90,7 +87,8 @@ static Status record_all(const Recorder *r, Error *err) {
     tape_segment(r->tape, -1);
     WeightRef table = ref_of(r, WEIGHT_EMBED);
     TRY(tape_embed(r->tape, "embed_tokens", table, c->vocab, c->hidden, &residual, err));
-    for (int64_t layer = 0; layer < c->layers; layer++) TRY(record_layer(r, layer, &residual, &x, err));
+    for (int64_t layer = 0; layer < c->layers; layer++)
+        TRY(record_layer(r, layer, &residual, &x, err));
     tape_segment(r->tape, -1);
     TRY(tape_norm(r->tape, "norm", residual, x, ref_of(r, WEIGHT_FINAL_NORM), c->rms_eps, &sum, &n, err));
     WeightRef head = c->tied_embeddings ? table : ref_of(r, WEIGHT_HEAD);

@@ -1,0 +1,209 @@
+#include "train/engine.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/log.h"
+#include "core/philox.h"
+
+DType precision_type(const char *precision) {
+    return strcmp(precision, "f32") == 0 ? DTYPE_F32 : DTYPE_BF16;
+}
+
+WeightFormat dense_format(DType act, DType file) {
+    return act == DTYPE_F32 && file != DTYPE_BF16 ? WEIGHT_F32 : WEIGHT_BF16;
+}
+
+Status weight_options_from_config(const Config *config, WeightOptions *options, Error *err) {
+    *options = (WeightOptions){.act = precision_type(config->precision), .linear = WEIGHT_BF16, .block_size = 64};
+    if (strcmp(config->method, "qlora") != 0) return OK;
+    static const struct {
+        const char *name;
+        WeightFormat format;
+    } types[] = {{"nf4", WEIGHT_NF4}, {"fp4", WEIGHT_FP4}, {"int8", WEIGHT_INT8}, {"int4", WEIGHT_INT4}};
+    for (size_t i = 0; i < sizeof types / sizeof types[0]; i++) {
+        if (strcmp(config->quant.type, types[i].name) != 0) continue;
+        options->linear = types[i].format;
+        options->double_quant = config->quant.double_quant && (types[i].format == WEIGHT_NF4 || types[i].format == WEIGHT_FP4);
+        options->block_size = (int32_t)config->quant.block_size;
+        return OK;
+    }
+    FAIL_USAGE("quant.type: want nf4, fp4, int8 or int4, got \"%s\"", config->quant.type);
+}
+
+/* ---- method full: every weight is a parameter ------------------------------------------------------------------------- */
+
+Status full_params(ParamSet *set, const ModelConfig *model, int64_t **offsets, Error *err) {
+    int32_t count = weight_count(model);
+    *offsets = memory_alloc((size_t)count * sizeof **offsets);
+    for (int32_t id = 0; id < count; id++) {
+        int64_t rows, cols;
+        (*offsets)[id] = -1;
+        if (id == WEIGHT_HEAD && model->tied_embeddings) continue;
+        if (!weight_describe(model, id, NULL, 0, &rows, &cols)) continue;
+        if (cols > 0 && rows > INT64_MAX / 64 / cols)
+            FAIL("weight %d has too many elements: %lld x %lld", (int)id, (long long)rows, (long long)cols);
+        (*offsets)[id] =
+            params_add(set, (ParamEntry){.role = PARAM_WEIGHT, .weight = id, .rows = rows, .cols = cols, .decay = rows > 1});
+    }
+    return OK;
+}
+
+static Status full_acquire(void *self, int32_t id, Pass pass, WeightView *view, Error *err) {
+    (void)pass;
+    const Engine *engine = self;
+    int64_t rows, cols;
+    if (!weight_describe(&engine->model, id, NULL, 0, &rows, &cols) || engine->weight_gradient[id] < 0)
+        FAIL("the model has no weight number %d", (int)id);
+    DType act = engine->exec.config.act;
+    *view = (WeightView){.format = act == DTYPE_F32 ? WEIGHT_F32 : WEIGHT_BF16,
+                         .rows = rows,
+                         .cols = cols,
+                         .data = (const uint8_t *)engine->state.copy + (size_t)engine->weight_gradient[id] * dtype_size(act)};
+    return OK;
+}
+
+/* Normal weights of standard deviation 0.02 (1/sqrt(2 layers) of it where a product ends in the residual stream, as GPT-2),
+ * norms 1, biases 0: a function of (seed, weight, element). */
+static void draw_weights(Engine *engine, uint64_t seed) {
+    for (int64_t e = 0; e < engine->params.count; e++) {
+        const ParamEntry *entry = &engine->params.entries[e];
+        float *out = engine->state.master + entry->offset;
+        int64_t numbers = entry->rows * entry->cols;
+        int in_layer = entry->weight >= WEIGHT_GLOBALS;
+        int kind = in_layer ? (entry->weight - WEIGHT_GLOBALS) % LAYER_WEIGHTS : -1;
+        int vector = entry->rows == 1 && (entry->weight == WEIGHT_FINAL_NORM || kind >= LAYER_LINEARS);
+        if (vector) {
+            int norm = entry->weight == WEIGHT_FINAL_NORM || kind >= LAYER_INPUT_NORM;
+            for (int64_t i = 0; i < numbers; i++)
+                out[i] = norm ? 1.0f : 0.0f;
+            continue;
+        }
+        double deviation = 0.02;
+        if (kind == LAYER_O || kind == LAYER_DOWN) deviation /= sqrt(2.0 * (double)engine->model.layers);
+        for (int64_t i = 0; i < numbers; i++) {
+            double u = (double)random_uniform(seed, RANDOM_WEIGHTS, (uint64_t)entry->weight, 2 * (uint64_t)i);
+            double v = (double)random_uniform(seed, RANDOM_WEIGHTS, (uint64_t)entry->weight, 2 * (uint64_t)i + 1);
+            out[i] = (float)(deviation * sqrt(-2.0 * log(1.0 - u)) * cos(6.283185307179586 * v)); /* Box-Muller */
+        }
+    }
+}
+
+/* The masters start from the folder's weights, which are then dropped. */
+static Status copy_weights(Engine *engine, const EngineOptions *options, Error *err) {
+    WeightOptions dense = {.act = DTYPE_F32, .linear = WEIGHT_F32, .block_size = 64};
+    ModelWeights *weights;
+    TRY(weights_load(&weights, options->model, &engine->model, &dense, &engine->backend, engine->pool, err));
+    for (int64_t e = 0; e < engine->params.count; e++) {
+        const ParamEntry *entry = &engine->params.entries[e];
+        WeightView view = weights_view(weights, entry->weight);
+        engine->backend.dequantize(&view, 0, entry->rows * entry->cols, engine->state.master + entry->offset, DTYPE_F32);
+    }
+    weights_free(weights);
+    return OK;
+}
+
+static Status open_full(Engine *engine, const EngineOptions *options, Error *err) {
+    TRY(full_params(&engine->params, &engine->model, &engine->weight_gradient, err));
+    TRY(params_state_create(&engine->state, &engine->params, options->act, options->optimizer, err));
+    if (options->random_weights)
+        draw_weights(engine, options->seed);
+    else
+        TRY(copy_weights(engine, options, err));
+    params_refresh_copy(&engine->state, &engine->params, options->act);
+    engine->source = (WeightSource){.self = engine, .acquire = full_acquire};
+    return OK;
+}
+
+/* ---- frozen base, with or without adapters ------------------------------------------------------------------------------ */
+
+static Status open_frozen(Engine *engine, const EngineOptions *options, Error *err) {
+    if (options->adapter != NULL)
+        TRY(adapter_read(&engine->adapter, &engine->params, options->adapter, &engine->model, err));
+    else if (options->method == METHOD_LORA)
+        TRY(adapter_create(&engine->adapter, &engine->params, options->config, &engine->model, err));
+    TRY(weights_load(&engine->weights, options->model, &engine->model, &options->weights, &engine->backend, engine->pool, err));
+    engine->source = weights_source(engine->weights);
+    if (engine->adapter.modules == NULL) return OK;
+    TRY(params_state_create(&engine->state, &engine->params, options->act, options->optimizer, err));
+    if (options->adapter != NULL)
+        TRY(adapter_read_values(&engine->adapter, &engine->params, options->adapter, &engine->model, engine->state.master,
+                                err));
+    else
+        adapter_init(&engine->adapter, &engine->params, options->seed, engine->state.master);
+    params_refresh_copy(&engine->state, &engine->params, options->act);
+    return OK;
+}
+
+Status engine_open(Engine *engine, const EngineOptions *options, Error *err) {
+    memset(engine, 0, sizeof *engine);
+    engine->method = options->method;
+    TRY(model_config_read(options->model, &engine->model, err));
+    TRY(cpu_backend(&engine->backend, options->cpu, err));
+    TRY(pool_create(&engine->pool, options->threads, err));
+    engine->exec = (Exec){.config = {.act = options->act, .threads = pool_threads(engine->pool)}, .pool = engine->pool};
+    if (options->method == METHOD_FULL) return open_full(engine, options, err);
+    return open_frozen(engine, options, err);
+}
+
+void engine_close(Engine *engine) {
+    weights_free(engine->weights);
+    adapter_free(&engine->adapter);
+    params_free(&engine->params);
+    params_state_free(&engine->state);
+    memory_free(engine->weight_gradient);
+    rope_memory_free(&engine->rope);
+    arena_free(&engine->arena);
+    pool_free(engine->pool);
+    memset(engine, 0, sizeof *engine);
+}
+
+/* ---- tapes ------------------------------------------------------------------------------------------------------------------ */
+
+ModelShape engine_shape(const Engine *engine) {
+    ModelShape shape = {.config = &engine->model, .weight_gradient = engine->weight_gradient};
+    if (engine->method == METHOD_FULL) {
+        shape.linear = shape.dense = engine->exec.config.act == DTYPE_F32 ? WEIGHT_F32 : WEIGHT_BF16;
+    } else {
+        shape.linear = weights_linear_format(engine->weights);
+        shape.dense = weights_view(engine->weights, WEIGHT_EMBED).format;
+    }
+    if (engine->adapter.modules != NULL) shape.adapter = &engine->adapter;
+    return shape;
+}
+
+Status engine_tape(Engine *engine, TapeMode mode, Recompute recompute, int64_t rows, int64_t supervised, int64_t cache_rows,
+                   Tape **tape, Error *err) {
+    ModelShape shape = engine_shape(engine);
+    TapeOptions options = {.backend = &engine->backend,
+                           .exec = engine->exec.config,
+                           .mode = mode,
+                           .recompute = recompute,
+                           .rows = rows,
+                           .supervised = supervised,
+                           .cache_rows = cache_rows};
+    return model_record(tape, &shape, &options, err);
+}
+
+Status engine_reserve(Engine *engine, Tape *const *tapes, int count, int64_t positions, Error *err) {
+    size_t bytes = 0;
+    for (int i = 0; i < count; i++) {
+        TapePlan plan;
+        if (tapes[i] == NULL) continue;
+        tape_plan(tapes[i], &plan);
+        if (plan.arena > bytes) bytes = plan.arena;
+    }
+    TRY(arena_create(&engine->arena, "activations", bytes, err));
+    return rope_memory_create(&engine->rope, &engine->model, positions, positions, err);
+}
+
+TapeRun engine_run(const Engine *engine, const Batch *batch) {
+    return (TapeRun){.exec = &engine->exec,
+                     .batch = batch,
+                     .weights = &engine->source,
+                     .rope = engine->rope.table,
+                     .arena = engine->arena.base,
+                     .params = engine->state.copy,
+                     .gradients = engine->state.gradient};
+}

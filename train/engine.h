@@ -1,0 +1,72 @@
+/* Everything that running a model needs, opened once and shared by train, eval and generate: the config of the model, its
+ * frozen weights, adapters or trained weights, tapes with their one arena, the RoPE table, threads.
+ */
+#ifndef NIBBLE_TRAIN_ENGINE_H
+#define NIBBLE_TRAIN_ENGINE_H
+
+#include <stdint.h>
+
+#include "autograd/tape.h"
+#include "core/pool.h"
+#include "train/adapter.h"
+#include "train/config.h"
+#include "train/model.h"
+#include "train/params.h"
+#include "train/weights.h"
+
+typedef enum Method { METHOD_FROZEN, METHOD_LORA, METHOD_FULL } Method; /* FROZEN: nothing is trained (eval, generate) */
+
+typedef struct EngineOptions {
+    const char *model;    /* folder */
+    const char *adapter;  /* PEFT folder to apply, or NULL */
+    DType act;            /* DTYPE_BF16 or DTYPE_F32 */
+    int threads;          /* 0: what the machine gives */
+    const char *cpu;      /* forced CPU variant, or NULL */
+    WeightOptions weights;
+    Method method;
+    int random_weights;   /* METHOD_FULL: drawn from the seed instead of read (the folder needs only config.json) */
+    uint64_t seed;
+    const Config *config; /* METHOD_LORA: what adapters to make; NULL otherwise */
+    int optimizer;        /* allocate gradients and moments */
+} EngineOptions;
+
+typedef struct Engine {
+    ModelConfig model;
+    Backend backend;
+    Pool *pool;
+    Exec exec;
+    Method method;
+    ModelWeights *weights; /* NULL for METHOD_FULL: everything lies in params */
+    WeightSource source;
+    Adapter adapter; /* modules NULL: none */
+    ParamSet params;
+    ParamState state;
+    int64_t *weight_gradient; /* METHOD_FULL: offsets per weight number */
+    RopeMemory rope;
+    Arena arena;         /* of the tapes, which never run at the same time */
+    uint64_t weights_hash; /* of the frozen bytes as loaded */
+} Engine;
+
+Status engine_open(Engine *engine, const EngineOptions *options, Error *err);
+void engine_close(Engine *engine);
+
+/* What the engine's shape is for model_record. */
+ModelShape engine_shape(const Engine *engine);
+/* Records a tape of the engine's model. */
+Status engine_tape(Engine *engine, TapeMode mode, Recompute recompute, int64_t rows, int64_t supervised, int64_t cache_rows,
+                   Tape **tape, Error *err);
+/* After the tapes are recorded: the arena of the largest, and the RoPE table for `positions` positions. */
+Status engine_reserve(Engine *engine, Tape *const *tapes, int count, int64_t positions, Error *err);
+/* The common part of a TapeRun. */
+TapeRun engine_run(const Engine *engine, const Batch *batch);
+
+/* Activation type that "precision" means; "auto" is BF16. */
+DType precision_type(const char *precision);
+/* From config: storage of the base weights. */
+Status weight_options_from_config(const Config *config, WeightOptions *options, Error *err);
+/* Dense weights' format in memory, from the run's type and the files' type. */
+WeightFormat dense_format(DType act, DType file);
+/* All weights of the model as trained parameters (method full); *offsets has weight_count entries. */
+Status full_params(ParamSet *set, const ModelConfig *model, int64_t **offsets, Error *err);
+
+#endif
