@@ -6,7 +6,6 @@
  * When a content spells one ("<|im_end|>" typed by a user), the text is cut at the template's special tokens and what
  * lies between is tokenized with no special tokens at all.
  */
-#define _GNU_SOURCE /* memmem */
 #include <string.h>
 
 #include "core/memory.h"
