@@ -27,9 +27,10 @@ Status error_set(Error *err, Status status, const char *format, ...) __attribute
 /* Puts "<formatted>: " in front of the text already in *err. */
 void error_prefix(Error *err, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-/* Return a failure from a function that has an `Error *err` in scope. */
-#define FAIL(...) return error_set(err, ERR_FAILED, __VA_ARGS__)
-#define FAIL_USAGE(...) return error_set(err, ERR_USAGE, __VA_ARGS__)
+/* Return a failure from a function that has an `Error *err` in scope. The constant is repeated so that a compiler sees, without
+ * knowing error_set, that what a caller tests is not OK. */
+#define FAIL(...) return (void)error_set(err, ERR_FAILED, __VA_ARGS__), ERR_FAILED
+#define FAIL_USAGE(...) return (void)error_set(err, ERR_USAGE, __VA_ARGS__), ERR_USAGE
 
 /* Pass a failure up. */
 #define TRY(expression)                            \

@@ -129,9 +129,9 @@ Status atomic_open(AtomicFile **file_out, const char *path, Error *err) {
     (void)unlink(file->temporary); /* left by a dead process that had our number */
     file->fd = open(file->temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (file->fd < 0) {
-        Status status = error_set(err, ERR_FAILED, "%s: cannot create: %s", file->temporary, strerror(errno));
+        (void)error_set(err, ERR_FAILED, "%s: cannot create: %s", file->temporary, strerror(errno));
         atomic_free(file);
-        return status;
+        return ERR_FAILED;
     }
     *file_out = file;
     return OK;
