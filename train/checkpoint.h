@@ -17,12 +17,12 @@
 #include "train/params.h"
 
 typedef struct CheckpointState {
-    int64_t step;          /* optimizer steps done */
-    int64_t micro_batches; /* taken from the data so far: where to go on */
+    int64_t step;            /* optimizer steps done */
+    int64_t micro_batches;   /* taken from the data so far: where to go on */
     int64_t optimizer_steps; /* AdamW's t: steps that were not skipped */
-    int64_t bad_steps;     /* in a row */
+    int64_t bad_steps;       /* in a row */
     int64_t tokens, trained_tokens;
-    double seconds;        /* of training so far */
+    double seconds;               /* of training so far */
     double first_eval, best_eval; /* NaN: none yet */
     int64_t best_step;
     /* what must be the same for a resume to be exact */

@@ -43,7 +43,7 @@ typedef struct Config {
         char *path, *eval_path; /* eval_path null: a part of path */
         double eval_fraction;
         char *layout, *template_name, *train_on, *packing, *on_error; /* template_name is the key data.template */
-        int64_t max_length; /* CONFIG_AUTO, or tokens */
+        int64_t max_length;                                           /* CONFIG_AUTO, or tokens */
     } data;
     struct {
         int64_t steps; /* 0: by epochs */

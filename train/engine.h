@@ -17,14 +17,14 @@
 typedef enum Method { METHOD_FROZEN, METHOD_LORA, METHOD_FULL } Method; /* FROZEN: nothing is trained (eval, generate) */
 
 typedef struct EngineOptions {
-    const char *model;    /* folder */
-    const char *adapter;  /* PEFT folder to apply, or NULL */
-    DType act;            /* DTYPE_BF16 or DTYPE_F32 */
-    int threads;          /* 0: what the machine gives */
-    const char *cpu;      /* forced CPU variant, or NULL */
+    const char *model;   /* folder */
+    const char *adapter; /* PEFT folder to apply, or NULL */
+    DType act;           /* DTYPE_BF16 or DTYPE_F32 */
+    int threads;         /* 0: what the machine gives */
+    const char *cpu;     /* forced CPU variant, or NULL */
     WeightOptions weights;
     Method method;
-    int random_weights;   /* METHOD_FULL: drawn from the seed instead of read (the folder needs only config.json) */
+    int random_weights; /* METHOD_FULL: drawn from the seed instead of read (the folder needs only config.json) */
     uint64_t seed;
     const Config *config; /* METHOD_LORA: what adapters to make; NULL otherwise */
     int optimizer;        /* allocate gradients and moments */
@@ -43,7 +43,7 @@ typedef struct Engine {
     ParamState state;
     int64_t *weight_gradient; /* METHOD_FULL: offsets per weight number */
     RopeMemory rope;
-    Arena arena;         /* of the tapes, which never run at the same time */
+    Arena arena;           /* of the tapes, which never run at the same time */
     uint64_t weights_hash; /* of the frozen bytes as loaded */
 } Engine;
 

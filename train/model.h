@@ -36,9 +36,9 @@ static inline AdapterModule *adapter_module(const Adapter *adapter, int64_t laye
 
 typedef struct ModelShape {
     const ModelConfig *config;
-    WeightFormat linear; /* of the layers' linears */
-    WeightFormat dense;  /* of embedding and head */
-    const Adapter *adapter; /* NULL: none */
+    WeightFormat linear;            /* of the layers' linears */
+    WeightFormat dense;             /* of embedding and head */
+    const Adapter *adapter;         /* NULL: none */
     const int64_t *weight_gradient; /* method full: per weight number, offset in the flat buffers or -1; NULL: frozen */
 } ModelShape;
 

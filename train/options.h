@@ -15,15 +15,15 @@ typedef struct OptionList {
 } OptionList;
 
 typedef struct OptionSpec {
-    const char *name;     /* without the dashes */
+    const char *name; /* without the dashes */
     OptionKind kind;
     const char *argument; /* what --help calls the value; NULL for flags */
     const char *help;
-    void *value;          /* int *, const char **, int64_t *, double *, OptionList *: holds the default */
+    void *value; /* int *, const char **, int64_t *, double *, OptionList *: holds the default */
 } OptionSpec;
 
 typedef struct CommandHelp {
-    const char *usage;   /* "nibble train CONFIG.json [options]" */
+    const char *usage; /* "nibble train CONFIG.json [options]" */
     const char *summary;
     const char *example; /* one or more whole lines */
 } CommandHelp;

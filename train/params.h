@@ -23,7 +23,7 @@ typedef struct ParamEntry {
     LayerWeight module; /* adapters: LAYER_Q … LAYER_DOWN */
     int32_t weight;     /* PARAM_WEIGHT: its number (train/weights.h) */
     int64_t offset, rows, cols;
-    int decay;          /* weight decay applies */
+    int decay; /* weight decay applies */
 } ParamEntry;
 
 typedef struct ParamSet {

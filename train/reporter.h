@@ -30,10 +30,10 @@ typedef struct StepRecord {
     double tokens_per_second;       /* smoothed */
     double peak_fraction;           /* achieved FLOP/s over the machine's measured GEMM peak; NaN: unknown */
     double gflops;
-    uint64_t resident;              /* bytes */
+    uint64_t resident; /* bytes */
     double eta_seconds;
     double epoch;
-    int skipped;                    /* a bad step */
+    int skipped; /* a bad step */
 } StepRecord;
 
 /* resume_step: records after it are dropped; -1 for a new run. */

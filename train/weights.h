@@ -54,10 +54,11 @@ int32_t weight_count(const ModelConfig *config);
 int weight_describe(const ModelConfig *config, int32_t id, char *name, size_t capacity, int64_t *rows, int64_t *cols);
 
 typedef struct WeightOptions {
-    DType act;              /* F32 or BF16: the run's precision */
-    WeightFormat linear;    /* NF4, FP4, INT8, INT4, or BF16 / F32 for dense (the file's type then decides as above) */
+    DType act;           /* F32 or BF16: the run's precision */
+    WeightFormat linear; /* NF4, FP4, INT8, INT4, or BF16 / F32 for dense (the file's type then decides as above) */
     int double_quant;
-    int32_t block_size;     /* NF4, FP4, INT4 */
+    int32_t block_size; /* NF4, FP4, INT4 */
+    int linears_only;   /* leave out embedding, head, norms and biases (nibble quantize copies those) */
 } WeightOptions;
 
 /* Exact bytes by kind, from the config alone. file_dtype: what the folder's dense tensors are stored in. */

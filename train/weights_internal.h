@@ -55,7 +55,7 @@ DType weight_dense_type(int32_t id, DType act, DType file_dtype);
 /* What the options (or a pre-quantized folder) make of every weight, from the config alone. entries: [weight_count]. */
 void weights_decide(const ModelConfig *config, const WeightOptions *options, DType file_dtype, WeightEntry *entries);
 /* Takes every weight's storage from the arena (or counts it) and adds up the bytes. */
-Status weights_take(WeightEntry *entries, int32_t count, Arena *arena, WeightBytes *bytes, Error *err);
+Status weights_take(const ModelConfig *config, WeightEntry *entries, Arena *arena, WeightBytes *bytes, Error *err);
 
 /* Finds every weight in the folder and checks its shape and type; names what is missing, wrong or unexpected. Fills in the
  * origins, and changes the storage where the folder is pre-quantized. */
@@ -72,12 +72,16 @@ Status bnb4_read(const TensorFiles *files, const WeightEntry *entry, int drop_ca
 Status bnb8_find(const TensorFiles *files, const char *name, WeightEntry *entry, const TensorInfo **used, int *used_count,
                  int *found, Error *err);
 
-/* Bytes and rows of the staging buffers that reading these entries takes. */
+/* Staging: the reader thread fills STAGE_COUNT buffers of at most STAGE_BYTES (or one row) in turn. */
 #define STAGE_BYTES ((size_t)8 << 20)
 #define STAGE_COUNT 3
-int64_t stage_rows(const WeightEntry *entry);
-size_t stage_bytes(const WeightEntry *entries, int32_t count);
-Status weights_read(const TensorFiles *files, WeightEntry *entries, int32_t count, const Backend *backend, Pool *pool,
-                    Error *err);
+int64_t stage_rows(const WeightEntry *entry, DType file_dtype);
+size_t stage_bytes(const WeightEntry *entry, DType file_dtype);
+/* All buffers, and the FP32 constants of the largest double-quantized weight. */
+size_t weights_staging(const WeightEntry *entries, int32_t count, DType file_dtype);
+
+/* Fills the storage of every entry from the files. */
+Status weights_read(const TensorFiles *files, const ModelConfig *config, WeightEntry *entries, const Backend *backend,
+                    Pool *pool, Error *err);
 
 #endif

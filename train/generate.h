@@ -1,0 +1,41 @@
+/* Text out of a model: one sequence through a key/value cache.
+ *
+ * A Generator owns a GENERATE tape for chunks of a prompt (and single tokens), and the cache. Sampling is a function of (seed,
+ * position): greedy when temperature is 0; else temperature, then top-k, then top-p, then one draw.
+ */
+#ifndef NIBBLE_TRAIN_GENERATE_H
+#define NIBBLE_TRAIN_GENERATE_H
+
+#include <stdint.h>
+
+#include "train/engine.h"
+
+typedef struct Generator Generator;
+
+typedef struct SampleOptions {
+    double temperature; /* 0: greedy (the lowest id wins a tie) */
+    int64_t top_k;      /* 0: all */
+    double top_p;       /* 1: all */
+    uint64_t seed;
+    int64_t max_new_tokens;
+    const int32_t *stop_ids;
+    int stop_count;
+} SampleOptions;
+
+/* Called per new token; a non-zero return stops. The stop token itself is not passed. */
+typedef int GenerateCallback(void *context, int32_t id);
+
+/* Bytes of the cache and logits for a capacity, and the tape, so that they can be planned beside others. */
+Status generator_create(Generator **generator, Engine *engine, int64_t capacity, int64_t chunk, Error *err);
+/* The tape whose arena the engine must reserve (engine_reserve) before generating; owned by the generator. */
+Tape *generator_tape(Generator *generator);
+size_t generator_bytes(const ModelConfig *model, DType act, int64_t capacity);
+void generator_free(Generator *generator);
+
+/* Starts a new sequence with `prompt` (count >= 1), appends up to max_new_tokens. *generated: how many. */
+Status generate(Generator *generator, const int32_t *prompt, int64_t count, const SampleOptions *options,
+                GenerateCallback *callback, void *context, int64_t *generated, Error *err);
+/* Logits of every position of a sequence, FP32 [count, vocab], for tests and `eval --logits`. */
+Status generator_logits(Generator *generator, const int32_t *ids, int64_t count, float *logits, Error *err);
+
+#endif
