@@ -3,7 +3,7 @@
 
 
 .DEFAULT_GOAL := all
-MAKEFLAGS += --no-builtin-rules
+MAKEFLAGS += --no-builtin-rules --no-print-directory
 SHELL := /bin/sh
 
 FLAVOUR ?= release

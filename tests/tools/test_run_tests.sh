@@ -28,6 +28,8 @@ counts() {
 counts '2 passed, 0 failed, 0 skipped' 0 'echo 1..2; echo ok 1 - a; echo ok 2 - b'
 counts '1 passed, 1 failed, 0 skipped' 1 'echo 1..2; echo ok 1 - a; echo not ok 2 - b; exit 1'
 counts '1 passed, 0 failed, 1 skipped' 0 'echo 1..2; echo ok 1 - a; echo "# skip: no assets"; echo "ok 2 # SKIP b"'
+counts '0 passed, 1 failed, 1 skipped' 1 'echo 1..2; echo "not ok 1 # SKIP a"; echo not ok 2 - b; exit 1'
+counts '1 passed, 0 failed, 1 skipped' 0 'echo 1..2; echo "not ok 1 # SKIP a"; echo ok 2 - b'
 counts '1 passed, 1 failed, 0 skipped' 1 'echo 1..2; echo ok 1 - a; kill -SEGV $$'
 counts '2 passed, 1 failed, 0 skipped' 1 'echo 1..2; echo ok 1 - a; echo ok 2 - b; exit 1'
 counts '1 passed, 1 failed, 0 skipped' 1 'echo 1..2; echo ok 1 - a'
