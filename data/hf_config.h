@@ -24,10 +24,10 @@ typedef struct RopeConfig {
     RopeType type;
     double theta;
     double factor, low_freq_factor, high_freq_factor, beta_fast, beta_slow, attention_factor; /* attention_factor 0: derived */
-    double mscale, mscale_all_dim; /* 0: absent */
-    int64_t original_context;      /* 0: absent */
-    int truncate;                  /* yarn: floor and ceil the correction range */
-    int factors;                   /* longrope: entries in each list */
+    double mscale, mscale_all_dim;                                                            /* 0: absent */
+    int64_t original_context;                                                                 /* 0: absent */
+    int truncate; /* yarn: floor and ceil the correction range */
+    int factors;  /* longrope: entries in each list */
     float short_factor[ROPE_MAX_PAIRS], long_factor[ROPE_MAX_PAIRS];
 } RopeConfig;
 
