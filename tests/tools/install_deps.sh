@@ -12,7 +12,7 @@ esac
 
 build_packages="gcc libc6-dev make libcjson-dev libzstd-dev libpcre2-dev libutf8proc-dev libxxhash-dev"
 test_packages="libcmocka-dev"
-ci_packages="clang clang-format llvm"
+ci_packages="clang clang-format"
 
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
