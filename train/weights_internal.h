@@ -62,15 +62,22 @@ Status weights_take(const ModelConfig *config, WeightEntry *entries, Arena *aren
 Status weights_check(const TensorFiles *files, const char *folder, const ModelConfig *config, const WeightOptions *options,
                      WeightEntry *entries, Error *err);
 
-/* bitsandbytes: whether X.weight has a quant_state; reads and checks it and the sizes of what belongs to it. `used` collects
- * the tensors (at most BNB_TENSORS more). */
-#define BNB_TENSORS 6
-Status bnb4_find(const TensorFiles *files, const char *name, WeightEntry *entry, const TensorInfo **used, int *used_count,
-                 int *found, Error *err);
-Status bnb4_read(const TensorFiles *files, const WeightEntry *entry, int drop_cache, Error *err);
+typedef struct WeightCheck {
+    const TensorFiles *files;
+    const char *folder;
+    const ModelConfig *config;
+    const WeightOptions *options;
+    const TensorInfo **used; /* every tensor that some weight needs; at most WEIGHT_TENSORS a weight */
+    int used_count;
+} WeightCheck;
+#define WEIGHT_TENSORS 6
+
+/* bitsandbytes: whether X.weight (`name`, entry->file) has a quant_state; reads and checks it, and the sizes of what belongs
+ * to it. */
+Status bnb4_find(WeightCheck *check, const char *name, WeightEntry *entry, int *found, Error *err);
+Status bnb4_read(const TensorFiles *files, WeightEntry *entry, int drop_cache, Error *err);
 /* The same for LLM.int8 (X.weight I8, X.SCB, X.weight_format). */
-Status bnb8_find(const TensorFiles *files, const char *name, WeightEntry *entry, const TensorInfo **used, int *used_count,
-                 int *found, Error *err);
+Status bnb8_find(WeightCheck *check, const char *name, WeightEntry *entry, int *found, Error *err);
 
 /* Staging: the reader thread fills STAGE_COUNT buffers of at most STAGE_BYTES (or one row) in turn. */
 #define STAGE_BYTES ((size_t)8 << 20)

@@ -21,24 +21,15 @@ int weight_is_vector(int32_t id) {
 }
 
 static const char *const layer_names[LAYER_WEIGHTS] = {
-    [LAYER_Q] = "self_attn.q_proj.weight",
-    [LAYER_K] = "self_attn.k_proj.weight",
-    [LAYER_V] = "self_attn.v_proj.weight",
-    [LAYER_O] = "self_attn.o_proj.weight",
-    [LAYER_GATE] = "mlp.gate_proj.weight",
-    [LAYER_UP] = "mlp.up_proj.weight",
-    [LAYER_DOWN] = "mlp.down_proj.weight",
-    [LAYER_Q_BIAS] = "self_attn.q_proj.bias",
-    [LAYER_K_BIAS] = "self_attn.k_proj.bias",
-    [LAYER_V_BIAS] = "self_attn.v_proj.bias",
-    [LAYER_O_BIAS] = "self_attn.o_proj.bias",
-    [LAYER_GATE_BIAS] = "mlp.gate_proj.bias",
-    [LAYER_UP_BIAS] = "mlp.up_proj.bias",
-    [LAYER_DOWN_BIAS] = "mlp.down_proj.bias",
-    [LAYER_INPUT_NORM] = "input_layernorm.weight",
-    [LAYER_POST_NORM] = "post_attention_layernorm.weight",
-    [LAYER_Q_NORM] = "self_attn.q_norm.weight",
-    [LAYER_K_NORM] = "self_attn.k_norm.weight",
+    [LAYER_Q] = "self_attn.q_proj.weight",         [LAYER_K] = "self_attn.k_proj.weight",
+    [LAYER_V] = "self_attn.v_proj.weight",         [LAYER_O] = "self_attn.o_proj.weight",
+    [LAYER_GATE] = "mlp.gate_proj.weight",         [LAYER_UP] = "mlp.up_proj.weight",
+    [LAYER_DOWN] = "mlp.down_proj.weight",         [LAYER_Q_BIAS] = "self_attn.q_proj.bias",
+    [LAYER_K_BIAS] = "self_attn.k_proj.bias",      [LAYER_V_BIAS] = "self_attn.v_proj.bias",
+    [LAYER_O_BIAS] = "self_attn.o_proj.bias",      [LAYER_GATE_BIAS] = "mlp.gate_proj.bias",
+    [LAYER_UP_BIAS] = "mlp.up_proj.bias",          [LAYER_DOWN_BIAS] = "mlp.down_proj.bias",
+    [LAYER_INPUT_NORM] = "input_layernorm.weight", [LAYER_POST_NORM] = "post_attention_layernorm.weight",
+    [LAYER_Q_NORM] = "self_attn.q_norm.weight",    [LAYER_K_NORM] = "self_attn.k_norm.weight",
 };
 
 /* [rows, cols] of a layer's weight; 0 when the model has none. */
@@ -78,7 +69,9 @@ int weight_describe(const ModelConfig *config, int32_t id, char *name, size_t ca
         case WEIGHT_HEAD: (void)snprintf(name, capacity, "lm_head.weight"); return !config->tied_embeddings;
         default: break;
     }
-    LayerWeight kind = (LayerWeight)layer_kind(id);
-    (void)snprintf(name, capacity, "model.layers.%d.%s", (int)((id - WEIGHT_GLOBALS) / LAYER_WEIGHTS), layer_names[kind]);
-    return layer_shape(config, kind, rows, cols);
+    int kind = layer_kind(id);
+    const char *part = kind < 0 ? NULL : layer_names[kind];
+    if (part == NULL) return 0;
+    (void)snprintf(name, capacity, "model.layers.%d.%s", (int)((id - WEIGHT_GLOBALS) / LAYER_WEIGHTS), part);
+    return layer_shape(config, (LayerWeight)kind, rows, cols);
 }

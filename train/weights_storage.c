@@ -37,26 +37,82 @@ void weights_decide(const ModelConfig *config, const WeightOptions *options, DTy
     }
 }
 
-static void add_bytes(int32_t id, const WeightEntry *entry, WeightBytes *bytes) {
-    if (entry->quantized) {
-        const QuantizedTensor *t = &entry->tensor;
-        size_t constants = t->code_table == NULL && t->scales == NULL && t->nested_blocks == 0 ? 0 : 0;
-        (void)constants;
-        (void)bytes;
-        (void)t;
-        return;
+/* Adds what an entry took (alignment included) to its kind. */
+static void add_bytes(int32_t id, const WeightEntry *entry, size_t taken, WeightBytes *bytes) {
+    bytes->arena += taken;
+    if (weight_is_vector(id)) {
+        bytes->norms += taken;
+    } else if (!weight_is_linear(id)) {
+        *(id == WEIGHT_EMBED ? &bytes->embedding : &bytes->head) += taken;
+    } else if (entry->quantized) {
+        size_t codes = arena_align(entry->tensor.code_bytes);
+        bytes->linear += codes;
+        bytes->constants += taken - codes;
+    } else {
+        bytes->linear += taken;
     }
-    (void)id;
 }
 
-Status weights_take(WeightEntry *entries, int32_t count, Arena *arena, WeightBytes *bytes, Error *err) {
+static Status take_entry(WeightEntry *entry, Arena *arena, Error *err) {
+    if (entry->quantized) return quantized_take(&entry->tensor, &entry->spec, entry->rows, entry->cols, arena, err);
+    size_t bytes;
+    if (entry->rows <= 0 || entry->cols <= 0 || size_mul((size_t)entry->rows, (size_t)entry->cols, &bytes) ||
+        size_mul(bytes, dtype_size(entry->dense), &bytes))
+        FAIL("a weight of shape [%lld, %lld] is too large", (long long)entry->rows, (long long)entry->cols);
+    return arena_take(arena, bytes, &entry->data, err);
+}
+
+Status weights_take(const ModelConfig *config, WeightEntry *entries, Arena *arena, WeightBytes *bytes, Error *err) {
     memset(bytes, 0, sizeof *bytes);
-    for (int32_t id = 0; id < count; id++) {
+    for (int32_t id = 0; id < weight_count(config); id++) {
         WeightEntry *entry = &entries[id];
         if (!entry->present) continue;
-        add_bytes(id, entry, bytes);
+        size_t before = arena->used;
+        Status status = take_entry(entry, arena, err);
+        if (status != OK) {
+            char name[WEIGHT_NAME_MAX];
+            int64_t rows, cols;
+            (void)weight_describe(config, id, name, sizeof name, &rows, &cols);
+            error_prefix(err, "%s", name);
+            return status;
+        }
+        add_bytes(id, entry, arena->used - before, bytes);
     }
-    (void)arena;
-    (void)err;
     return OK;
+}
+
+Status weights_plan(const ModelConfig *config, const WeightOptions *options, DType file_dtype, WeightBytes *bytes, Error *err) {
+    int32_t count = weight_count(config);
+    WeightEntry *entries = memory_calloc((size_t)count, sizeof *entries);
+    weights_decide(config, options, file_dtype, entries);
+    Arena arena;
+    arena_count(&arena, "weights");
+    Status status = weights_take(config, entries, &arena, bytes, err);
+    bytes->staging = weights_staging(entries, count, file_dtype);
+    memory_free(entries);
+    return status;
+}
+
+/* Rows of one staging buffer: as many as fit, and at least one. */
+int64_t stage_rows(const WeightEntry *entry, DType file_dtype) {
+    size_t widest = entry->origin == ORIGIN_INT8 ? sizeof(float) : dtype_size(file_dtype);
+    int64_t rows = (int64_t)(STAGE_BYTES / widest) / entry->cols;
+    return rows < 1 ? 1 : rows > entry->rows ? entry->rows : rows;
+}
+
+size_t stage_bytes(const WeightEntry *entry, DType file_dtype) {
+    return (size_t)(stage_rows(entry, file_dtype) * entry->cols) * dtype_size(file_dtype);
+}
+
+size_t weights_staging(const WeightEntry *entries, int32_t count, DType file_dtype) {
+    size_t largest = 0, constants = 0;
+    for (int32_t id = 0; id < count; id++) {
+        const WeightEntry *entry = &entries[id];
+        if (!entry->present) continue;
+        size_t stage = stage_bytes(entry, file_dtype);
+        if (stage > largest) largest = stage;
+        size_t nested = (size_t)quant_nested_constants(&entry->spec, entry->rows, entry->cols) * sizeof(float);
+        if (entry->quantized && nested > constants) constants = nested;
+    }
+    return STAGE_COUNT * largest + constants;
 }

@@ -1,0 +1,142 @@
+/* The loaded base model as a weight source. */
+#include "train/weights.h"
+
+#include <string.h>
+
+#include "core/hash.h"
+#include "core/log.h"
+#include "train/weights_internal.h"
+
+static const char *describe_spec(const QuantSpec *spec, char *out, size_t capacity) {
+    (void)snprintf(out, capacity, "%s%s, blocks of %d", weight_format_name(spec->format),
+                   spec->double_quant ? " with double quantization" : "", (int)spec->block_size);
+    return out;
+}
+
+/* What a reader of the log should know about a folder that was quantized before. */
+static void log_origin(const char *folder, const ModelConfig *config, const WeightOptions *options,
+                       const WeightEntry *entries) {
+    int int8 = 0;
+    const WeightEntry *bnb4 = NULL;
+    for (int32_t id = 0; id < weight_count(config); id++) {
+        if (!entries[id].present) continue;
+        if (entries[id].origin == ORIGIN_INT8) int8 = 1;
+        if (entries[id].origin == ORIGIN_BNB4 && bnb4 == NULL) bnb4 = &entries[id];
+    }
+    char text[96];
+    if (int8) {
+        QuantSpec spec = {options->linear, options->double_quant, options->block_size};
+        int dense = options->linear == WEIGHT_F32 || options->linear == WEIGHT_BF16;
+        log_info("%s is an LLM.int8 folder: its weights are dequantized%s%s", folder, dense ? "" : ", then quantized to ",
+                 dense ? "" : describe_spec(&spec, text, sizeof text));
+    }
+    if (bnb4 == NULL) return;
+    const QuantSpec *spec = &bnb4->spec;
+    if (spec->format != options->linear || spec->double_quant != options->double_quant ||
+        spec->block_size != options->block_size)
+        log_info("%s is quantized already and stays as it is: %s", folder, describe_spec(spec, text, sizeof text));
+}
+
+static Status load(ModelWeights *weights, const TensorFiles *files, const char *folder, const WeightOptions *options,
+                   const Backend *backend, Pool *pool, Error *err) {
+    const ModelConfig *config = &weights->config;
+    weights_decide(config, options, config->dtype, weights->entries);
+    TRY(weights_check(files, folder, config, options, weights->entries, err));
+    log_origin(folder, config, options, weights->entries);
+    Arena count;
+    WeightBytes bytes;
+    arena_count(&count, "weights");
+    TRY(weights_take(config, weights->entries, &count, &bytes, err));
+    TRY(arena_create(&weights->arena, "weights", bytes.arena, err));
+    TRY(weights_take(config, weights->entries, &weights->arena, &bytes, err));
+    Status status = weights_read(files, config, weights->entries, backend, pool, err);
+    if (status != OK) error_prefix(err, "%s", folder);
+    return status;
+}
+
+Status weights_load(ModelWeights **out, const char *folder, const ModelConfig *config, const WeightOptions *options,
+                    const Backend *backend, Pool *pool, Error *err) {
+    *out = NULL;
+    TensorFiles *files = NULL;
+    TRY(tensors_open(&files, folder, NULL, err));
+    ModelWeights *weights = memory_calloc(1, sizeof *weights);
+    weights->config = *config;
+    weights->count = weight_count(config);
+    weights->entries = memory_calloc((size_t)weights->count, sizeof *weights->entries);
+    Status status = load(weights, files, folder, options, backend, pool, err);
+    tensors_close(files);
+    if (status != OK) {
+        weights_free(weights);
+        return status;
+    }
+    *out = weights;
+    return OK;
+}
+
+void weights_free(ModelWeights *weights) {
+    if (weights == NULL) return;
+    arena_free(&weights->arena);
+    memory_free(weights->entries);
+    memory_free(weights);
+}
+
+WeightView weights_view(const ModelWeights *weights, int32_t id) {
+    if (id == WEIGHT_HEAD && weights->config.tied_embeddings) id = WEIGHT_EMBED;
+    if (id < 0 || id >= weights->count || !weights->entries[id].present) return (WeightView){0};
+    const WeightEntry *entry = &weights->entries[id];
+    if (entry->quantized) return quantized_view(&entry->tensor);
+    return (WeightView){.format = entry->dense == DTYPE_BF16 ? WEIGHT_BF16 : WEIGHT_F32,
+                        .rows = entry->rows,
+                        .cols = entry->cols,
+                        .data = entry->data};
+}
+
+static Status acquire(void *self, int32_t weight, Pass pass, WeightView *view, Error *err) {
+    (void)pass;
+    *view = weights_view(self, weight);
+    if (view->rows == 0) FAIL("the model has no weight number %d", (int)weight);
+    return OK;
+}
+
+static void release(void *self, int32_t weight, Pass pass) {
+    (void)self;
+    (void)weight;
+    (void)pass;
+}
+
+WeightSource weights_source(ModelWeights *weights) {
+    return (WeightSource){.self = weights, .acquire = acquire, .release = release};
+}
+
+static void hash_tensor(Hash *hash, const QuantizedTensor *t) {
+    hash_update(hash, t->codes, t->code_bytes);
+    if (t->code_table != NULL) hash_update(hash, t->code_table, 16 * sizeof(float));
+    if (t->scales != NULL) hash_update(hash, t->scales, (size_t)t->blocks * sizeof(float));
+    if (t->nested_codes == NULL) return;
+    hash_update(hash, t->nested_codes, (size_t)t->blocks);
+    hash_update(hash, t->nested_absmax, (size_t)t->nested_blocks * sizeof(float));
+    hash_update(hash, t->nested_map, 256 * sizeof(float));
+    hash_update(hash, &t->nested_offset, sizeof t->nested_offset);
+}
+
+uint64_t weights_hash(const ModelWeights *weights) {
+    Hash hash;
+    hash_init(&hash);
+    for (int32_t id = 0; id < weights->count; id++) {
+        const WeightEntry *entry = &weights->entries[id];
+        if (!entry->present) continue;
+        if (entry->quantized)
+            hash_tensor(&hash, &entry->tensor);
+        else
+            hash_update(&hash, entry->data, (size_t)(entry->rows * entry->cols) * dtype_size(entry->dense));
+    }
+    return hash_final(&hash);
+}
+
+WeightFormat weights_linear_format(const ModelWeights *weights) {
+    return weights_view(weights, weight_id(0, LAYER_Q)).format;
+}
+
+size_t weights_bytes(const ModelWeights *weights) {
+    return weights->arena.used;
+}
