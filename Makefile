@@ -25,7 +25,7 @@ $(error unknown FLAVOUR '$(FLAVOUR)': want release, asan, ubsan, tsan or fuzz)
 endif
 
 # IEEE arithmetic everywhere: quantized bytes and resumed runs are compared bit for bit.
-CFLAGS_ALL := -std=gnu17 -D_GNU_SOURCE -I. $(WARN) $(OPT) -ffp-contract=off -fno-math-errno -pthread -MMD -MP $(CFLAGS)
+CFLAGS_ALL := -std=gnu17 -D_GNU_SOURCE= -I. $(WARN) $(OPT) -ffp-contract=off -fno-math-errno -pthread -MMD -MP $(CFLAGS)
 LIBS := -lcjson -lzstd -lpcre2-8 -lutf8proc -lxxhash -lm -pthread
 LDFLAGS_ALL := $(OPT) $(LDFLAGS)
 
