@@ -1,0 +1,16 @@
+/* The vector versions of the CPU backend.
+ *
+ * kernels/cpu/simd is one source, compiled once per instruction set. Each installer overwrites the entries that it has and
+ * names itself in Backend.variant. The caller has asked CPUID first: AVX2 and FMA for avx2; AVX-512 F, BW, VL and DQ (with
+ * those two) for avx512. Activations are row-major, F32 or BF16; F64 is refused by plan(). On machines other than x86-64 the
+ * functions do not exist.
+ */
+#ifndef NIBBLE_KERNELS_CPU_SIMD_H
+#define NIBBLE_KERNELS_CPU_SIMD_H
+
+#include "kernels/ops.h"
+
+void cpu_simd_avx2(Backend *backend);
+void cpu_simd_avx512(Backend *backend);
+
+#endif

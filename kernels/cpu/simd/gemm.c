@@ -1,0 +1,276 @@
+#include "kernels/cpu/simd/gemm.h"
+
+#include "core/memory.h"
+
+#define A_FLOATS (GEMM_TILE_ROWS * GEMM_K_STRIDE)
+#define B_FLOATS (GEMM_K * GEMM_COLUMNS)
+/* SIMD_WIDTH rows before they are transposed: along k, or along a tile's rows */
+#define TURN_STRIDE (GEMM_TILE_ROWS + 16)
+#define TURN_FLOATS (SIMD_WIDTH * TURN_STRIDE)
+#define C_FLOATS (GEMM_TILE_ROWS * GEMM_TILE_COLUMNS)
+
+typedef struct Buffers {
+    float *a, *b, *turn, *c, *masked;
+} Buffers;
+
+static size_t thread_floats(int with_mask) {
+    return (size_t)A_FLOATS + B_FLOATS + TURN_FLOATS + (size_t)C_FLOATS * (with_mask ? 2 : 1);
+}
+
+size_t gemm_workspace(int threads, int with_mask) {
+    return (size_t)threads * thread_floats(with_mask) * sizeof(float);
+}
+
+static Buffers buffers_of(void *workspace, int worker, int with_mask) {
+    float *at = (float *)workspace + (size_t)worker * thread_floats(with_mask);
+    Buffers buf = {.a = at, .b = at + A_FLOATS};
+    buf.turn = buf.b + B_FLOATS;
+    buf.c = buf.turn + TURN_FLOATS;
+    buf.masked = buf.c + C_FLOATS; /* exists only with_mask */
+    return buf;
+}
+
+SIMD_INLINE int64_t least(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+SIMD_INLINE int64_t round_up(int64_t x, int64_t unit) {
+    return (x + unit - 1) / unit * unit;
+}
+
+/* ---- packing ------------------------------------------------------------------------------------------------------------ */
+
+/* Rows [m0, m0 + rows) of A over [k0, k0 + k) as panels; rows up to a multiple of GEMM_ROWS are zeros. */
+static void pack_a(const Operand *a, int64_t m0, int64_t rows, int64_t k0, int64_t k, float *to) {
+    for (int64_t i = 0; i < rows; i++)
+        operand_read(a, m0 + i, k0, k, to + i * GEMM_K_STRIDE);
+    for (int64_t i = rows; i % GEMM_ROWS != 0; i++)
+        memset(to + i * GEMM_K_STRIDE, 0, (size_t)k * sizeof *to);
+}
+
+/* The same when A's rows run along k. */
+static void pack_a_turned(const Operand *a, int64_t m0, int64_t rows, int64_t k0, int64_t k, float *turn, float *to) {
+    for (int64_t p = 0; p < k; p += SIMD_WIDTH) {
+        for (int64_t i = 0; i < SIMD_WIDTH; i++) {
+            if (p + i < k)
+                operand_read(a, k0 + p + i, m0, rows, turn + i * TURN_STRIDE);
+            else
+                memset(turn + i * TURN_STRIDE, 0, (size_t)rows * sizeof *turn);
+        }
+        for (int64_t i = 0; i < rows; i += SIMD_WIDTH)
+            vf_transpose(turn + i, TURN_STRIDE, to + i * GEMM_K_STRIDE + p, GEMM_K_STRIDE);
+    }
+    for (int64_t i = rows; i % GEMM_ROWS != 0; i++)
+        memset(to + i * GEMM_K_STRIDE, 0, (size_t)k * sizeof *to);
+}
+
+/* Columns [n0, n0 + columns) of B over [k0, k0 + k) as one panel of `vectors` vectors; the surplus columns are zeros. */
+static void pack_b(const Operand *b, int64_t n0, int64_t columns, int64_t k0, int64_t k, int vectors, float *to) {
+    int64_t width = (int64_t)vectors * SIMD_WIDTH;
+    for (int64_t p = 0; p < k; p++)
+        operand_read(b, k0 + p, n0, columns, to + p * width);
+}
+
+static void pack_b_turned(const Operand *b, int64_t n0, int64_t columns, int64_t k0, int64_t k, int vectors, float *turn,
+                          float *to) {
+    int64_t width = (int64_t)vectors * SIMD_WIDTH;
+    for (int64_t v = 0; v < vectors; v++) {
+        for (int64_t i = 0; i < SIMD_WIDTH; i++) {
+            int64_t n = v * SIMD_WIDTH + i;
+            if (n < columns)
+                operand_read(b, n0 + n, k0, k, turn + i * TURN_STRIDE);
+            else
+                memset(turn + i * TURN_STRIDE, 0, (size_t)round_up(k, SIMD_WIDTH) * sizeof *turn);
+        }
+        for (int64_t p = 0; p < k; p += SIMD_WIDTH)
+            vf_transpose(turn + p, TURN_STRIDE, to + p * width + v * SIMD_WIDTH, width);
+    }
+}
+
+/* ---- one tile ----------------------------------------------------------------------------------------------------------- */
+
+typedef struct Tile {
+    int64_t m0, rows, n0, columns;
+} Tile;
+
+/* c [rows up to GEMM_ROWS][GEMM_TILE_COLUMNS] += A B */
+static void add_term(const Term *term, const Tile *tile, const Buffers *buf, float *c) {
+    for (int64_t k0 = 0; k0 < term->k; k0 += GEMM_K) {
+        int64_t k = least(GEMM_K, term->k - k0);
+        if (term->a_rows_are_k)
+            pack_a_turned(&term->a, tile->m0, tile->rows, k0, k, buf->turn, buf->a);
+        else
+            pack_a(&term->a, tile->m0, tile->rows, k0, k, buf->a);
+        for (int64_t n = 0; n < tile->columns; n += GEMM_COLUMNS) {
+            int64_t columns = least(GEMM_COLUMNS, tile->columns - n);
+            int vectors = (int)((columns + SIMD_WIDTH - 1) / SIMD_WIDTH);
+            if (term->b_rows_are_n)
+                pack_b_turned(&term->b, tile->n0 + n, columns, k0, k, vectors, buf->turn, buf->b);
+            else
+                pack_b(&term->b, tile->n0 + n, columns, k0, k, vectors, buf->b);
+            for (int64_t i = 0; i < tile->rows; i += GEMM_ROWS)
+                gemm_kernel(buf->a + i * GEMM_K_STRIDE, GEMM_K_STRIDE, buf->b, c + i * GEMM_TILE_COLUMNS + n, GEMM_TILE_COLUMNS,
+                            k, vectors);
+        }
+    }
+}
+
+static void clear(const Tile *tile, float *c) {
+    size_t bytes = (size_t)round_up(tile->columns, SIMD_WIDTH) * sizeof *c;
+    for (int64_t i = 0; i < round_up(tile->rows, GEMM_ROWS); i++)
+        memset(c + i * GEMM_TILE_COLUMNS, 0, bytes);
+}
+
+static void add_masked(const Term *term, const Tile *tile, float *masked, float *c) {
+    for (int64_t i = 0; i < tile->rows; i++) {
+        float *from = masked + i * GEMM_TILE_COLUMNS, *to = c + i * GEMM_TILE_COLUMNS;
+        dropout_apply(term->mask, tile->m0 + i, tile->n0, tile->columns, from);
+        for (int64_t n = 0; n < tile->columns; n++)
+            to[n] += from[n];
+    }
+}
+
+static void write_row(const Product *p, int64_t m, int64_t n0, int64_t columns, const float *c) {
+    int64_t row = p->out_rows != NULL ? p->out_rows[m] : m;
+    if (p->out_transposed) {
+        float *to = (float *)p->out + n0 * p->out_stride + row;
+        for (int64_t n = 0; n < columns; n++)
+            to[n * p->out_stride] += c[n];
+        return;
+    }
+    int64_t at = row * p->out_stride + n0;
+    for (int64_t n = 0; n < columns; n += SIMD_WIDTH) {
+        vf x = vf_load(c + n);
+        if (p->bias != NULL) x += vf_load_act(p->bias, p->out_type, n0 + n, columns - n);
+        if (p->accumulate) x += vf_load_act(p->out, DTYPE_F32, at + n, columns - n);
+        vf_store_act(p->out, p->out_type, at + n, columns - n, x);
+    }
+}
+
+static void run_tile(const Product *p, const Tile *tile, const Buffers *buf) {
+    clear(tile, buf->c);
+    for (int t = 0; t < p->terms; t++) {
+        const Term *term = &p->term[t];
+        if (term->mask == NULL) {
+            add_term(term, tile, buf, buf->c);
+            continue;
+        }
+        clear(tile, buf->masked);
+        add_term(term, tile, buf, buf->masked);
+        add_masked(term, tile, buf->masked, buf->c);
+    }
+    for (int64_t i = 0; i < tile->rows; i++)
+        write_row(p, tile->m0 + i, tile->n0, tile->columns, buf->c + i * GEMM_TILE_COLUMNS);
+}
+
+/* ---- a few rows: dot products ------------------------------------------------------------------------------------------ */
+
+/* sum[n][m] (a vector each) += B's row n . A's row m over all of k */
+static void add_term_dots(const Term *term, const Tile *tile, const Buffers *buf) {
+    for (int64_t k0 = 0; k0 < term->k; k0 += GEMM_K) {
+        int64_t k = least(GEMM_K, term->k - k0);
+        for (int64_t m = 0; m < tile->rows; m++)
+            operand_read(&term->a, tile->m0 + m, k0, k, buf->a + m * GEMM_K_STRIDE);
+        for (int64_t n = 0; n < tile->columns; n++) {
+            operand_read(&term->b, tile->n0 + n, k0, k, buf->turn);
+            float *sum = buf->c + n * tile->rows * SIMD_WIDTH;
+            for (int64_t m = 0; m < tile->rows; m++, sum += SIMD_WIDTH) {
+                const float *row = buf->a + m * GEMM_K_STRIDE;
+                vf even = vf_load(sum), odd = vf_zero();
+                int64_t p = 0;
+                for (; p + SIMD_WIDTH < k; p += 2 * SIMD_WIDTH) {
+                    even = vf_fma(vf_load(row + p), vf_load(buf->turn + p), even);
+                    odd = vf_fma(vf_load(row + p + SIMD_WIDTH), vf_load(buf->turn + p + SIMD_WIDTH), odd);
+                }
+                if (p < k) even = vf_fma(vf_load(row + p), vf_load(buf->turn + p), even);
+                vf_store(sum, even + odd);
+            }
+        }
+    }
+}
+
+static void run_dots(const Product *p, const Tile *tile, const Buffers *buf) {
+    float row[GEMM_TILE_COLUMNS];
+    memset(buf->c, 0, (size_t)(tile->rows * tile->columns * SIMD_WIDTH) * sizeof(float));
+    for (int t = 0; t < p->terms; t++)
+        add_term_dots(&p->term[t], tile, buf);
+    for (int64_t m = 0; m < tile->rows; m++) {
+        for (int64_t n = 0; n < tile->columns; n++)
+            row[n] = vf_sum(vf_load(buf->c + (n * tile->rows + m) * SIMD_WIDTH));
+        for (int64_t n = tile->columns; n % SIMD_WIDTH != 0; n++)
+            row[n] = 0.0f;
+        write_row(p, tile->m0 + m, tile->n0, tile->columns, row);
+    }
+}
+
+static int takes_dots(const Product *p) {
+    if (p->m > GEMM_DOT_ROWS) return 0;
+    for (int t = 0; t < p->terms; t++)
+        if (p->term[t].a_rows_are_k || !p->term[t].b_rows_are_n || p->term[t].mask != NULL) return 0;
+    return 1;
+}
+
+/* ---- sharing among the threads ----------------------------------------------------------------------------------------- */
+
+typedef struct Grid {
+    int dots;
+    int64_t tile_rows, tile_columns, across; /* tiles in a row of tiles */
+    int64_t first;                           /* number of this product's first tile */
+} Grid;
+
+typedef struct Job {
+    const Product *products;
+    int count, with_mask;
+    Grid grid[GEMM_GROUP_MAX];
+    void *workspace;
+} Job;
+
+static int64_t pieces(int64_t whole, int64_t piece) {
+    return (whole + piece - 1) / piece;
+}
+
+/* Tiles as large as the buffers, or smaller where every thread would not get a few. */
+static int64_t choose_grid(const Product *p, int threads, Grid *grid) {
+    if (p->m <= 0 || p->n <= 0) return 0;
+    grid->dots = takes_dots(p);
+    int64_t rows = round_up(pieces(p->m, pieces(p->m, GEMM_TILE_ROWS)), GEMM_ROWS), columns = GEMM_TILE_COLUMNS;
+    if (grid->dots) columns = 64;
+    int64_t want = 4 * (int64_t)threads;
+    while (columns > GEMM_COLUMNS && pieces(p->m, rows) * pieces(p->n, columns) < want)
+        columns /= 2;
+    while (rows > 64 && pieces(p->m, rows) * pieces(p->n, columns) < want && threads > 1)
+        rows = round_up(rows / 2, GEMM_ROWS);
+    grid->tile_rows = rows;
+    grid->tile_columns = columns;
+    grid->across = pieces(p->n, columns);
+    return pieces(p->m, rows) * grid->across;
+}
+
+static void run_item(void *context, int64_t item, int worker) {
+    const Job *job = context;
+    int i = job->count - 1;
+    while (item < job->grid[i].first)
+        i--;
+    const Product *p = &job->products[i];
+    const Grid *grid = &job->grid[i];
+    int64_t number = item - grid->first;
+    Tile tile = {.m0 = number / grid->across * grid->tile_rows, .n0 = number % grid->across * grid->tile_columns};
+    tile.rows = least(grid->tile_rows, p->m - tile.m0);
+    tile.columns = least(grid->tile_columns, p->n - tile.n0);
+    Buffers buf = buffers_of(job->workspace, worker, job->with_mask);
+    if (grid->dots)
+        run_dots(p, &tile, &buf);
+    else
+        run_tile(p, &tile, &buf);
+}
+
+void gemm_run(const Exec *exec, const Product *products, int count, void *workspace) {
+    Job job = {.products = products, .count = count, .workspace = workspace};
+    int64_t items = 0;
+    for (int i = 0; i < count; i++) {
+        for (int t = 0; t < products[i].terms; t++)
+            if (products[i].term[t].mask != NULL) job.with_mask = 1;
+        job.grid[i].first = items;
+        items += choose_grid(&products[i], exec->config.threads, &job.grid[i]);
+    }
+    pool_run(exec->pool, run_item, &job, items);
+}

@@ -1,0 +1,69 @@
+/* Matrix products for the linear group, the head and nothing else that is not a plain product.
+ *
+ *   C[m,n] = sum over terms of mask_t(A_t[m,k] B_t[k,n]),  then + bias, rounded once or added to an FP32 gradient
+ *
+ * The structure is Goto and van de Geijn's (2008): a tile of C stays with one thread; for every block of the contraction
+ * the thread packs its rows of A, then one panel of B at a time, and a register-blocked kernel runs over both.
+ *
+ *   tile of C [TILE_ROWS, TILE_COLUMNS] FP32
+ *     A panels: GEMM_ROWS rows each, every row contiguous along k (stride GEMM_K_STRIDE: rows start in different cache sets)
+ *     B panel:  [k][GEMM_COLUMNS], in L1/L2
+ *
+ * Operands are decoded while they are packed, so a quantized weight never exists in a wider type in memory. Threads share
+ * tiles, never the contraction, and an element of C sums in one order whatever the tile: results do not depend on the
+ * number of threads. Products of a few rows (generation) take dot products straight from the weight's rows instead.
+ */
+#ifndef NIBBLE_KERNELS_CPU_SIMD_GEMM_H
+#define NIBBLE_KERNELS_CPU_SIMD_GEMM_H
+
+#include "kernels/cpu/simd/operand.h"
+
+#define gemm_run SIMD_SYMBOL(gemm_run)
+#define gemm_kernel SIMD_SYMBOL(gemm_kernel)
+
+#define GEMM_ROWS 6
+#define GEMM_VECTORS (SIMD_WIDTH == 16 ? 4 : 2)
+#define GEMM_COLUMNS (GEMM_VECTORS * SIMD_WIDTH)
+#define GEMM_K 256
+#define GEMM_K_STRIDE (GEMM_K + 16)
+#define GEMM_TILE_ROWS 384
+#define GEMM_TILE_COLUMNS 256
+#define GEMM_TERMS 6
+#define GEMM_DOT_ROWS 8 /* at most so many rows take dot products */
+
+typedef struct Term {
+    Operand a; /* rows m along k; a_down: rows k along m */
+    Operand b; /* rows k along n; b_down... see b_rows_are_n */
+    int a_rows_are_k;
+    int b_rows_are_n; /* rows n along k (a weight in the forward direction) */
+    int64_t k;
+    const DropoutMask *mask; /* of the term's result (row m, column n); NULL: none */
+} Term;
+
+typedef struct Product {
+    int64_t m, n;
+    int terms;
+    Term term[GEMM_TERMS];
+    const void *bias; /* type out_type [n], or NULL */
+    void *out;
+    DType out_type;          /* F32 or BF16 */
+    int64_t out_stride;      /* elements from row to row */
+    const int32_t *out_rows; /* row m goes to out_rows[m]; NULL: m */
+    int accumulate;          /* F32 out: added to */
+    int out_transposed;      /* element (m, n) goes to [n][m]; accumulating only */
+} Product;
+
+#define GEMM_GROUP_MAX 10 /* products of one call */
+
+/* Bytes of workspace of one call; with_mask when any term has a mask. */
+size_t SIMD_SYMBOL(gemm_workspace)(int threads, int with_mask);
+#define gemm_workspace SIMD_SYMBOL(gemm_workspace)
+
+/* Independent products at once (they share the threads). Nothing is done for m or n of 0. */
+void gemm_run(const Exec *exec, const Product *products, int count, void *workspace);
+
+/* c[GEMM_ROWS][vectors * SIMD_WIDTH] += a panel [GEMM_ROWS][k] x b panel [k][vectors * SIMD_WIDTH]; a's rows are a_stride
+ * apart; b is aligned to a vector. */
+void gemm_kernel(const float *a, int64_t a_stride, const float *b, float *c, int64_t c_stride, int64_t k, int vectors);
+
+#endif

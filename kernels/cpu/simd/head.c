@@ -1,0 +1,207 @@
+/* Head and loss: for every chunk of supervised rows three products (logits, dx, dW) around a softmax.
+ *
+ * workspace: [ logits FP32 chunk x V | nll double chunk | products' ]
+ * The logits of a chunk turn in place into grad_scale * (softmax - onehot), which is what both gradients multiply with.
+ */
+#include <math.h>
+
+#include "kernels/cpu/simd/entries.h"
+#include "kernels/cpu/simd/gemm.h"
+
+typedef struct Layout {
+    int64_t chunk; /* rows */
+    size_t nll, gemm, total;
+} Layout;
+
+static Status layout_of(const ExecConfig *config, const HeadShape *shape, Layout *at, Error *err) {
+    int64_t chunk = head_chunk_rows(shape->vocab);
+    *at = (Layout){.chunk = chunk < shape->supervised ? chunk : shape->supervised};
+    TRY(ref_region(&at->total, NULL, "head", at->chunk, shape->vocab, sizeof(float), err));
+    TRY(ref_region(&at->total, &at->nll, "head", at->chunk, 1, sizeof(double), err));
+    at->gemm = at->total;
+    at->total += gemm_workspace(config->threads, 0);
+    return OK;
+}
+
+static Status head_plan(const ExecConfig *config, const HeadShape *shape, OpPlan *plan, Error *err) {
+    TRY(simd_check_config("head", config, err));
+    TRY(ref_check_dimension("head", "rows", shape->rows, err));
+    TRY(ref_check_dimension("head", "hidden", shape->hidden, err));
+    TRY(ref_check_dimension("head", "vocab", shape->vocab, err));
+    TRY(ref_check_format("head", shape->format, config->act, err));
+    if (shape->supervised < 0 || shape->supervised > shape->rows)
+        FAIL("head: supervised rows: want 0 to %lld, got %lld", (long long)shape->rows, (long long)shape->supervised);
+    Layout at;
+    size_t output = 0;
+    TRY(ref_region(&output, NULL, "head", shape->rows, shape->hidden, dtype_size(config->act), err));
+    TRY(ref_region(&output, NULL, "head", shape->vocab, shape->hidden, sizeof(float), err));
+    TRY(layout_of(config, shape, &at, err));
+    *plan = (OpPlan){.forward_workspace = at.total};
+    return OK;
+}
+
+static Status check_batch(const HeadShape *shape, const Batch *batch, const WeightView *weight, int with_targets, Error *err) {
+    TRY(ref_check_tokens("head", batch, shape->rows, err));
+    TRY(ref_check_weight("head", weight, shape->format, shape->vocab, shape->hidden, err));
+    if (batch->supervised < 0 || batch->supervised > shape->supervised)
+        FAIL("head: the batch has %lld supervised rows, the plan was made for %lld", (long long)batch->supervised,
+             (long long)shape->supervised);
+    for (int64_t j = 0; j < batch->supervised; j++) {
+        int32_t before = j > 0 ? batch->rows[j - 1] : -1;
+        if (batch->rows[j] <= before || batch->rows[j] >= batch->tokens)
+            FAIL("head: supervised row %lld: want a row from %d to %lld, got %d", (long long)j, before + 1,
+                 (long long)batch->tokens - 1, batch->rows[j]);
+        if (with_targets && (batch->targets[j] < 0 || batch->targets[j] >= shape->vocab))
+            FAIL("head: target of row %d: want 0 to %lld, got %d; does the tokenizer belong to this model?", batch->rows[j],
+                 (long long)shape->vocab - 1, batch->targets[j]);
+    }
+    return OK;
+}
+
+/* logits[j] = x[rows[first + j]] W^T */
+static Product logits_product(const Exec *exec, const HeadShape *shape, const Batch *batch, int64_t first, int64_t count,
+                              const void *x, const WeightView *weight, float *logits) {
+    DType act = exec->config.act;
+    return (Product){
+        .m = count,
+        .n = shape->vocab,
+        .terms = 1,
+        .term = {{.a = {.data = x, .type = act, .stride = shape->hidden, .rows = batch->rows + first, .scale = 1.0f},
+                  .b = {.weight = weight, .round_to = act, .scale = 1.0f},
+                  .b_rows_are_n = 1,
+                  .k = shape->hidden}},
+        .out = logits,
+        .out_type = DTYPE_F32,
+        .out_stride = shape->vocab};
+}
+
+typedef struct SoftmaxWork {
+    float *logits;
+    double *nll;
+    const int32_t *targets;
+    int64_t vocab;
+    float grad_scale;
+    int gradient;
+} SoftmaxWork;
+
+static float row_largest(const float *z, int64_t count) {
+    vf most = vf_set(-INFINITY);
+    int64_t v = 0;
+    for (; v + SIMD_WIDTH <= count; v += SIMD_WIDTH)
+        most = vf_max(most, vf_load(z + v));
+    float largest = vf_largest(most);
+    for (; v < count; v++)
+        largest = z[v] > largest ? z[v] : largest;
+    return largest;
+}
+
+/* z = e^(z - largest); returns the sum. FP32 within 512 values, double across. */
+static double row_exp(float *z, int64_t count, float largest) {
+    double sum = 0.0;
+    for (int64_t v0 = 0; v0 < count; v0 += 512) {
+        vf part = vf_zero();
+        int64_t end = v0 + 512 < count ? v0 + 512 : count;
+        for (int64_t v = v0; v < end; v += SIMD_WIDTH) {
+            vf e = vf_exp(vf_load_act(z, DTYPE_F32, v, end - v) - vf_set(largest));
+            vf_store_act(z, DTYPE_F32, v, end - v, e);
+            part += vf_load_act(z, DTYPE_F32, v, end - v); /* the lanes past the end are zero again */
+        }
+        sum += (double)vf_sum(part);
+    }
+    return sum;
+}
+
+static void softmax_row(void *context, int64_t j, int worker) {
+    (void)worker;
+    const SoftmaxWork *w = context;
+    float *z = w->logits + j * w->vocab;
+    int32_t target = w->targets[j];
+    float largest = row_largest(z, w->vocab), wanted = z[target];
+    double sum = row_exp(z, w->vocab, largest);
+    w->nll[j] = (double)largest - (double)wanted + log(sum);
+    if (!w->gradient) return;
+    float scale = (float)((double)w->grad_scale / sum);
+    /* the target's own entry is a difference of near equals when the model is sure: formed in double */
+    float own = (float)((double)w->grad_scale * ((double)z[target] / sum - 1.0));
+    for (int64_t v = 0; v < w->vocab; v += SIMD_WIDTH)
+        vf_store_act(z, DTYPE_F32, v, w->vocab - v, vf_load_act(z, DTYPE_F32, v, w->vocab - v) * vf_set(scale));
+    z[target] = own;
+}
+
+/* dx[rows[j]] = p[j] W;  dW += p^T x */
+static void gradients(const Exec *exec, const HeadShape *shape, const Batch *batch, int64_t first, int64_t count, const void *x,
+                      const WeightView *weight, const float *p, void *dx, void *d_weight, void *workspace) {
+    DType act = exec->config.act;
+    Operand x_rows = {.data = x, .type = act, .stride = shape->hidden, .rows = batch->rows + first, .scale = 1.0f};
+    Operand p_rows = {.data = p, .type = DTYPE_F32, .stride = shape->vocab, .scale = 1.0f};
+    Product products[2];
+    int products_count = 0;
+    if (dx != NULL)
+        products[products_count++] =
+            (Product){.m = count,
+                      .n = shape->hidden,
+                      .terms = 1,
+                      .term = {{.a = p_rows, .b = {.weight = weight, .round_to = act, .scale = 1.0f}, .k = shape->vocab}},
+                      .out = dx,
+                      .out_type = act,
+                      .out_stride = shape->hidden,
+                      .out_rows = batch->rows + first};
+    if (d_weight != NULL)
+        products[products_count++] = (Product){.m = shape->vocab,
+                                               .n = shape->hidden,
+                                               .terms = 1,
+                                               .term = {{.a = p_rows, .b = x_rows, .a_rows_are_k = 1, .k = count}},
+                                               .out = d_weight,
+                                               .out_type = DTYPE_F32,
+                                               .out_stride = shape->hidden,
+                                               .accumulate = 1};
+    gemm_run(exec, products, products_count, workspace);
+}
+
+static Status head_loss(const Exec *exec, const HeadShape *shape, const Batch *batch, const void *x, const WeightView *weight,
+                        double *loss_sum, float *nll, void *dx, void *d_weight, void *workspace, Error *err) {
+    TRY(check_batch(shape, batch, weight, 1, err));
+    Layout at;
+    TRY(layout_of(&exec->config, shape, &at, err));
+    float *logits = workspace;
+    double *row_nll = (double *)(void *)((char *)workspace + at.nll);
+    void *gemm = (char *)workspace + at.gemm;
+    if (!shape->need_dx) dx = NULL;
+    if (!shape->train_weight) d_weight = NULL;
+    if (dx != NULL) memset(dx, 0, (size_t)(batch->tokens * shape->hidden) * dtype_size(exec->config.act));
+    for (int64_t first = 0; first < batch->supervised; first += at.chunk) {
+        int64_t count = batch->supervised - first < at.chunk ? batch->supervised - first : at.chunk;
+        Product product = logits_product(exec, shape, batch, first, count, x, weight, logits);
+        gemm_run(exec, &product, 1, gemm);
+        SoftmaxWork work = {.logits = logits,
+                            .nll = row_nll,
+                            .targets = batch->targets + first,
+                            .vocab = shape->vocab,
+                            .grad_scale = batch->grad_scale,
+                            .gradient = dx != NULL || d_weight != NULL};
+        pool_run(exec->pool, softmax_row, &work, count);
+        for (int64_t j = 0; j < count; j++) {
+            *loss_sum += row_nll[j];
+            if (nll != NULL) nll[first + j] = (float)row_nll[j];
+        }
+        if (work.gradient) gradients(exec, shape, batch, first, count, x, weight, logits, dx, d_weight, gemm);
+    }
+    return OK;
+}
+
+static Status head_logits(const Exec *exec, const HeadShape *shape, const Batch *batch, const void *x, const WeightView *weight,
+                          void *logits, void *workspace, Error *err) {
+    TRY(check_batch(shape, batch, weight, 0, err));
+    Layout at;
+    TRY(layout_of(&exec->config, shape, &at, err));
+    Product product = logits_product(exec, shape, batch, 0, batch->supervised, x, weight, logits);
+    gemm_run(exec, &product, 1, (char *)workspace + at.gemm);
+    return OK;
+}
+
+void simd_head(Backend *backend) {
+    backend->head_plan = head_plan;
+    backend->head_loss = head_loss;
+    backend->head_logits = head_logits;
+    backend->variant.head = SIMD_VARIANT;
+}

@@ -1,0 +1,271 @@
+/* What the tests of the vector kernels share: variants, seeded data in guarded buffers, weights of every format, measures.
+ *
+ * Reductions differ from the reference (which sums in double) by FP32 rounding: with K terms in blocks of 256 the relative
+ * norm of the error stays below about 2^-24 * sqrt(256) ~ 1e-6. Where the result is BF16, both sides round nearly the same
+ * value: they differ by one ulp (2^-7 of the value at most) where it lies near a tie, and not elsewhere.
+ */
+#ifndef NIBBLE_TESTS_UNIT_TEST_SIMD_H
+#define NIBBLE_TESTS_UNIT_TEST_SIMD_H
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "core/memory.h"
+#include "core/philox.h"
+#include "core/pool.h"
+#include "kernels/cpu/simd.h"
+#include "kernels/ops.h"
+
+/* Relative norm of an F32 reduction's error: blocks of 256 FP32 additions (see above), times a few for cancellation. */
+#define REDUCTION_F32 4e-6
+/* Relative norm in BF16: a few percent of the values lie one ulp (2^-8 of themselves) apart. */
+#define REDUCTION_BF16 1.5e-3
+
+typedef struct Variant {
+    const char *name;
+    void (*install)(Backend *backend);
+    int present;
+} Variant;
+
+#if defined(__x86_64__)
+static inline int simd_variants(Variant variants[2]) {
+    variants[0] = (Variant){"avx2", cpu_simd_avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")};
+    variants[1] = (Variant){"avx512", cpu_simd_avx512,
+                            __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")};
+    for (int i = 0; i < 2; i++)
+        if (!variants[i].present) printf("skipped: this processor has no %s\n", variants[i].name);
+    return 2;
+}
+#else
+static inline int simd_variants(Variant variants[2]) {
+    (void)variants;
+    printf("skipped: vector kernels exist for x86-64 only\n");
+    return 0;
+}
+#endif
+
+/* Runs a check on every variant that this processor has; skips where there is none. */
+typedef void VariantCheck(const Backend *ref, const Backend *simd, const char *name);
+static inline void each_variant(VariantCheck *check) {
+    Variant variants[2];
+    int count = simd_variants(variants), ran = 0;
+    for (int i = 0; i < count; i++) {
+        if (!variants[i].present) continue;
+        Backend ref = {0}, simd;
+        cpu_backend_reference(&ref);
+        simd = ref;
+        variants[i].install(&simd);
+        check(&ref, &simd, variants[i].name);
+        ran++;
+    }
+    if (ran == 0) skip();
+}
+
+/* ---- data ---------------------------------------------------------------------------------------------------------- */
+
+typedef struct Random {
+    uint64_t index;
+} Random;
+static inline uint32_t random_bits(Random *r) {
+    uint32_t block[4];
+    random_block(20240229, RANDOM_TEST, 0, r->index++, block);
+    return block[0];
+}
+static inline float random_float(Random *r) {
+    return 2.0f * random_unit(random_bits(r)) - 1.0f;
+}
+static inline int64_t random_below(Random *r, int64_t bound) {
+    return (int64_t)(random_bits(r) % (uint32_t)bound);
+}
+
+/* Exactly `bytes`, filled with NaN of either type (0xFF), so that a sanitizer sees every step beyond the end and a value
+ * that was not written shows. */
+static inline void *buffer(size_t bytes) {
+    void *p = NULL;
+    assert_int_equal(posix_memalign(&p, 64, bytes > 0 ? bytes : 64), 0);
+    memset(p, 0xFF, bytes > 0 ? bytes : 64);
+    return p;
+}
+
+static inline double value_at(DType type, const void *x, int64_t i) {
+    return type == DTYPE_BF16 ? (double)bf16_to_float(((const bf16 *)x)[i]) : (double)((const float *)x)[i];
+}
+
+static inline void *random_values(Random *r, DType type, int64_t count, float scale) {
+    void *x = buffer((size_t)count * dtype_size(type));
+    for (int64_t i = 0; i < count; i++) {
+        float value = scale * random_float(r);
+        if (type == DTYPE_BF16)
+            ((bf16 *)x)[i] = bf16_from_float(value);
+        else
+            ((float *)x)[i] = value;
+    }
+    return x;
+}
+
+static inline void *copy_of(const void *x, size_t bytes) {
+    void *p = buffer(bytes);
+    if (bytes > 0) memcpy(p, x, bytes);
+    return p;
+}
+
+/* ||a - b|| / ||b||; NaN anywhere gives NaN, which fails !(error <= tolerance). */
+static inline double relative_norm(DType type, const void *a, const void *b, int64_t count) {
+    double difference = 0.0, norm = 0.0;
+    for (int64_t i = 0; i < count; i++) {
+        double x = value_at(type, a, i), y = value_at(type, b, i);
+        difference += (x - y) * (x - y);
+        norm += y * y;
+    }
+    return norm > 0.0 ? sqrt(difference / norm) : sqrt(difference);
+}
+
+static inline void assert_close(const char *what, DType type, const void *a, const void *b, int64_t count, double tolerance) {
+    double error = relative_norm(type, a, b, count);
+    if (!(error <= tolerance)) {
+        int64_t worst = 0;
+        double most = -1.0;
+        for (int64_t i = 0; i < count; i++) {
+            double d = fabs(value_at(type, a, i) - value_at(type, b, i));
+            if (!(d <= most)) {
+                most = d;
+                worst = i;
+                if (isnan(d)) break;
+            }
+        }
+        fail_msg("%s: relative norm of the difference %g > %g; worst at %lld: got %.9g, want %.9g", what, error, tolerance,
+                 (long long)worst, value_at(type, a, worst), value_at(type, b, worst));
+    }
+}
+
+static inline double reduction_tolerance(DType act) {
+    return act == DTYPE_BF16 ? REDUCTION_BF16 : REDUCTION_F32;
+}
+
+/* ---- weights ------------------------------------------------------------------------------------------------------- */
+
+static const float test_nf4_codes[16] = NF4_CODES;
+
+typedef struct TestWeight {
+    WeightView view;
+    void *parts[4];
+} TestWeight;
+
+/* Random bits of the format: every code, every scale of its own; nested for NF4 and FP4 when asked. */
+static inline TestWeight random_weight(Random *r, WeightFormat format, int64_t rows, int64_t cols, int32_t block, int nested) {
+    TestWeight w = {.view = {.format = format, .rows = rows, .cols = cols, .block_size = block}};
+    int64_t count = rows * cols, blocks = block > 0 ? weight_blocks(rows, cols, block) : rows;
+    if (format == WEIGHT_F32 || format == WEIGHT_BF16) {
+        w.view.data = w.parts[0] = random_values(r, format == WEIGHT_F32 ? DTYPE_F32 : DTYPE_BF16, count, 0.5f);
+        return w;
+    }
+    size_t bytes = (size_t)(format == WEIGHT_INT8 ? count : (count + 1) / 2);
+    uint8_t *data = buffer(bytes);
+    for (size_t i = 0; i < bytes; i++)
+        data[i] = (uint8_t)random_bits(r);
+    w.view.data = w.parts[0] = data;
+    w.view.codes = test_nf4_codes;
+    if (!nested) {
+        float *scales = random_values(r, DTYPE_F32, format == WEIGHT_INT8 ? rows : blocks, 0.1f);
+        w.view.scales = w.parts[1] = scales;
+        return w;
+    }
+    uint8_t *codes = buffer((size_t)blocks);
+    for (int64_t i = 0; i < blocks; i++)
+        codes[i] = (uint8_t)random_bits(r);
+    w.view.nested_codes = w.parts[1] = codes;
+    w.view.nested_absmax = w.parts[2] = random_values(r, DTYPE_F32, (blocks + NESTED_BLOCK - 1) / NESTED_BLOCK, 0.1f);
+    w.view.nested_map = w.parts[3] = random_values(r, DTYPE_F32, 256, 1.0f);
+    w.view.nested_offset = 0.2f;
+    return w;
+}
+
+static inline void weight_free(TestWeight *w) {
+    for (int i = 0; i < 4; i++)
+        free(w->parts[i]);
+}
+
+/* ---- batches ------------------------------------------------------------------------------------------------------- */
+
+typedef struct TestBatch {
+    Batch batch;
+    int64_t *starts;
+    int32_t *ids, *positions, *rows, *targets;
+    uint64_t *samples;
+} TestBatch;
+
+/* Sequences of random lengths, each up to `longest`, filling `tokens` rows; about two rows of three are supervised. */
+static inline TestBatch random_batch(Random *r, int64_t tokens, int64_t longest, int64_t vocab) {
+    TestBatch b = {0};
+    size_t n = (size_t)tokens;
+    b.starts = buffer((n + 1) * sizeof *b.starts);
+    b.ids = buffer(n * sizeof *b.ids);
+    b.positions = buffer(n * sizeof *b.positions);
+    b.rows = buffer(n * sizeof *b.rows);
+    b.targets = buffer(n * sizeof *b.targets);
+    b.samples = buffer(n * sizeof *b.samples);
+    int64_t sequences = 0, supervised = 0;
+    b.starts[0] = 0;
+    for (int64_t t = 0; t < tokens;) {
+        int64_t length = 1 + random_below(r, longest);
+        if (length > tokens - t) length = tokens - t;
+        for (int64_t i = 0; i < length; i++, t++) {
+            b.ids[t] = (int32_t)random_below(r, vocab);
+            b.positions[t] = (int32_t)i;
+            b.samples[t] = (uint64_t)sequences + ((uint64_t)5 << 33);
+            if (random_below(r, 3) == 0) continue;
+            b.rows[supervised] = (int32_t)t;
+            b.targets[supervised++] = (int32_t)random_below(r, vocab);
+        }
+        b.starts[++sequences] = t;
+    }
+    b.batch = (Batch){.tokens = tokens,
+                      .sequences = sequences,
+                      .starts = b.starts,
+                      .ids = b.ids,
+                      .positions = b.positions,
+                      .samples = b.samples,
+                      .supervised = supervised,
+                      .rows = b.rows,
+                      .targets = b.targets,
+                      .grad_scale = 0.125f,
+                      .seed = 0x123456789ABCDEFull,
+                      .dropout = 1};
+    return b;
+}
+
+static inline void batch_free(TestBatch *b) {
+    free(b->starts);
+    free(b->ids);
+    free(b->positions);
+    free(b->rows);
+    free(b->targets);
+    free(b->samples);
+}
+
+/* ---- threads ------------------------------------------------------------------------------------------------------- */
+
+static inline Exec exec_of(DType act, int threads) {
+    Exec exec = {.config = {.act = act, .threads = threads}};
+    Error err;
+    assert_int_equal(pool_create(&exec.pool, threads, &err), OK);
+    return exec;
+}
+
+#define assert_ok(expression)                              \
+    do {                                                   \
+        Error *err_ = &(Error){.text = ""};                \
+        Error *err = err_;                                 \
+        if ((expression) != OK) fail_msg("%s", err->text); \
+    } while (0)
+
+#endif
