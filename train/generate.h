@@ -25,11 +25,15 @@ typedef struct SampleOptions {
 /* Called per new token; a non-zero return stops. The stop token itself is not passed. */
 typedef int GenerateCallback(void *context, int32_t id);
 
-/* Bytes of the cache and logits for a capacity, and the tape, so that they can be planned beside others. */
-Status generator_create(Generator **generator, Engine *engine, int64_t capacity, int64_t chunk, Error *err);
+#define GENERATE_CHUNK 256 /* rows of a prompt that go through the model at once */
+
+/* capacity: rows of the cache (prompt and answer). chunk: rows of the tape. logit_rows: rows whose logits one run of the tape
+ * can give (1 to sample; chunk for generator_logits). Records the tape and takes cache and logits from an arena of
+ * generator_bytes. */
+Status generator_create(Generator **generator, Engine *engine, int64_t capacity, int64_t chunk, int64_t logit_rows, Error *err);
 /* The tape whose arena the engine must reserve (engine_reserve) before generating; owned by the generator. */
 Tape *generator_tape(Generator *generator);
-size_t generator_bytes(const ModelConfig *model, DType act, int64_t capacity);
+size_t generator_bytes(const ModelConfig *model, DType act, int64_t capacity, int64_t logit_rows);
 void generator_free(Generator *generator);
 
 /* Starts a new sequence with `prompt` (count >= 1), appends up to max_new_tokens. *generated: how many. */

@@ -1,0 +1,123 @@
+#include "train/run_folder.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "core/file.h"
+#include "core/hash.h"
+#include "core/log.h"
+#include "core/memory.h"
+
+#define CONFIG_LIMIT ((size_t)1 << 20)
+
+/* Keys that change what is shown, kept or planned, but no number of the run. */
+static const char *const free_keys[] = {"output.path",        "output.overwrite",   "train.eval_every", "train.save_every",
+                                        "train.save_minutes", "train.keep_last",    "train.save_best",  "train.samples",
+                                        "train.recompute",    "train.memory",       "model.arch",       "device",
+                                        "distributed.timeout_s", "train.max_bad_steps"};
+
+static int has(const char *folder, const char *name) {
+    char *path = path_join(folder, name);
+    int there = file_exists(path);
+    memory_free(path);
+    return there;
+}
+
+Status run_folder_check(const Config *config, int resume, Error *err) {
+    const char *path = config->output.path;
+    if (file_exists(path) && !file_is_folder(path)) FAIL_USAGE("output.path: %s is not a folder", path);
+    if (folder_is_empty(path) || resume) return OK;
+    if (!config->output.overwrite)
+        FAIL_USAGE("output.path: %s is not empty; go on with --resume, replace it with --overwrite, or choose another folder",
+                   path);
+    if (!has(path, "config.json") || (!has(path, "metrics.jsonl") && !has(path, "checkpoints")))
+        FAIL_USAGE("output.path: %s does not look like a run's folder, so it is not overwritten; remove it by hand", path);
+    return OK;
+}
+
+/* The config as "section.key" lines with the free keys left out: what is compared and hashed. */
+static void deciding_lines(const Config *config, Text *out) {
+    Text all = {0};
+    char section[64] = "";
+    config_print(config, &all);
+    for (char *line = strtok(all.data, "\n"); line != NULL; line = strtok(NULL, "\n")) {
+        const char *open = strchr(line, '"');
+        if (open == NULL) {
+            if (strchr(line, '}') != NULL) section[0] = 0;
+            continue;
+        }
+        const char *close = strchr(open + 1, '"');
+        if (close == NULL) continue;
+        char key[160];
+        (void)snprintf(key, sizeof key, "%s%s%.*s", section, section[0] ? "." : "", (int)(close - open - 1), open + 1);
+        size_t end = strlen(line);
+        if (end > 0 && line[end - 1] == '{') {
+            (void)snprintf(section, sizeof section, "%.63s", key);
+            continue;
+        }
+        int ignored = 0;
+        for (size_t i = 0; i < sizeof free_keys / sizeof free_keys[0]; i++) ignored |= strcmp(free_keys[i], key) == 0;
+        if (ignored) continue;
+        while (end > 0 && (line[end - 1] == ',' || line[end - 1] == ' ')) end--;
+        text_addf(out, "%s%.*s\n", key, (int)(line + end - close - 1), close + 1);
+    }
+    text_free(&all);
+}
+
+uint64_t run_config_hash(const Config *config) {
+    Text lines = {0};
+    deciding_lines(config, &lines);
+    uint64_t hash = hash_bytes(lines.data, lines.length);
+    text_free(&lines);
+    return hash;
+}
+
+/* The lines of `a` that `b` does not have, as a list of "key: value". */
+static void add_missing(const Text *a, const Text *b, Text *out) {
+    for (const char *line = a->data; line != NULL && *line != 0;) {
+        const char *end = strchr(line, '\n');
+        size_t length = (size_t)(end - line) + 1;
+        int there = 0;
+        for (const char *other = b->data; other != NULL && *other != 0; other = strchr(other, '\n') + 1)
+            if (strncmp(other, line, length) == 0) there = 1;
+        if (!there) text_addf(out, "%s%.*s", out->length ? "; " : "", (int)(length - 1), line);
+        line = end + 1;
+    }
+}
+
+static Status check_same(const Config *config, Error *err) {
+    char *path = path_join(config->output.path, "config.json");
+    Config old;
+    Status status = config_load(&old, path, NULL, 0, err);
+    if (status == OK) {
+        Text now = {0}, then = {0}, differing = {0};
+        deciding_lines(config, &now);
+        deciding_lines(&old, &then);
+        add_missing(&then, &now, &differing);
+        if (differing.length > 0)
+            status = error_set(err, ERR_USAGE,
+                               "--resume: the config differs from the run's own %s, where it says %s; put those back, or start "
+                               "a new run in another output.path",
+                               path, differing.data);
+        text_free(&now);
+        text_free(&then);
+        text_free(&differing);
+        config_free(&old);
+    }
+    memory_free(path);
+    return status;
+}
+
+Status run_folder_open(const Config *config, int resume, Error *err) {
+    const char *folder = config->output.path;
+    if (resume && has(folder, "config.json")) return check_same(config, err);
+    if (!resume && !folder_is_empty(folder)) TRY(folder_remove(folder, err));
+    TRY(folder_create(folder, err));
+    char *path = path_join(folder, "config.json");
+    Text text = {0};
+    config_print(config, &text);
+    Status status = file_write_atomic(path, text.data, text.length, err);
+    text_free(&text);
+    memory_free(path);
+    return status;
+}

@@ -1,0 +1,201 @@
+#include "train/run_plan.h"
+
+#include <string.h>
+
+#include "train/adapter.h"
+#include "train/batches.h"
+#include "train/engine.h"
+#include "train/generate.h"
+
+static int64_t least(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+int64_t run_max_length(const Config *config, const ModelConfig *model) {
+    if (config->data.max_length != CONFIG_AUTO) return config->data.max_length;
+    return least(2048, least(model->context, config->train.micro_batch_tokens));
+}
+
+Status run_memory_limit(const Config *config, size_t *bytes, Error *err) {
+    *bytes = memory_available();
+    if (strcmp(config->train.memory, "auto") == 0) return OK;
+    uint64_t limit;
+    TRY(config_parse_bytes(config->train.memory, &limit, err));
+    *bytes = (size_t)limit;
+    return OK;
+}
+
+size_t run_buffer_bytes(const Config *config) {
+    int64_t window = config->train.micro_batch_tokens;
+    size_t lists = (size_t)(config->train.gradient_accumulation * window) * sizeof(int64_t);
+    return batch_buffer_bytes(window) + arena_align(lists);
+}
+
+/* ---- one candidate ------------------------------------------------------------------------------------------------------ */
+
+typedef struct PlanInput {
+    const Config *config;
+    const ModelConfig *model;
+    const Backend *backend;
+    int threads;
+    ModelShape shape;
+    DType act;
+} PlanInput;
+
+static Status plan_tape(const PlanInput *in, TapeMode mode, Recompute recompute, int64_t rows, int64_t cache_rows,
+                        TapePlan *plan, Error *err) {
+    TapeOptions options = {.backend = in->backend,
+                           .exec = {.act = in->act, .threads = in->threads},
+                           .mode = mode,
+                           .recompute = recompute,
+                           .rows = rows,
+                           .supervised = mode == TAPE_GENERATE ? 1 : rows,
+                           .cache_rows = cache_rows};
+    Tape *tape;
+    TRY(model_record(&tape, &in->shape, &options, err));
+    tape_plan(tape, plan);
+    tape_free(tape);
+    return OK;
+}
+
+static Status plan_candidate(const PlanInput *in, Recompute recompute, RunPlan *plan, Error *err) {
+    int64_t window = in->config->train.micro_batch_tokens;
+    plan->recompute = recompute;
+    TRY(plan_tape(in, TAPE_TRAIN, recompute, window, 0, &plan->train, err));
+    TRY(plan_tape(in, TAPE_EVAL, RECOMPUTE_NONE, window, 0, &plan->eval, err));
+    plan->activations = plan->train.arena > plan->eval.arena ? plan->train.arena : plan->eval.arena;
+    if (plan->sample_context > 0) {
+        TapePlan generate_plan;
+        TRY(plan_tape(in, TAPE_GENERATE, RECOMPUTE_NONE, least(plan->sample_context, GENERATE_CHUNK), plan->sample_context,
+                      &generate_plan, err));
+        if (generate_plan.arena > plan->activations) plan->activations = generate_plan.arena;
+        plan->cache = generator_bytes(in->model, in->act, plan->sample_context, 1);
+    }
+    plan->activations = arena_align(plan->activations);
+    plan->total = plan->weights.arena + plan->adapters + plan->optimizer + plan->activations + plan->rope + plan->buffers +
+                  plan->cache;
+    size_t loading = plan->weights.arena + plan->weights.staging;
+    plan->peak = plan->total > loading ? plan->total : loading;
+    int full = strcmp(in->config->method, "full") == 0;
+    plan->flops_per_token =
+        model_flops_per_token(in->model, (double)plan->max_length / 2.0, full, recompute == RECOMPUTE_LAYERS);
+    return OK;
+}
+
+static Status refuse(const RunPlan *plan, const PlanInput *in, size_t available, Error *err) {
+    Text table = {0};
+    char need[32], have[32], half[32];
+    run_plan_print(plan, &table);
+    RunPlan smaller = *plan;
+    Config config = *in->config;
+    PlanInput other = *in;
+    other.config = &config;
+    int64_t fits = 0;
+    for (int64_t tokens = config.train.micro_batch_tokens / 2; tokens >= 128 && fits == 0; tokens /= 2) {
+        config.train.micro_batch_tokens = tokens;
+        smaller.buffers = run_buffer_bytes(&config);
+        if (plan_candidate(&other, RECOMPUTE_LAYERS, &smaller, NULL) == OK && smaller.peak <= available) fits = tokens;
+    }
+    Status status;
+    const char *needs = format_bytes((double)plan->peak, need, sizeof need);
+    const char *has = format_bytes((double)available, have, sizeof have);
+    if (fits != 0)
+        status = error_set(err, ERR_FAILED,
+                           "this run needs %s and %s are left:\n%swhat would fit: train.recompute=\"layers\" with "
+                           "train.micro_batch_tokens=%lld (%s)",
+                           needs, has, table.data, (long long)fits, format_bytes((double)smaller.peak, half, sizeof half));
+    else
+        status = error_set(err, ERR_FAILED,
+                           "this run needs %s and %s are left:\n%sno smaller micro-batch fits; take a smaller model, "
+                           "quant.type nf4 with double_quant, or a machine with more memory",
+                           needs, has, table.data);
+    text_free(&table);
+    return status;
+}
+
+/* ---- the plan --------------------------------------------------------------------------------------------------------------- */
+
+static Status plan_parameters(PlanInput *in, Adapter *adapter, ParamSet *params, int64_t **offsets, RunPlan *plan, Error *err) {
+    const Config *config = in->config;
+    if (strcmp(config->method, "full") == 0) {
+        TRY(full_params(params, in->model, offsets, err));
+        in->shape.weight_gradient = *offsets;
+        in->shape.linear = in->shape.dense = in->act == DTYPE_F32 ? WEIGHT_F32 : WEIGHT_BF16;
+    } else {
+        WeightOptions options;
+        TRY(weight_options_from_config(config, &options, err));
+        TRY(weights_plan(in->model, &options, in->model->dtype, &plan->weights, err));
+        TRY(adapter_create(adapter, params, config, in->model, err));
+        in->shape.dense = dense_format(in->act, in->model->dtype);
+        in->shape.linear = strcmp(config->method, "lora") == 0 ? in->shape.dense : options.linear;
+        in->shape.adapter = adapter;
+    }
+    size_t all = params_state_bytes(params, in->act, 1);
+    plan->adapters = params_state_bytes(params, in->act, 0);
+    plan->optimizer = all - plan->adapters;
+    plan->trained = params->trained;
+    return OK;
+}
+
+static Status plan_all(PlanInput *in, size_t available, RunPlan *plan, Error *err) {
+    const Config *config = in->config;
+    const char *wanted = config->train.recompute;
+    Recompute first = strcmp(wanted, "layers") == 0 ? RECOMPUTE_LAYERS : RECOMPUTE_NONE;
+    TRY(plan_candidate(in, first, plan, err));
+    if (available == 0 || plan->peak <= available) return OK;
+    if (strcmp(wanted, "auto") == 0) {
+        TRY(plan_candidate(in, RECOMPUTE_LAYERS, plan, err));
+        if (plan->peak <= available) return OK;
+    }
+    return refuse(plan, in, available, err);
+}
+
+Status run_plan(const Config *config, const ModelConfig *model, const Backend *backend, int threads, size_t available,
+                RunPlan *plan, Error *err) {
+    memset(plan, 0, sizeof *plan);
+    PlanInput in = {.config = config,
+                    .model = model,
+                    .backend = backend,
+                    .threads = threads,
+                    .shape = {.config = model},
+                    .act = precision_type(config->precision)};
+    plan->max_length = run_max_length(config, model);
+    if (config->train.samples > 0) plan->sample_context = least(model->context, config->train.micro_batch_tokens);
+    plan->buffers = run_buffer_bytes(config);
+    plan->rope = rope_memory_bytes(model, config->train.micro_batch_tokens);
+    Adapter adapter = {0};
+    ParamSet params = {0};
+    int64_t *offsets = NULL;
+    Status status = plan_parameters(&in, &adapter, &params, &offsets, plan, err);
+    if (status == OK) status = plan_all(&in, available, plan, err);
+    adapter_free(&adapter);
+    params_free(&params);
+    memory_free(offsets);
+    return status;
+}
+
+static void line(Text *out, const char *name, size_t bytes, const char *note) {
+    char text[32];
+    if (bytes == 0) return;
+    text_addf(out, "  %-34s %12s  %s\n", name, format_bytes((double)bytes, text, sizeof text), note);
+}
+
+void run_plan_print(const RunPlan *plan, Text *out) {
+    line(out, "base: linear weights", plan->weights.linear, "");
+    line(out, "base: constants", plan->weights.constants, "");
+    line(out, "base: embedding", plan->weights.embedding, "");
+    line(out, "base: head", plan->weights.head, "");
+    line(out, "base: norms and biases", plan->weights.norms, "");
+    line(out, "trained: masters and copies", plan->adapters, "");
+    line(out, "trained: gradients and moments", plan->optimizer, "");
+    line(out, "activations", plan->activations,
+         plan->recompute == RECOMPUTE_LAYERS ? "layers are recomputed" : "nothing is recomputed");
+    line(out, "  kept values", plan->train.activations + plan->train.saved, "");
+    line(out, "  their gradients", plan->train.gradients, "");
+    line(out, "  workspace", plan->train.workspace, "");
+    line(out, "rope tables", plan->rope, "");
+    line(out, "micro-batches", plan->buffers, "");
+    line(out, "samples: cache and logits", plan->cache, "");
+    line(out, "total", plan->total, "resident while training");
+    if (plan->peak > plan->total) line(out, "peak", plan->peak, "while loading");
+}

@@ -1,0 +1,43 @@
+/* What a run takes in memory, by kind, from the config and the model's shape alone.
+ *
+ * The figures are the sizes of the arenas that the run makes: plan and arenas are equal to the byte, and the trainer checks it.
+ */
+#ifndef NIBBLE_TRAIN_RUN_PLAN_H
+#define NIBBLE_TRAIN_RUN_PLAN_H
+
+#include "autograd/tape.h"
+#include "train/config.h"
+#include "train/model.h"
+#include "train/weights.h"
+
+typedef struct RunPlan {
+    WeightBytes weights;   /* zero for method full */
+    size_t adapters;       /* masters and compute copies of what is trained */
+    size_t optimizer;      /* moments and gradients */
+    size_t activations;    /* arena of the tapes: the largest of train, evaluation, generation */
+    TapePlan train, eval;  /* what is in it */
+    size_t rope, buffers;  /* tables; the arrays of micro-batches */
+    size_t cache;          /* key/value cache and logits for samples; 0 without */
+    size_t total;          /* resident during training */
+    size_t peak;           /* total, or what loading takes at its worst when that is more */
+    int64_t trained;       /* numbers that are trained */
+    int64_t max_length, sample_context;
+    Recompute recompute;
+    double flops_per_token; /* products and attention, forward and backward, at mean length max_length / 2 */
+} RunPlan;
+
+/* The length of one sequence at most: train.max_length, or what "auto" means. */
+int64_t run_max_length(const Config *config, const ModelConfig *model);
+/* threads: of the run, workspaces depend on it. available: bytes that the run may take (0: no limit): decides recompute "auto".
+ * Fails when even recomputing does not fit, with the plan and the settings that would fit. */
+Status run_plan(const Config *config, const ModelConfig *model, const Backend *backend, int threads, size_t available,
+                RunPlan *plan, Error *err);
+/* Bytes that train.memory allows: "auto" is what the machine has left. */
+Status run_memory_limit(const Config *config, size_t *bytes, Error *err);
+/* A table for people. */
+void run_plan_print(const RunPlan *plan, Text *out);
+
+/* Capacity in micro-batches that a step's lists of sequences need, as bytes of the buffers' arena. */
+size_t run_buffer_bytes(const Config *config);
+
+#endif
