@@ -11,9 +11,9 @@
 #define CONFIG_LIMIT ((size_t)1 << 20)
 
 /* Keys that change what is shown, kept or planned, but no number of the run. */
-static const char *const free_keys[] = {"output.path",        "output.overwrite",   "train.eval_every", "train.save_every",
-                                        "train.save_minutes", "train.keep_last",    "train.save_best",  "train.samples",
-                                        "train.recompute",    "train.memory",       "model.arch",       "device",
+static const char *const free_keys[] = {"output.path",           "output.overwrite",   "train.eval_every", "train.save_every",
+                                        "train.save_minutes",    "train.keep_last",    "train.save_best",  "train.samples",
+                                        "train.recompute",       "train.memory",       "model.arch",       "device",
                                         "distributed.timeout_s", "train.max_bad_steps"};
 
 static int has(const char *folder, const char *name) {
@@ -56,9 +56,11 @@ static void deciding_lines(const Config *config, Text *out) {
             continue;
         }
         int ignored = 0;
-        for (size_t i = 0; i < sizeof free_keys / sizeof free_keys[0]; i++) ignored |= strcmp(free_keys[i], key) == 0;
+        for (size_t i = 0; i < sizeof free_keys / sizeof free_keys[0]; i++)
+            ignored |= strcmp(free_keys[i], key) == 0;
         if (ignored) continue;
-        while (end > 0 && (line[end - 1] == ',' || line[end - 1] == ' ')) end--;
+        while (end > 0 && (line[end - 1] == ',' || line[end - 1] == ' '))
+            end--;
         text_addf(out, "%s%.*s\n", key, (int)(line + end - close - 1), close + 1);
     }
     text_free(&all);

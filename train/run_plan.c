@@ -72,8 +72,8 @@ static Status plan_candidate(const PlanInput *in, Recompute recompute, RunPlan *
         plan->cache = generator_bytes(in->model, in->act, plan->sample_context, 1);
     }
     plan->activations = arena_align(plan->activations);
-    plan->total = plan->weights.arena + plan->adapters + plan->optimizer + plan->activations + plan->rope + plan->buffers +
-                  plan->cache;
+    plan->total =
+        plan->weights.arena + plan->adapters + plan->optimizer + plan->activations + plan->rope + plan->buffers + plan->cache;
     size_t loading = plan->weights.arena + plan->weights.staging;
     plan->peak = plan->total > loading ? plan->total : loading;
     int full = strcmp(in->config->method, "full") == 0;

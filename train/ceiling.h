@@ -1,0 +1,11 @@
+/* What this machine's units reach at their best, for the fraction in the training line. */
+#ifndef NIBBLE_TRAIN_CEILING_H
+#define NIBBLE_TRAIN_CEILING_H
+
+#include "kernels/ops.h"
+
+/* FLOP/s of the best of several short runs of a cache-friendly dense FP32 product on all threads of exec (about 0.1 s); NaN when
+ * it cannot be measured. */
+double ceiling_gemm(const Backend *backend, const Exec *exec);
+
+#endif

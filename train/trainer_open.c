@@ -1,0 +1,263 @@
+/* From a config to a run that is ready: cheap checks first, weights last. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/file.h"
+#include "core/log.h"
+#include "train/ceiling.h"
+#include "train/run_folder.h"
+#include "train/trainer.h"
+
+/* ---- data ------------------------------------------------------------------------------------------------------------------ */
+
+static DatasetOptions dataset_options(const Trainer *trainer, const ModelConfig *model, Pool *pool) {
+    const Config *config = &trainer->config;
+    DatasetOptions options = {.path = config->data.path,
+                              .template_name = config->data.template_name,
+                              .max_length = run_max_length(config, model),
+                              .tokenizer = trainer->tokenizer,
+                              .eos_id = tokenizer_eos(trainer->tokenizer),
+                              .pool = pool};
+    if (options.eos_id < 0 && model->eos_count > 0) options.eos_id = (int32_t)model->eos_ids[0];
+    static const struct {
+        const char *name;
+        DataLayout layout;
+    } layouts[] = {{"alpaca", LAYOUT_ALPACA},
+                   {"messages", LAYOUT_MESSAGES},
+                   {"prompt_completion", LAYOUT_PROMPT_COMPLETION},
+                   {"text", LAYOUT_TEXT}};
+    for (size_t i = 0; i < sizeof layouts / sizeof layouts[0]; i++)
+        if (strcmp(config->data.layout, layouts[i].name) == 0) options.layout = layouts[i].layout;
+    if (strcmp(config->data.train_on, "all") == 0) options.train_on = TRAIN_ON_ALL;
+    if (strcmp(config->data.train_on, "last") == 0) options.train_on = TRAIN_ON_LAST;
+    if (strcmp(config->data.on_error, "skip") == 0) options.on_error = ON_ERROR_SKIP;
+    return options;
+}
+
+static void log_data(const char *what, const char *path, const Dataset *data) {
+    log_info("%s: %s: layout %s, template %s, %lld records, %lld sequences, %lld tokens, %lld trained (%.1f %%), longest %lld",
+             what, path, layout_name(data->layout), data->template_name, (long long)data->records, (long long)data->count,
+             (long long)data->tokens, (long long)data->trained_tokens,
+             data->tokens > 0 ? 100.0 * (double)data->trained_tokens / (double)data->tokens : 0.0, (long long)data->longest);
+    if (data->skipped_bad > 0)
+        log_warning("%s: %lld bad records were skipped, the first: %s", path, (long long)data->skipped_bad, data->first_skip);
+    if (data->skipped_untrained > 0)
+        log_warning("%s: %lld records were dropped because nothing trained is left in them", path,
+                    (long long)data->skipped_untrained);
+    if (data->truncated > 0) log_warning("%s: %lld sequences were cut to data.max_length", path, (long long)data->truncated);
+}
+
+static Status open_data(Trainer *trainer, const ModelConfig *model, Pool *pool, Error *err) {
+    const Config *config = &trainer->config;
+    TRY(tokenizer_open(&trainer->tokenizer, config->model.path, err));
+    if (tokenizer_vocab_size(trainer->tokenizer) > model->vocab)
+        log_warning("the tokenizer knows %lld tokens and the model %lld; text that uses the others is refused",
+                    (long long)tokenizer_vocab_size(trainer->tokenizer), (long long)model->vocab);
+    DatasetOptions options = dataset_options(trainer, model, pool);
+    Dataset all;
+    TRY(dataset_read(&options, &all, err));
+    log_data("data", config->data.path, &all);
+    if (config->data.eval_path != NULL) {
+        trainer->train_data = all;
+        options.path = config->data.eval_path;
+        TRY(dataset_read(&options, &trainer->eval_data, err));
+        log_data("evaluation data", options.path, &trainer->eval_data);
+    } else if (config->data.eval_fraction > 0.0 && all.count > 1) {
+        Status status = dataset_split(&all, config->data.eval_fraction, (uint64_t)config->seed, &trainer->train_data,
+                                      &trainer->eval_data, err);
+        dataset_free(&all);
+        TRY(status);
+    } else {
+        trainer->train_data = all;
+    }
+    const Dataset *sets[2] = {&trainer->train_data, &trainer->eval_data};
+    for (int s = 0; s < 2; s++)
+        for (int64_t t = 0; t < sets[s]->tokens; t++)
+            if (sets[s]->ids[t] < 0 || sets[s]->ids[t] >= model->vocab)
+                FAIL("%s: token %d is not in the model's vocabulary of %lld; the tokenizer does not belong to this model",
+                     config->data.path, sets[s]->ids[t], (long long)model->vocab);
+    return OK;
+}
+
+static Status open_stream(Trainer *trainer, Error *err) {
+    const Config *config = &trainer->config;
+    Packing packing = strcmp(config->data.packing, "none") == 0 ? PACKING_NONE : PACKING_BEST_FIT;
+    int64_t window = config->train.micro_batch_tokens;
+    TRY(batch_stream_open(&trainer->stream, &trainer->train_data, packing, window, (uint64_t)config->seed, 1, err));
+    if (trainer->eval_data.count > 0) TRY(pack_epoch(&trainer->eval_plan, &trainer->eval_data, packing, window, 0, 0, 0, err));
+    int64_t accumulation = config->train.gradient_accumulation;
+    if (config->train.steps > 0) {
+        trainer->steps = config->train.steps;
+        trainer->total_micro_batches = trainer->steps * accumulation;
+    } else {
+        TRY(batch_stream_total(&trainer->stream, config->train.epochs, &trainer->total_micro_batches, err));
+        trainer->steps = (trainer->total_micro_batches + accumulation - 1) / accumulation;
+    }
+    log_info("packing: %lld micro-batches an epoch, %.1f %% full; %lld steps of %lld micro-batches",
+             (long long)pack_count(trainer->stream.plan), 100.0 * pack_fill(trainer->stream.plan), (long long)trainer->steps,
+             (long long)accumulation);
+    return OK;
+}
+
+/* ---- memory ---------------------------------------------------------------------------------------------------------------- */
+
+static Status take_buffers(Trainer *trainer, Error *err) {
+    const Config *config = &trainer->config;
+    int64_t window = config->train.micro_batch_tokens, accumulation = config->train.gradient_accumulation;
+    TRY(arena_create(&trainer->buffers, "micro-batches", run_buffer_bytes(config), err));
+    TRY(batch_buffer_take(&trainer->batch, &trainer->buffers, window, err));
+    void *lists;
+    TRY(arena_take(&trainer->buffers, (size_t)(accumulation * window) * sizeof(int64_t), &lists, err));
+    trainer->step.sequences = lists;
+    trainer->step.begin = memory_calloc((size_t)accumulation + 1, sizeof(int64_t));
+    trainer->step.epoch = memory_calloc((size_t)accumulation, sizeof(int64_t));
+    return OK;
+}
+
+static Status check_equal(const char *what, size_t planned, size_t actual, Error *err) {
+    if (planned == actual) return OK;
+    FAIL("internal error: the plan says %zu bytes for %s and %zu were taken", planned, what, actual);
+}
+
+/* The plan is the arenas, to the byte. */
+static Status check_plan(const Trainer *trainer, Error *err) {
+    const RunPlan *plan = &trainer->plan;
+    const Engine *engine = &trainer->engine;
+    TRY(check_equal("what is trained", plan->adapters + plan->optimizer, engine->state.arena.capacity, err));
+    TRY(check_equal("activations", plan->activations, engine->arena.capacity, err));
+    TRY(check_equal("rope tables", plan->rope, engine->rope.arena.capacity, err));
+    TRY(check_equal("micro-batches", plan->buffers, trainer->buffers.capacity, err));
+    if (engine->weights != NULL && engine->model.prequant == PREQUANT_NONE)
+        TRY(check_equal("the base", plan->weights.arena, weights_bytes(engine->weights), err));
+    return OK;
+}
+
+static Status open_tapes(Trainer *trainer, Error *err) {
+    Engine *engine = &trainer->engine;
+    int64_t window = trainer->config.train.micro_batch_tokens;
+    TRY(engine_tape(engine, TAPE_TRAIN, trainer->plan.recompute, window, window, 0, &trainer->train_tape, err));
+    TRY(engine_tape(engine, TAPE_EVAL, RECOMPUTE_NONE, window, window, 0, &trainer->eval_tape, err));
+    Tape *tapes[3] = {trainer->train_tape, trainer->eval_tape, NULL};
+    if (trainer->plan.sample_context > 0) {
+        int64_t context = trainer->plan.sample_context;
+        TRY(generator_create(&trainer->generator, engine, context, context < GENERATE_CHUNK ? context : GENERATE_CHUNK, 1,
+                             err));
+        tapes[2] = generator_tape(trainer->generator);
+    }
+    return engine_reserve(engine, tapes, 3, window, err);
+}
+
+/* ---- the whole -------------------------------------------------------------------------------------------------------------- */
+
+static Status open_engine(Trainer *trainer, int threads, Error *err) {
+    const Config *config = &trainer->config;
+    int full = strcmp(config->method, "full") == 0;
+    EngineOptions options = {.model = config->model.path,
+                             .act = precision_type(config->precision),
+                             .threads = threads,
+                             .cpu = getenv("NIBBLE_CPU"),
+                             .method = full ? METHOD_FULL : METHOD_LORA,
+                             .random_weights = full && strcmp(config->train.init, "random") == 0,
+                             .seed = (uint64_t)config->seed,
+                             .config = config,
+                             .optimizer = 1};
+    TRY(weight_options_from_config(config, &options.weights, err));
+    return engine_open(&trainer->engine, &options, err);
+}
+
+static Status resume_from_checkpoint(Trainer *trainer, Error *err) {
+    Engine *engine = &trainer->engine;
+    CheckpointState fresh = trainer->progress;
+    Text skipped = {0};
+    int found = 0;
+    Status status = checkpoint_load(trainer->config.output.path, engine->params.elements, &trainer->progress, &engine->state,
+                                    &found, &skipped, err);
+    for (char *line = skipped.length ? strtok(skipped.data, "\n") : NULL; line != NULL; line = strtok(NULL, "\n"))
+        log_warning("%s", line);
+    text_free(&skipped);
+    TRY(status);
+    if (!found) {
+        log_info("--resume: no checkpoint in %s, starting at step 0", trainer->config.output.path);
+        trainer->progress = fresh;
+        return OK;
+    }
+    const CheckpointState *p = &trainer->progress;
+    if (p->data_hash != fresh.data_hash)
+        FAIL("--resume: the data is not what the checkpoint was made with (files, tokenizer or template changed)");
+    if (p->weights_hash != fresh.weights_hash)
+        FAIL("--resume: the base model in %s is not the one the checkpoint was made with", trainer->config.model.path);
+    if (p->config_hash != fresh.config_hash) FAIL("--resume: the checkpoint belongs to another config");
+    params_refresh_copy(&engine->state, &engine->params, engine->exec.config.act);
+    log_info("resumed at step %lld of %lld", (long long)p->step, (long long)trainer->steps);
+    return OK;
+}
+
+static Status open_state(Trainer *trainer, Error *err) {
+    Engine *engine = &trainer->engine;
+    trainer->progress = (CheckpointState){
+        .first_eval = NAN,
+        .best_eval = NAN,
+        .best_step = -1,
+        .data_hash = trainer->train_data.hash ^ (trainer->eval_data.count > 0 ? trainer->eval_data.hash * 3 : 0),
+        .weights_hash = engine->weights != NULL ? weights_hash(engine->weights) : 0,
+        .config_hash = run_config_hash(&trainer->config),
+        .elements = engine->params.elements};
+    engine->weights_hash = trainer->progress.weights_hash;
+    if (trainer->resume) TRY(resume_from_checkpoint(trainer, err));
+    return OK;
+}
+
+static Status open_rest(Trainer *trainer, int threads, Error *err) {
+    const Config *config = &trainer->config;
+    ModelConfig *model = memory_alloc(sizeof *model);
+    Backend backend;
+    Pool *pool = NULL;
+    size_t limit = 0;
+    Status status = model_config_read(config->model.path, model, err);
+    if (status == OK) status = cpu_backend(&backend, getenv("NIBBLE_CPU"), err);
+    if (status == OK) status = pool_create(&pool, threads, err);
+    if (status == OK) status = run_memory_limit(config, &limit, err);
+    if (status == OK) status = run_plan(config, model, &backend, pool_threads(pool), limit, &trainer->plan, err);
+    if (status == OK) status = open_data(trainer, model, pool, err);
+    pool_free(pool);
+    memory_free(model);
+    TRY(status);
+    return open_stream(trainer, err);
+}
+
+Status trainer_open(Trainer *trainer, const char *config_path, const char *const *overrides, int override_count, int resume,
+                    int threads, Error *err) {
+    memset(trainer, 0, sizeof *trainer);
+    trainer->config_path = config_path;
+    trainer->resume = resume;
+    trainer->gemm_peak = NAN;
+    TRY(config_load(&trainer->config, config_path, overrides, override_count, err));
+    TRY(run_folder_check(&trainer->config, resume, err));
+    TRY(open_rest(trainer, threads, err));
+    TRY(open_engine(trainer, threads, err));
+    TRY(open_tapes(trainer, err));
+    TRY(take_buffers(trainer, err));
+    TRY(check_plan(trainer, err));
+    TRY(run_folder_open(&trainer->config, resume, err));
+    TRY(open_state(trainer, err));
+    trainer->gemm_peak = ceiling_gemm(&trainer->engine.backend, &trainer->engine.exec);
+    return OK;
+}
+
+void trainer_close(Trainer *trainer) {
+    generator_free(trainer->generator);
+    tape_free(trainer->train_tape);
+    tape_free(trainer->eval_tape);
+    pack_free(trainer->eval_plan);
+    batch_stream_close(&trainer->stream);
+    dataset_free(&trainer->train_data);
+    dataset_free(&trainer->eval_data);
+    tokenizer_close(trainer->tokenizer);
+    memory_free(trainer->step.begin);
+    memory_free(trainer->step.epoch);
+    arena_free(&trainer->buffers);
+    engine_close(&trainer->engine);
+    config_free(&trainer->config);
+    memset(trainer, 0, sizeof *trainer);
+}
