@@ -1,0 +1,136 @@
+/* Gated activation against finite differences; threads; rounding; aliasing. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "tests/support/compare.h"
+#include "tests/support/scope.h"
+
+enum { ROWS = 9, TOKENS = 7, WIDTH = 5, COUNT = TOKENS * WIDTH };
+
+typedef struct Case {
+    Backend backend;
+    Exec exec;
+    Scope scope;
+    Batch batch;
+    void *gate, *up, *dy, *y, *d_gate, *d_up;
+} Case;
+
+static const GateShape shape = {ROWS, WIDTH};
+
+static void open_case(Case *c, DType act, int threads) {
+    Error err;
+    OpPlan plan;
+    *c = (Case){0};
+    cpu_backend_reference(&c->backend);
+    c->exec = exec_open(act, threads);
+    c->batch = scope_batch(&c->scope, (int64_t[]){TOKENS}, 1, 3);
+    assert_ok(c->backend.gate_plan(&c->exec.config, &shape, &plan, &err), &err);
+    assert_true(plan.saved == 0 && plan.forward_workspace == 0 && plan.backward_workspace == 0);
+    c->gate = scope_random(&c->scope, act, COUNT, 3.0);
+    c->up = scope_random(&c->scope, act, COUNT, 1.0);
+    c->dy = scope_random(&c->scope, act, COUNT, 1.0);
+    c->y = scope_nan(&c->scope, act, ROWS * WIDTH);
+    c->d_gate = scope_nan(&c->scope, act, ROWS * WIDTH);
+    c->d_up = scope_nan(&c->scope, act, ROWS * WIDTH);
+}
+
+static void close_case(Case *c) {
+    size_t used = COUNT * dtype_size(c->exec.config.act), rest = (ROWS - TOKENS) * WIDTH * dtype_size(c->exec.config.act);
+    assert_untouched("y", (char *)c->y + used, rest);
+    scope_close(&c->scope);
+    exec_close(&c->exec);
+}
+
+static double objective(void *context) {
+    Case *c = context;
+    Error err;
+    assert_ok(c->backend.gate_forward(&c->exec, &shape, &c->batch, c->gate, c->up, c->y, &err), &err);
+    return dot_f64(c->y, c->dy, COUNT);
+}
+
+static void run(Case *c) {
+    Error err;
+    assert_ok(c->backend.gate_forward(&c->exec, &shape, &c->batch, c->gate, c->up, c->y, &err), &err);
+    assert_ok(c->backend.gate_backward(&c->exec, &shape, &c->batch, c->gate, c->up, c->dy, c->d_gate, c->d_up, &err), &err);
+}
+
+static void test_gradients(void **state) {
+    (void)state;
+    Case c;
+    open_case(&c, DTYPE_F64, 1);
+    run(&c);
+    assert_gradient("d_gate", c.gate, COUNT, c.d_gate, 0.0, objective, &c);
+    assert_gradient("d_up", c.up, COUNT, c.d_up, 0.0, objective, &c);
+    close_case(&c);
+}
+
+static void test_threads_and_rounding(void **state) {
+    (void)state;
+    Case one, three, exact;
+    open_case(&one, DTYPE_BF16, 1);
+    open_case(&three, DTYPE_BF16, 3);
+    open_case(&exact, DTYPE_F32, 1);
+    run(&one);
+    run(&three);
+    run(&exact);
+    scope_assert_same(&one.scope, &three.scope);
+    for (int i = 0; i < COUNT; i++) {
+        assert_int_equal(((bf16 *)one.y)[i], bf16_from_float(((float *)exact.y)[i]));
+        assert_int_equal(((bf16 *)one.d_gate)[i], bf16_from_float(((float *)exact.d_gate)[i]));
+    }
+    close_case(&one);
+    close_case(&three);
+    close_case(&exact);
+}
+
+static void test_in_place(void **state) {
+    (void)state;
+    Case c;
+    Error err;
+    open_case(&c, DTYPE_F32, 1);
+    run(&c);
+    assert_ok(c.backend.gate_backward(&c.exec, &shape, &c.batch, c.gate, c.up, c.dy, c.gate, c.dy, &err), &err);
+    assert_memory_equal(c.gate, c.d_gate, COUNT * sizeof(float));
+    assert_memory_equal(c.dy, c.d_up, COUNT * sizeof(float));
+    close_case(&c);
+}
+
+static void test_extremes(void **state) {
+    (void)state;
+    Case c;
+    open_case(&c, DTYPE_F32, 1);
+    ((float *)c.gate)[0] = -1000.0f; /* exp overflows inside the sigmoid: the limit is 0, not NaN */
+    ((float *)c.gate)[1] = 1000.0f;
+    run(&c);
+    assert_true(((float *)c.y)[0] == 0.0f);
+    assert_true(((float *)c.y)[1] == 1000.0f * ((float *)c.up)[1]);
+    close_case(&c);
+}
+
+static void test_refusals(void **state) {
+    (void)state;
+    Case c;
+    Error err;
+    OpPlan plan;
+    open_case(&c, DTYPE_F32, 1);
+    run(&c);
+    assert_refused(c.backend.gate_plan(&c.exec.config, &(GateShape){0, 4}, &plan, &err), &err, "rows");
+    assert_refused(c.backend.gate_plan(&c.exec.config, &(GateShape){4, -1}, &plan, &err), &err, "width");
+    assert_refused(c.backend.gate_plan(&(ExecConfig){DTYPE_F16, 1}, &shape, &plan, &err), &err, "F16");
+    c.batch.tokens = ROWS + 1;
+    assert_refused(c.backend.gate_forward(&c.exec, &shape, &c.batch, c.gate, c.up, c.y, &err), &err, "tokens");
+    close_case(&c);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_gradients), cmocka_unit_test(test_threads_and_rounding),
+        cmocka_unit_test(test_in_place),  cmocka_unit_test(test_extremes),
+        cmocka_unit_test(test_refusals),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
