@@ -52,8 +52,9 @@ typedef struct EncodeScratch { /* one per thread */
     SegmentList segments;
     TokenBuffer tokens;
     Text text;
-    int64_t *ends;   /* of each segment in text */
-    uint8_t *wanted; /* per segment: trained */
+    int64_t *ends;        /* of each segment in text */
+    TokenRange *contents; /* in text */
+    uint8_t *wanted;      /* per segment: trained */
     int64_t segment_capacity;
 } EncodeScratch;
 void encode_scratch_free(EncodeScratch *scratch);

@@ -32,6 +32,16 @@ void tokenizer_close(Tokenizer *tokenizer);
 Status tokenizer_encode(const Tokenizer *tokenizer, const char *text, size_t length, int add_special, int parse_special,
                         TokenBuffer *out, Error *err);
 
+/* A range of the encoded text, in bytes. */
+typedef struct TokenRange {
+    size_t begin, end;
+} TokenRange;
+
+/* As tokenizer_encode with parse_special = 1, but a special token is not parsed where it would touch one of the `count`
+ * ranges of `plain` (in order, apart): that text was typed by somebody and commands nothing. */
+Status tokenizer_encode_guarded(const Tokenizer *tokenizer, const char *text, size_t length, int add_special,
+                                const TokenRange *plain, size_t count, TokenBuffer *out, Error *err);
+
 /* Text of ids, as the reference's decode; skip_special leaves special tokens out. Zero-terminated, memory_free. */
 Status tokenizer_decode(const Tokenizer *tokenizer, const int32_t *ids, int64_t count, int skip_special, char **text,
                         size_t *length, Error *err);

@@ -214,6 +214,17 @@ static size_t spaces_after(const char *text, size_t length, size_t at) {
     return at;
 }
 
+/* Whether bytes [begin, end) of the caller's text touch a range in which special tokens are not parsed. */
+static int is_plain(const Encoder *encoder, size_t begin, size_t end) {
+    size_t low = 0, high = encoder->plain_count;
+    while (low < high) { /* the first range that ends after begin */
+        size_t middle = low + (high - low) / 2;
+        if (encoder->plain[middle].end <= begin) low = middle + 1;
+        else high = middle;
+    }
+    return low < encoder->plain_count && encoder->plain[low].begin < end;
+}
+
 typedef struct AddedOrder {
     const AddedTokens *added;
     const uint32_t *order;
@@ -234,6 +245,11 @@ static Status split_piece(const void *state, Encoder *encoder, const Piece *piec
             continue;
         }
         size_t begin = at, end = at + token->pattern_length;
+        const Span *align = encoder->now.align + piece->begin;
+        if (token->special && is_plain(encoder, (size_t)align[begin].begin, (size_t)align[end - 1].end)) {
+            at++;
+            continue;
+        }
         at = end;
         if (token->single_word && !stands_alone(text, length, begin, end)) continue;
         if (token->lstrip) {
@@ -242,7 +258,6 @@ static Status split_piece(const void *state, Encoder *encoder, const Piece *piec
         }
         if (token->rstrip) end = spaces_after(text, length, end);
         encoder_cut(encoder, piece->begin + done, piece->begin + begin);
-        const Span *align = encoder->now.align + piece->begin;
         pieces_add(&encoder->next_pieces,
                    (Piece){.source = {align[begin].begin, align[end - 1].end}, .id = token->id, .origin = align[begin].begin});
         done = end;

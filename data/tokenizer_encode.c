@@ -120,9 +120,8 @@ static void encode_pieces(const Tokenizer *tokenizer, Encoder *encoder, TokenBuf
     }
 }
 
-Status tokenizer_encode(const Tokenizer *tokenizer, const char *text, size_t length, int add_special, int parse_special,
-                        TokenBuffer *out, Error *err) {
-    Encoder *encoder = encoder_of(tokenizer, out);
+static Status encode(const Tokenizer *tokenizer, Encoder *encoder, const char *text, size_t length, int add_special,
+                     int parse_special, TokenBuffer *out, Error *err) {
     int64_t count = out->count;
     Status status = OK;
     for (size_t i = 0; add_special && i < tokenizer->around.before_count; i++)
@@ -139,5 +138,21 @@ Status tokenizer_encode(const Tokenizer *tokenizer, const char *text, size_t len
         tokens_add(out, tokenizer->around.after[i], (Span){(int32_t)length, (int32_t)length});
 done:
     if (status != OK) out->count = count;
+    return status;
+}
+
+Status tokenizer_encode(const Tokenizer *tokenizer, const char *text, size_t length, int add_special, int parse_special,
+                        TokenBuffer *out, Error *err) {
+    return encode(tokenizer, encoder_of(tokenizer, out), text, length, add_special, parse_special, out, err);
+}
+
+Status tokenizer_encode_guarded(const Tokenizer *tokenizer, const char *text, size_t length, int add_special,
+                                const TokenRange *plain, size_t count, TokenBuffer *out, Error *err) {
+    Encoder *encoder = encoder_of(tokenizer, out);
+    encoder->plain = plain;
+    encoder->plain_count = count;
+    Status status = encode(tokenizer, encoder, text, length, add_special, 1, out, err);
+    encoder->plain = NULL;
+    encoder->plain_count = 0;
     return status;
 }

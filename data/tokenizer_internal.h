@@ -274,6 +274,8 @@ Status tokenizer_config_read(Tokenizer *tokenizer, const char *folder, Error *er
 
 struct Encoder {
     uint64_t owner; /* hash of the tokenizer whose words are in the cache */
+    const TokenRange *plain; /* of the caller's text: where special tokens are not parsed */
+    size_t plain_count;
     Aligned now, next;
     Pieces pieces, next_pieces;
     Matcher matcher;
