@@ -1,0 +1,249 @@
+/* The loop: evaluate, step, report, save; and what ends it. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/file.h"
+#include "core/log.h"
+#include "core/text.h"
+#include "train/full_model.h"
+#include "train/signals.h"
+#include "train/trainer.h"
+
+/* ---- what is written ------------------------------------------------------------------------------------------------------ */
+
+Status trainer_write_model(Trainer *trainer, const char *name, Error *err) {
+    Engine *engine = &trainer->engine;
+    const Config *config = &trainer->config;
+    char *folder = path_join(config->output.path, name);
+    Status status;
+    if (engine->method == METHOD_FULL) {
+        status = full_model_write(engine, config->model.path, folder, err);
+    } else {
+        AdapterInfo info = {.base_model = config->model.path, .dropout = config->lora.dropout};
+        status = adapter_write(&engine->adapter, &engine->params, folder, &engine->model, &info, engine->state.copy,
+                               engine->exec.config.act, err);
+    }
+    memory_free(folder);
+    return status;
+}
+
+static const char *model_folder(const Trainer *trainer, int best) {
+    if (trainer->engine.method == METHOD_FULL) return best ? "model-best" : "model";
+    return best ? "adapter-best" : "adapter";
+}
+
+static Status save_checkpoint(Trainer *trainer, Error *err) {
+    const Config *config = &trainer->config;
+    TRY(checkpoint_save(config->output.path, &trainer->progress, &trainer->engine.state, err));
+    trainer->last_save = clock_seconds();
+    return checkpoint_prune(config->output.path, config->train.keep_last, -1, err);
+}
+
+static Status save_at(Trainer *trainer, const char *why, Error *err) {
+    TRY(save_checkpoint(trainer, err));
+    char text[256];
+    (void)snprintf(text, sizeof text, "%s: saved step %lld", why, (long long)trainer->progress.step);
+    return reporter_event(trainer->reporter, trainer->progress.step, text, err);
+}
+
+/* ---- evaluation -------------------------------------------------------------------------------------------------------------- */
+
+static Status run_evaluation(Trainer *trainer, Error *err) {
+    if (trainer->eval_plan == NULL) return OK;
+    EvalResult result;
+    CheckpointState *progress = &trainer->progress;
+    TRY(evaluate(&trainer->engine, trainer->eval_tape, &trainer->eval_data, trainer->eval_plan, &trainer->batch, &result, err));
+    if (isnan(progress->first_eval)) progress->first_eval = result.loss;
+    int best = !(result.loss >= progress->best_eval);
+    if (best) {
+        progress->best_eval = result.loss;
+        progress->best_step = progress->step;
+    }
+    TRY(reporter_eval(trainer->reporter, progress->step, result.loss, result.tokens, result.seconds, best, err));
+    if (best && trainer->config.train.save_best && progress->step > 0)
+        TRY(trainer_write_model(trainer, model_folder(trainer, 1), err));
+    return reporter_write_html(trainer->reporter, err);
+}
+
+/* ---- the reporter's facts ---------------------------------------------------------------------------------------------------- */
+
+#define FACTS 16
+typedef struct FactList {
+    const char *items[2 * FACTS + 1];
+    int count;
+} FactList;
+
+static void fact(FactList *list, const char *name, char *value) {
+    if (list->count / 2 >= FACTS) return;
+    list->items[list->count++] = name;
+    list->items[list->count++] = value;
+}
+
+static void facts_free(FactList *list) {
+    for (int i = 1; i < list->count; i += 2)
+        memory_free((void *)(uintptr_t)list->items[i]);
+}
+
+static Status open_reporter(Trainer *trainer, Error *err) {
+    const Config *config = &trainer->config;
+    const Engine *engine = &trainer->engine;
+    const ModelConfig *m = &engine->model;
+    const Dataset *data = &trainer->train_data;
+    FactList model = {0}, facts = {0}, machine = {0};
+    char bytes[32];
+    ModelShape shape = engine_shape(engine);
+    fact(&model, "model", memory_strdup(config->model.path));
+    fact(&model, "architecture",
+         memory_format("%s, %lld layers, width %lld, %lld/%lld heads, vocabulary %lld", m->model_type, (long long)m->layers,
+                       (long long)m->hidden, (long long)m->heads, (long long)m->kv_heads, (long long)m->vocab));
+    fact(&model, "parameters", memory_format("%.2f million", (double)m->parameters / 1e6));
+    fact(&model, "method",
+         memory_format("%s, base in %s%s", config->method, weight_format_name(shape.linear),
+                       config->quant.double_quant && (shape.linear == WEIGHT_NF4 || shape.linear == WEIGHT_FP4)
+                           ? " with double quantization"
+                           : ""));
+    fact(&model, "trained numbers", memory_format("%lld", (long long)engine->params.trained));
+    fact(&facts, "file", memory_strdup(config->data.path));
+    fact(&facts, "layout and template", memory_format("%s, %s", layout_name(data->layout), data->template_name));
+    fact(&facts, "sequences",
+         memory_format("%lld for training, %lld for evaluation", (long long)data->count, (long long)trainer->eval_data.count));
+    fact(&facts, "tokens",
+         memory_format("%lld, of which %lld are trained", (long long)data->tokens, (long long)data->trained_tokens));
+    fact(&facts, "longest sequence", memory_format("%lld tokens", (long long)data->longest));
+    fact(&facts, "packing", memory_format("%.1f %% of each window is used", 100.0 * pack_fill(trainer->stream.plan)));
+    fact(&machine, "device",
+         memory_format("cpu, %d threads, kernels: %s", engine->exec.config.threads, engine->backend.variant.linear));
+    fact(&machine, "measured GEMM peak", memory_format("%.0f GFLOP/s", trainer->gemm_peak / 1e9));
+    fact(&machine, "memory planned", memory_strdup(format_bytes((double)trainer->plan.total, bytes, sizeof bytes)));
+    Text text = {0};
+    config_print(config, &text);
+    ReporterFacts all = {.title = config->output.path,
+                         .config_json = text.data,
+                         .model = model.items,
+                         .data = facts.items,
+                         .machine = machine.items};
+    int resumed = trainer->resume && trainer->progress.step > 0;
+    Status status = reporter_open(&trainer->reporter, config->output.path, &all, resumed ? trainer->progress.step : -1, err);
+    text_free(&text);
+    facts_free(&model);
+    facts_free(&facts);
+    facts_free(&machine);
+    return status;
+}
+
+/* ---- the loop ------------------------------------------------------------------------------------------------------------------ */
+
+static Status report_step(Trainer *trainer, const StepResult *result, double seconds, Error *err) {
+    CheckpointState *progress = &trainer->progress;
+    progress->seconds += seconds;
+    double rate = (double)trainer->step.tokens / seconds;
+    trainer->smoothed_rate = trainer->smoothed_rate > 0.0 ? 0.9 * trainer->smoothed_rate + 0.1 * rate : rate;
+    double flops = rate * trainer->plan.flops_per_token;
+    StepRecord record = {.step = progress->step,
+                         .steps = trainer->steps,
+                         .loss = result->loss,
+                         .grad_norm = result->grad_norm,
+                         .lr = result->lr,
+                         .tokens = trainer->step.tokens,
+                         .trained_tokens = trainer->step.supervised,
+                         .seconds = seconds,
+                         .tokens_per_second = trainer->smoothed_rate,
+                         .peak_fraction = flops / trainer->gemm_peak,
+                         .gflops = flops / 1e9,
+                         .resident = memory_resident(),
+                         .eta_seconds = (double)(trainer->steps - progress->step) * progress->seconds / (double)progress->step,
+                         .epoch = (double)trainer->stream.epoch + (double)(progress->micro_batches - trainer->stream.first) /
+                                                                      (double)pack_count(trainer->stream.plan),
+                         .skipped = result->bad};
+    return reporter_step(trainer->reporter, &record, err);
+}
+
+/* A skipped step: logged with the op that made the first NaN or Inf; too many in a row end the run. */
+static Status handle_bad_step(Trainer *trainer, Error *err) {
+    TapeFault fault;
+    TRY(trainer_find_fault(trainer, &fault, err));
+    const char *where = fault.found ? fault.text : "the sum of the gradients";
+    char text[320];
+    (void)snprintf(text, sizeof text, "step %lld skipped: NaN or Inf, first in %s (%lld in a row)",
+                   (long long)trainer->progress.step, where, (long long)trainer->progress.bad_steps);
+    TRY(reporter_event(trainer->reporter, trainer->progress.step, text, err));
+    if (trainer->progress.bad_steps < trainer->config.train.max_bad_steps) return OK;
+    TRY(save_at(trainer, "too many bad steps", err));
+    FAIL(
+        "%lld steps in a row gave NaN or Inf, first in %s; the parameters are those of the last good step, saved in %s. Try a "
+        "smaller train.lr, or precision \"f32\"",
+        (long long)trainer->progress.bad_steps, where, trainer->config.output.path);
+}
+
+static int time_to_save(const Trainer *trainer) {
+    const Config *config = &trainer->config;
+    if (config->train.save_every > 0 && trainer->progress.step % config->train.save_every == 0) return 1;
+    return config->train.save_minutes > 0.0 && clock_seconds() - trainer->last_save >= 60.0 * config->train.save_minutes;
+}
+
+static Status run_steps(Trainer *trainer, Error *err) {
+    const Config *config = &trainer->config;
+    while (trainer->progress.step < trainer->steps) {
+        StepResult result;
+        double begin = clock_seconds();
+        TRY(trainer_gather(trainer, err));
+        TRY(trainer_step(trainer, &result, err));
+        TRY(report_step(trainer, &result, clock_seconds() - begin, err));
+        if (result.bad) TRY(handle_bad_step(trainer, err));
+        int last = trainer->progress.step == trainer->steps;
+        if (last || (config->train.eval_every > 0 && trainer->progress.step % config->train.eval_every == 0))
+            TRY(run_evaluation(trainer, err));
+        if (!last && time_to_save(trainer)) TRY(save_checkpoint(trainer, err));
+        if (signals_pending()) return error_set(err, ERR_INTERRUPTED, "interrupted");
+    }
+    return OK;
+}
+
+static Status finish(Trainer *trainer, Error *err) {
+    TRY(trainer_write_model(trainer, model_folder(trainer, 0), err));
+    TRY(save_checkpoint(trainer, err));
+    TRY(trainer_samples(trainer, 1, err));
+    char text[256];
+    const CheckpointState *p = &trainer->progress;
+    if (isfinite(p->first_eval))
+        (void)snprintf(text, sizeof text, "done: evaluation loss %.4f before, best %.4f at step %lld", p->first_eval,
+                       p->best_eval, (long long)p->best_step);
+    else
+        (void)snprintf(text, sizeof text, "done");
+    return reporter_event(trainer->reporter, p->step, text, err);
+}
+
+static Status begin(Trainer *trainer, Error *err) {
+    if (trainer->progress.step > 0) {
+        char text[96];
+        (void)snprintf(text, sizeof text, "resumed at step %lld", (long long)trainer->progress.step);
+        return reporter_event(trainer->reporter, trainer->progress.step, text, err);
+    }
+    TRY(trainer_samples(trainer, 0, err));
+    return run_evaluation(trainer, err);
+}
+
+/* After a signal: the parameters are those of the last complete step; they are saved where they were not yet. */
+static Status interrupted(Trainer *trainer, Error *err) {
+    int number = signals_pending();
+    TRY(save_at(trainer, signals_name(number), err));
+    TRY(reporter_write_html(trainer->reporter, err));
+    return error_set(err, ERR_INTERRUPTED, "stopped by %s after step %lld of %lld; go on with --resume", signals_name(number),
+                     (long long)trainer->progress.step, (long long)trainer->steps);
+}
+
+Status trainer_run(Trainer *trainer, Error *err) {
+    signals_install();
+    trainer->last_save = clock_seconds();
+    TRY(open_reporter(trainer, err));
+    Status status = begin(trainer, err);
+    if (status == OK) status = run_steps(trainer, err);
+    if (status == ERR_INTERRUPTED) status = interrupted(trainer, err);
+    if (status == OK) status = finish(trainer, err);
+    Error ignored;
+    Status closed = reporter_close(trainer->reporter, status == OK ? err : &ignored);
+    trainer->reporter = NULL;
+    return status != OK ? status : closed;
+}
