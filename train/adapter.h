@@ -24,7 +24,7 @@ Status adapter_read(Adapter *adapter, ParamSet *params, const char *folder, cons
 Status adapter_read_values(const Adapter *adapter, const ParamSet *params, const char *folder, const ModelConfig *model,
                            float *master, Error *err);
 /* PEFT's init: A uniform in +-1/sqrt(in) (kaiming_uniform with a = sqrt(5)), B zero. A function of (seed, module, element). */
-void adapter_init(const Adapter *adapter, const ParamSet *params, uint64_t seed, float *master);
+void adapter_init(const ParamSet *params, uint64_t seed, float *master);
 
 typedef struct AdapterInfo {
     const char *base_model; /* base_model_name_or_path */

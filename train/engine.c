@@ -131,7 +131,7 @@ static Status open_frozen(Engine *engine, const EngineOptions *options, Error *e
         TRY(adapter_read_values(&engine->adapter, &engine->params, options->adapter, &engine->model, engine->state.master,
                                 err));
     else
-        adapter_init(&engine->adapter, &engine->params, options->seed, engine->state.master);
+        adapter_init(&engine->params, options->seed, engine->state.master);
     params_refresh_copy(&engine->state, &engine->params, options->act);
     return OK;
 }
