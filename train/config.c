@@ -150,17 +150,12 @@ static Status fail_syntax(const char *path, const char *text, const char *at, Er
                shown, at);
 }
 
-static Status load_file(ConfigLoader *loader, Error *err) {
+/* text: length bytes and a zero; comments in it are blanked. */
+static Status load_text(ConfigLoader *loader, char *text, size_t length, Error *err) {
     Status status = OK;
-    char *text = NULL;
     int64_t *lines = NULL;
-    size_t length = 0;
     cJSON *root = NULL;
     const char *end = NULL;
-    if (file_read(loader->path, CONFIG_FILE_MAX, &text, &length, err) != OK) {
-        if (err != NULL) err->status = ERR_USAGE; /* no config is a mistake on the command line */
-        return ERR_USAGE;
-    }
     TRY_GOTO(config_scan(loader->path, text, length, &lines, &loader->line_count, err));
     loader->lines = lines;
     root = cJSON_ParseWithLengthOpts(text, length + 1, &end, 1);
@@ -177,7 +172,6 @@ done:
     loader->lines = NULL;
     cJSON_Delete(root);
     memory_free(lines);
-    memory_free(text);
     return status;
 }
 
@@ -264,17 +258,42 @@ static Status load_defaults(Config *config, Error *err) {
     return OK;
 }
 
-Status config_load(Config *config, const char *path, const char *const *overrides, int override_count, Error *err) {
+/* text NULL: no file. */
+static Status load_all(Config *config, const char *what, char *text, size_t length, const char *const *overrides,
+                       int override_count, Error *err) {
     Status status = OK;
     memset(config, 0, sizeof *config);
-    ConfigLoader loader = {.config = config, .path = path};
+    ConfigLoader loader = {.config = config, .path = what};
     TRY_GOTO(load_defaults(config, err));
-    if (path != NULL) TRY_GOTO(load_file(&loader, err));
+    if (text != NULL) TRY_GOTO(load_text(&loader, text, length, err));
     for (int i = 0; i < override_count; i++)
         TRY_GOTO(apply_override(&loader, overrides[i], err));
     TRY_GOTO(config_check(&loader, err));
 done:
     if (status != OK) config_free(config);
+    return status;
+}
+
+Status config_load_text(Config *config, const char *what, const char *text, size_t length, const char *const *overrides,
+                        int override_count, Error *err) {
+    char *copy = memory_alloc(length + 1);
+    memcpy(copy, text, length);
+    copy[length] = 0;
+    Status status = load_all(config, what, copy, length, overrides, override_count, err);
+    memory_free(copy);
+    return status;
+}
+
+Status config_load(Config *config, const char *path, const char *const *overrides, int override_count, Error *err) {
+    char *text = NULL;
+    size_t length = 0;
+    memset(config, 0, sizeof *config);
+    if (path != NULL && file_read(path, CONFIG_FILE_MAX, &text, &length, err) != OK) {
+        if (err != NULL) err->status = ERR_USAGE; /* no config is a mistake on the command line */
+        return ERR_USAGE;
+    }
+    Status status = load_all(config, path, text, length, overrides, override_count, err);
+    memory_free(text);
     return status;
 }
 

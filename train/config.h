@@ -73,6 +73,9 @@ typedef struct Config {
 /* Defaults, then the file, then `key=value` overrides in order (values as JSON; a bare word is a string). `path` NULL:
  * defaults only. Checks every key and every combination that needs no file. */
 Status config_load(Config *config, const char *path, const char *const *overrides, int override_count, Error *err);
+/* The same from a text in memory (a checkpoint's copy of its config); `what` stands in messages for the file's name. */
+Status config_load_text(Config *config, const char *what, const char *text, size_t length, const char *const *overrides,
+                        int override_count, Error *err);
 void config_free(Config *config);
 /* The resolved config as JSON text, every key present; reading it back gives the same Config. */
 void config_print(const Config *config, Text *out);
