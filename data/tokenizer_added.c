@@ -1,5 +1,4 @@
 /* Added tokens: whole strings that are cut out of the text before the model sees it, leftmost and longest first. */
-#define _GNU_SOURCE
 #include <stdlib.h>
 #include <string.h>
 
@@ -219,8 +218,10 @@ static int is_plain(const Encoder *encoder, size_t begin, size_t end) {
     size_t low = 0, high = encoder->plain_count;
     while (low < high) { /* the first range that ends after begin */
         size_t middle = low + (high - low) / 2;
-        if (encoder->plain[middle].end <= begin) low = middle + 1;
-        else high = middle;
+        if (encoder->plain[middle].end <= begin)
+            low = middle + 1;
+        else
+            high = middle;
     }
     return low < encoder->plain_count && encoder->plain[low].begin < end;
 }

@@ -269,11 +269,13 @@ struct Tokenizer {
     int32_t bos, eos, pad;
     char *chat_template;
 };
+/* The text of a tokenizer.json; `path` is for messages. No files are read: bos, eos, pad and the template are absent. */
+Status tokenizer_parse(Tokenizer **tokenizer, const char *path, const char *text, size_t length, Error *err);
 /* bos, eos, pad and the chat template from the files in `folder`; absent files are fine. */
 Status tokenizer_config_read(Tokenizer *tokenizer, const char *folder, Error *err);
 
 struct Encoder {
-    uint64_t owner; /* hash of the tokenizer whose words are in the cache */
+    uint64_t owner;          /* hash of the tokenizer whose words are in the cache */
     const TokenRange *plain; /* of the caller's text: where special tokens are not parsed */
     size_t plain_count;
     Aligned now, next;

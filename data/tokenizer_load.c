@@ -71,39 +71,43 @@ static Status finish(Tokenizer *t, Error *err) {
     return OK;
 }
 
-static Status load(Tokenizer *t, Error *err) {
-    char *text;
-    size_t length;
-    TRY(file_read(t->path, TOKENIZER_FILE_LIMIT, &text, &length, err));
+Status tokenizer_parse(Tokenizer **tokenizer, const char *path, const char *text, size_t length, Error *err) {
+    Tokenizer *t = memory_calloc(1, sizeof *t);
+    t->bos = t->eos = t->pad = -1;
+    t->path = memory_strdup(path);
+    t->hash = hash_bytes(text, length);
     JsonReader reader;
     json_open(&reader, t->path, text, length, 1, (JsonLimits){.depth = 32, .string_bytes = TOKENIZER_STRING_LIMIT});
     Status status = read_sections(t, &reader, err);
     json_close(&reader);
-    t->hash = hash_bytes(text, length);
-    memory_free(text);
-    return status == OK ? finish(t, err) : status;
-}
-
-Status tokenizer_open(Tokenizer **tokenizer, const char *path, Error *err) {
-    Tokenizer *t = memory_calloc(1, sizeof *t);
-    t->bos = t->eos = t->pad = -1;
-    char *folder;
-    if (file_is_folder(path)) {
-        folder = memory_strdup(path);
-        t->path = path_join(path, "tokenizer.json");
-    } else {
-        const char *slash = strrchr(path, '/');
-        folder = slash ? memory_format("%.*s", (int)(slash - path) + 1, path) : memory_strdup(".");
-        t->path = memory_strdup(path);
-    }
-    Status status = load(t, err);
-    if (status == OK) status = tokenizer_config_read(t, folder, err);
-    memory_free(folder);
+    if (status == OK) status = finish(t, err);
     if (status != OK) {
         tokenizer_close(t);
         t = NULL;
     }
     *tokenizer = t;
+    return status;
+}
+
+Status tokenizer_open(Tokenizer **tokenizer, const char *path, Error *err) {
+    const char *slash = strrchr(path, '/');
+    int is_folder = file_is_folder(path);
+    char *file = is_folder ? path_join(path, "tokenizer.json") : memory_strdup(path), *text = NULL;
+    char *folder = is_folder ? memory_strdup(path)
+                   : slash   ? memory_format("%.*s", (int)(slash - path) + 1, path)
+                             : memory_strdup(".");
+    size_t length;
+    *tokenizer = NULL;
+    Status status = file_read(file, TOKENIZER_FILE_LIMIT, &text, &length, err);
+    if (status == OK) status = tokenizer_parse(tokenizer, file, text, length, err);
+    if (status == OK) status = tokenizer_config_read(*tokenizer, folder, err);
+    memory_free(text);
+    memory_free(file);
+    memory_free(folder);
+    if (status != OK) {
+        tokenizer_close(*tokenizer);
+        *tokenizer = NULL;
+    }
     return status;
 }
 

@@ -3,7 +3,6 @@
  * tokenizer.json's expressions are written for Oniguruma with Ruby syntax. pattern_translate copies what both engines
  * read alike, rewrites \s, \w, \v and \p{Script}, and refuses the rest by name: a silent difference would be wrong ids.
  */
-#define _GNU_SOURCE
 #include <ctype.h>
 #include <string.h>
 
@@ -186,7 +185,7 @@ static void matcher_prepare(Matcher *matcher, size_t length) {
         pcre2_set_heap_limit(matcher->context, 256u << 10); /* KiB */
     }
     /* Enough for one pass over the text per alternative; a pattern that backtracks without end is stopped. */
-    pcre2_set_match_limit(matcher->context, (uint32_t)(10000000 + 4 * length));
+    pcre2_set_match_limit(matcher->context, (uint32_t)(1000000 + 4 * length));
 }
 
 /* The next match at or after *at; *found 0 when there is none. Empty matches right after a match are stepped over, as

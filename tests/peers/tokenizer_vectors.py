@@ -209,7 +209,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         lib = build(folder)
         files = sorted(args.assets.glob("tokenizers/*/*tokenizer.json")) + sorted(args.assets.glob("models/*/hf/tokenizer.json"))
-        files += sorted((ROOT / "tests/golden").glob("tokenizer_*.json"))
+        files += sorted((ROOT / "tests/golden").glob("tokenizer_*_style.json"))
         named = [("/".join(p.parts[-2:]), p) for p in files]
         if (args.assets / "tokenizers/qwen2.5/vocab.json").exists():
             qwen(args.assets / "tokenizers/qwen2.5", pathlib.Path(folder) / "qwen.json")
