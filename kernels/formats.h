@@ -39,12 +39,13 @@ typedef enum WeightFormat {
     }
 
 /* Both 4-bit formats: the n-th lowest value is chosen for threshold[n-1] < y <= threshold[n] (a tie goes down); each
- * threshold is the FP32 midpoint of its neighbours. */
-#define NF4_THRESHOLDS                                                                                                     \
-    {                                                                                                                      \
-        -0.8480964004993439f, -0.6106329262256622f, -0.4599952697753906f, -0.33967943489551544f, -0.23460740596055984f,    \
-            -0.13791173323988914f, -0.045525018125772476f, 0.03979014977812767f, 0.1202552504837513f, 0.2035212516784668f, \
-            0.2920137718319893f, 0.3893125355243683f, 0.5016634166240692f, 0.6427869200706482f, 0.8614784181118011f        \
+ * threshold is the FP32 midpoint of its neighbours. Every one is written as the FP32 number that it is: bitsandbytes' CUDA
+ * sources spell exact midpoints, and four of those (0, 8, 12, 14) round to the neighbouring FP32 number when read as floats. */
+#define NF4_THRESHOLDS                                                                                                    \
+    {                                                                                                                     \
+        -0.8480963706970215f, -0.6106328964233398f, -0.4599952697753906f, -0.33967941999435425f, -0.23460739850997925f,   \
+            -0.13791173696517944f, -0.045525018125772476f, 0.03979014977812767f, 0.120255246758461f, 0.2035212516784668f, \
+            0.2920137643814087f, 0.3893125355243683f, 0.5016634464263916f, 0.6427869200706482f, 0.8614784479141235f       \
     }
 
 /* Bit 3 is the sign, the low bits are no magnitude order. Both zeros are written +0, as bitsandbytes' own table has them. */
