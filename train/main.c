@@ -1,6 +1,6 @@
 /* The program: finds the subcommand, prints the error, and is the only place that exits. */
-#include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -100,15 +100,14 @@ static void open_standard_streams(void) {
     if (fd > 2) (void)close(fd);
 }
 
-/* Results that did not reach their reader are a failure, a full disk above all; a reader that left needs no message. */
+/* Results that did not reach their reader are a failure, a full disk above all; a reader that left needs no message. The
+ * errno of the write that failed may be long gone, so a pipe without a reader is recognised by poll. */
 static Status flush_results(Status status, Error *err) {
-    errno = 0;
-    int failed = fflush(stdout) != 0;
-    int code = errno;
-    if ((!failed && !ferror(stdout)) || status != OK) return status;
-    if (code == EPIPE) return error_set(err, ERR_FAILED, "%s", "");
-    return error_set(err, ERR_FAILED, "cannot write the results to standard output: %s",
-                     code != 0 ? strerror(code) : "an earlier write failed");
+    if (fflush(stdout) == 0 && !ferror(stdout)) return status;
+    if (status != OK) return status;
+    struct pollfd output = {.fd = STDOUT_FILENO, .events = POLLOUT};
+    if (poll(&output, 1, 0) == 1 && (output.revents & POLLERR) != 0) return ERR_FAILED;
+    return error_set(err, ERR_FAILED, "cannot write the results to standard output; is the disk full?");
 }
 
 int main(int argc, char **argv) {
