@@ -45,6 +45,9 @@ Status folder_remove(const char *path, Error *err); /* with what is in it; fine 
 /* Syncs `temporary` (files in it are already synced), renames it to `path` (which must not exist or be empty), syncs the
  * parent. */
 Status folder_publish(const char *temporary, const char *path, Error *err);
+/* As folder_publish, but takes the place of whatever folder is at `path`, in one step where the file system can exchange names
+ * (else the old one is moved aside first); the old one is then removed. */
+Status folder_replace(const char *temporary, const char *path, Error *err);
 /* Appends one whole record to a log that is flushed as it goes. */
 Status file_append(int fd, const char *path, const void *bytes, size_t length, Error *err);
 char *path_join(const char *folder, const char *name); /* memory_free */
