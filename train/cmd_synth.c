@@ -176,6 +176,17 @@ static void synth_free(Synth *synth) {
     pool_free(synth->pool);
 }
 
+/* Only what looks like a model folder is ever removed. */
+static Status check_target(const char *out, int overwrite, Error *err) {
+    if (folder_is_empty(out)) return OK;
+    if (!overwrite) FAIL_USAGE("%s: is not empty; give --overwrite to replace it", out);
+    char *config = path_join(out, "config.json");
+    int is_model = file_exists(config);
+    memory_free(config);
+    if (!is_model) FAIL_USAGE("%s: has no config.json; --overwrite replaces model folders only", out);
+    return OK;
+}
+
 /* Written beside its place and renamed: a folder that is there is whole. */
 static Status synthesize(Synth *synth, const char *arch, const char *out, int overwrite, Error *err) {
     TRY(model_config_read(arch, &synth->config, err));
@@ -184,7 +195,10 @@ static Status synthesize(Synth *synth, const char *arch, const char *out, int ov
              arch);
     list_weights(synth);
     synth->slab = memory_alloc((size_t)PIECE * PIECES * dtype_size(synth->dtype));
-    char *temporary = memory_format("%s.tmp-%ld", out, (long)getpid());
+    size_t length = strlen(out);
+    while (length > 1 && out[length - 1] == '/')
+        length--; /* beside the folder, not in it */
+    char *temporary = memory_format("%.*s.tmp-%ld", (int)length, out, (long)getpid());
     Status status = write_folder(synth, arch, temporary, err);
     if (status == OK && overwrite) status = folder_remove(out, err);
     if (status == OK) status = folder_publish(temporary, out, err);
@@ -216,7 +230,7 @@ Status command_synth(int argc, char **argv, Error *err) {
     if (strcmp(dtype, "bf16") != 0 && strcmp(dtype, "f32") != 0) FAIL_USAGE("--dtype: want bf16 or f32, got \"%.60s\"", dtype);
     if (seed < 0) FAIL_USAGE("--seed: want a number of at least 0, got %lld", (long long)seed);
     if (threads < 0 || threads > 4096) FAIL_USAGE("--threads: want 0 to 4096, got %lld", (long long)threads);
-    if (!overwrite && !folder_is_empty(out)) FAIL_USAGE("%s: is not empty; give --overwrite to replace it", out);
+    TRY(check_target(out, overwrite, err));
     Synth synth = {.seed = (uint64_t)seed, .dtype = dtype[0] == 'b' ? DTYPE_BF16 : DTYPE_F32};
     Status status = pool_create(&synth.pool, (int)threads, err);
     if (status == OK) status = synthesize(&synth, arch, out, overwrite, err);

@@ -134,10 +134,13 @@ synth_size() { # 2 bytes a parameter: 2*320*64 + 2*(2*64*64 + 2*64*32 + 3*64*192
 check "synth writes every parameter once" synth_size
 check "synth does not overwrite" fails_with "--overwrite" synth --arch "$work/tiny.json" --out "$work/a"
 overwrite() {
-    run 0 synth --arch "$work/tiny.json" --out "$work/a" --dtype f32 --overwrite || return 1
+    run 0 synth --arch "$work/tiny.json" --out "$work/a/" --dtype f32 --overwrite || return 1
     grep -q float32 "$work/a/config.json" && [[ -z $(find "$work" -name '*.tmp-*') ]]
 }
 check "synth --overwrite replaces, and leaves nothing beside" overwrite
+mkdir "$work/precious" && touch "$work/precious/thesis.txt"
+check "synth --overwrite removes nothing but model folders" fails_with "has no config.json" \
+    synth --arch "$work/tiny.json" --out "$work/precious" --overwrite
 check "synth wants a known type" fails_with "bf16 or f32" synth --arch x --out y --dtype f16
 broken_arch() {
     echo '{"model_type": "nonesuch"}' >"$work/broken.json"
