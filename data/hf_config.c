@@ -74,6 +74,7 @@ static const struct {
     {"use_qk_norm", NONE},
     {"qk_layernorm", NONE},
     {"use_mrope", NONE},
+    {"rope_interleaved", NONE},
     {"attn_temperature_tuning", NONE},
     {"attention_chunk_size", NONE},
     {"add_cross_attention", NONE},
@@ -119,6 +120,7 @@ static Status family_find(const ConfigObject *root, const Family **family, Model
     TRY(field_value(root, "architectures", &list, err));
     if (list == NULL) return OK;
     const cJSON *first = cJSON_IsArray(list) ? list->child : list;
+    if (first == NULL) return OK;
     if (!cJSON_IsString(first) || first->next != NULL || strcmp(first->valuestring, (*family)->architecture) != 0)
         FAIL_KEY(root, "architectures", "want [\"%s\"] with model_type '%s', got %s", (*family)->architecture, name,
                  field_shown(first, text));

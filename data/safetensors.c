@@ -60,10 +60,10 @@ static Status file_add(TensorFiles *files, char *path, const char *name, Error *
     return header_read(file, size, err);
 }
 
-/* Puts the last file's tensors into the set. */
+/* Moves the last file's tensors into the set; their names stay with the header. */
 static Status tensors_add(TensorFiles *files, Error *err) {
     const int64_t number = files->file_count - 1;
-    const ShardFile *file = &files->files[number];
+    ShardFile *file = &files->files[number];
     for (int64_t i = 0; i < file->header.count; i++) {
         files->tensors = grow_array(files->tensors, files->count, &files->capacity, sizeof *files->tensors);
         TensorInfo *tensor = &files->tensors[files->count];
@@ -74,6 +74,8 @@ static Status tensors_add(TensorFiles *files, Error *err) {
             FAIL("%s: tensor '%s' is also in %s", file->path, tensor->name, files->files[files->tensors[other].file].path);
         files->count++;
     }
+    memory_free(file->header.tensors);
+    file->header.tensors = NULL;
     return OK;
 }
 

@@ -61,7 +61,7 @@ typedef struct TensorSpec {
 } TensorSpec;
 
 /* A callback that produces the data of one tensor, in pieces, by calling tensor_write_bytes. Exactly the tensor's bytes must
- * come; it may fail, and then nothing is left of the file. */
+ * come; it may fail, and then nothing is left of the file. spec points into the caller's array. */
 typedef Status TensorProducer(void *context, const TensorSpec *spec, TensorWriter *writer, Error *err);
 /* Writes one file atomically: header padded to 8, tensors sorted by dtype (the reference's enum, greatest
  * alignment first) then name, `metadata` pairs {key, value, …, NULL} or NULL ({"format","pt"} is always added, and is not the

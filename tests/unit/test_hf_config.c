@@ -217,6 +217,7 @@ static const struct {
     {"{" LLAMA ",\"final_logit_softcapping\":30.0}", "final_logit_softcapping"},
     {"{" LLAMA ",\"num_local_experts\":8}", "num_local_experts|8"},
     {"{" QWEN3 ",\"num_experts\":128}", "num_experts|128"},
+    {"{" LLAMA ",\"rope_interleaved\":true}", "rope_interleaved|true"},
     {"{" LLAMA ",\"vision_config\":{}}", "vision_config|an object"},
     {"{" LLAMA ",\"residual_multiplier\":0.22}", "residual_multiplier|0.22"},
     {"{" LLAMA ",\"attention_bias\":1}", "attention_bias|true or false|got 1"},
