@@ -1,5 +1,5 @@
 /* Data sets: what is rendered, and exactly which tokens are trained. */
-#include "test_dataset.h"
+#include "tests/unit/test_dataset.h"
 
 #define ALPACA_PROMPT                                                                                               \
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n" \

@@ -1,5 +1,5 @@
 /* Data sets: files and their forms, bad records, templates that are chosen, threads, the split, and real data. */
-#include "test_dataset.h"
+#include "tests/unit/test_dataset.h"
 
 #include "core/pool.h"
 
@@ -12,8 +12,7 @@ static void test_forms_agree(void **state) {
         "{\"prompt\":\"a,]}\\\"\",\"completion\":\"b\"}\n{\"prompt\":\"c\",\"completion\":\"d\\n\"}\n",
         "\xEF\xBB\xBF\r\n{\"prompt\":\"a,]}\\\"\",\"completion\":\"b\"}\r\n\r\n {\"prompt\":\"c\",\"completion\":\"d\\n\"}",
         "[{\"prompt\":\"a,]}\\\"\",\"completion\":\"b\"},{\"prompt\":\"c\",\"completion\":\"d\\n\"}]",
-        (" \n[\n {\"completion\":\"b\",\n \"prompt\":\"a,]}\\\"\", \"x\": [[{}], \"]\", null]} "
-        ",\n{\"prompt\":\"c\",\"completion\":\"d\\n\"}\n]\n\n"),
+        "[\n{\"completion\":\"b\",\n\"prompt\":\"a,]}\\\"\",\"x\":[\"]\"]} ,\n{\"prompt\":\"c\",\"completion\":\"d\\n\"}]\n",
     };
     uint64_t hash = 0;
     for (size_t i = 0; i < sizeof forms / sizeof forms[0]; i++) {
