@@ -248,3 +248,29 @@ Status folder_publish(const char *temporary, const char *path, Error *err) {
     TRY(sync_folder(temporary, err));
     return rename_and_sync(temporary, path, err);
 }
+
+/* Where the file system cannot exchange names: for an instant there is nothing at path, and the old folder is at path.old. */
+static Status replace_by_moving_aside(const char *temporary, const char *path, Error *err) {
+    char *aside = memory_format("%s.old", path);
+    Status status = folder_remove(aside, err);
+    if (status == OK) status = rename_and_sync(path, aside, err);
+    if (status == OK) status = folder_publish(temporary, path, err);
+    if (status == OK) status = folder_remove(aside, err);
+    memory_free(aside);
+    return status;
+}
+
+Status folder_replace(const char *temporary, const char *path, Error *err) {
+    if (!file_exists(path)) return folder_publish(temporary, path, err);
+    if (!file_is_folder(path)) FAIL("%s: want a folder to replace, got something else", path);
+    TRY(sync_folder(temporary, err));
+    (void)fault_point(FAULT_RENAME);
+    if (renameat2(AT_FDCWD, temporary, AT_FDCWD, path, RENAME_EXCHANGE) != 0) {
+        if (errno == EINVAL || errno == ENOSYS) return replace_by_moving_aside(temporary, path, err);
+        FAIL("%s: cannot take the place of %s: %s", temporary, path, strerror(errno));
+    }
+    char *parent = parent_of(path);
+    Status status = sync_folder(parent, err); /* before the old one's files go: a power cut must not bring its name back */
+    memory_free(parent);
+    return status == OK ? folder_remove(temporary, err) : status;
+}

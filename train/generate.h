@@ -1,7 +1,6 @@
 /* Text out of a model: one sequence through a key/value cache.
  *
- * A Generator owns a GENERATE tape for chunks of a prompt (and single tokens), and the cache. Sampling is a function of (seed,
- * position): greedy when temperature is 0; else temperature, then top-k, then top-p, then one draw.
+ * A Generator owns a GENERATE tape for chunks of a prompt (and single tokens), and the cache.
  */
 #ifndef NIBBLE_TRAIN_GENERATE_H
 #define NIBBLE_TRAIN_GENERATE_H
@@ -9,14 +8,12 @@
 #include <stdint.h>
 
 #include "train/engine.h"
+#include "train/sample.h"
 
 typedef struct Generator Generator;
 
 typedef struct SampleOptions {
-    double temperature; /* 0: greedy (the lowest id wins a tie) */
-    int64_t top_k;      /* 0: all */
-    double top_p;       /* 1: all */
-    uint64_t seed;
+    SampleSpec spec;
     int64_t max_new_tokens;
     const int32_t *stop_ids;
     int stop_count;

@@ -41,7 +41,7 @@ static Status publish_new(const char *path, Error *err) {
     Status status = folder_create(temporary, err);
     if (status == OK) status = file_write_atomic(first, "1", 1, err);
     if (status == OK) status = file_write_atomic(second, "22", 2, err);
-    if (status == OK) status = folder_publish(temporary, path, err);
+    if (status == OK) status = folder_replace(temporary, path, err);
     memory_free(second);
     memory_free(first);
     memory_free(temporary);
@@ -219,6 +219,37 @@ static void folder_is_published_whole(void **state) {
     memory_free(path);
 }
 
+/* Dies at every step of taking an older folder's place: a reader finds the old one or the new one, whole. */
+static void folder_is_replaced_whole(void **state) {
+    (void)state;
+    char *path = in_root("target"), *second = in_root("target/second"), *data;
+    const char *const kinds[] = {"write", "fsync", "rename"};
+    const int expected[] = {2, 6, 3};
+    for (size_t k = 0; k < 3; k++) {
+        int points = 0, is_new = 0;
+        for (;; points++) {
+            Error err;
+            clean();
+            assert_int_equal(folder_create(path, &err), OK);
+            assert_int_equal(file_write_atomic(second, "old", 3, &err), OK);
+            char fault[64];
+            (void)snprintf(fault, sizeof fault, "kill@%s:%d", kinds[k], points + 1);
+            int status = run_child("folder", path, fault);
+            assert_int_equal(file_read(second, 10, &data, NULL, &err), OK);
+            is_new = strcmp(data, "22") == 0;
+            assert_true(is_new || strcmp(data, "old") == 0);
+            memory_free(data);
+            if (WIFEXITED(status)) break;
+            assert_int_equal(WTERMSIG(status), SIGKILL);
+        }
+        assert_int_equal(points, expected[k]);
+        assert_true(is_new);
+        assert_int_equal(count_entries(".part"), 0);
+    }
+    memory_free(second);
+    memory_free(path);
+}
+
 static void append_is_torn_in_the_middle_only(void **state) {
     (void)state;
     clean();
@@ -368,6 +399,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(killed_at_every_point),
         cmocka_unit_test(full_disk_loses_nothing),
         cmocka_unit_test(folder_is_published_whole),
+        cmocka_unit_test(folder_is_replaced_whole),
         cmocka_unit_test(append_is_torn_in_the_middle_only),
         cmocka_unit_test(misspelt_fault_is_not_ignored),
     };

@@ -1,0 +1,63 @@
+/* What the model writes before and after training: answers to held-out prompts, greedily. */
+#include <string.h>
+
+#include "train/trainer.h"
+
+#define ANSWER_MAX 96
+
+typedef struct Answer {
+    int32_t ids[ANSWER_MAX];
+    int64_t count;
+} Answer;
+
+static int collect(void *context, int32_t id) {
+    Answer *answer = context;
+    answer->ids[answer->count++] = id;
+    return answer->count == ANSWER_MAX;
+}
+
+/* The prompt of a sequence ends where its first trained token stands; plain text is cut after a quarter. */
+static void split_sequence(const Dataset *data, int64_t sequence, int64_t *prompt, int64_t *length) {
+    int64_t begin = data->start[sequence];
+    *length = data->start[sequence + 1] - begin;
+    *prompt = 1;
+    while (*prompt < *length && !data->train[begin + *prompt])
+        (*prompt)++;
+    if (*prompt == 1 && *length > 8) *prompt = *length / 4;
+}
+
+static Status one_sample(Trainer *trainer, const Dataset *data, int64_t sequence, int after, Error *err) {
+    int64_t prompt, length, generated;
+    split_sequence(data, sequence, &prompt, &length);
+    const int32_t *ids = data->ids + data->start[sequence];
+    int32_t stops[MODEL_MAX_EOS + 1];
+    int stop_count = 0;
+    if (tokenizer_eos(trainer->tokenizer) >= 0) stops[stop_count++] = tokenizer_eos(trainer->tokenizer);
+    for (int i = 0; i < trainer->engine.model.eos_count; i++)
+        stops[stop_count++] = (int32_t)trainer->engine.model.eos_ids[i];
+    int64_t wanted = length - prompt;
+    SampleOptions options = {.spec = {.top_p = 1.0},
+                             .max_new_tokens = wanted + 16 < ANSWER_MAX ? wanted + 16 : ANSWER_MAX,
+                             .stop_ids = stops,
+                             .stop_count = stop_count};
+    Answer answer = {.count = 0};
+    char *texts[3] = {NULL, NULL, NULL};
+    size_t bytes;
+    TRY(generate(trainer->generator, ids, prompt, &options, collect, &answer, &generated, err));
+    Status status = tokenizer_decode(trainer->tokenizer, ids, prompt, 1, &texts[0], &bytes, err);
+    if (status == OK) status = tokenizer_decode(trainer->tokenizer, answer.ids, answer.count, 1, &texts[1], &bytes, err);
+    if (status == OK) status = tokenizer_decode(trainer->tokenizer, ids + prompt, wanted, 1, &texts[2], &bytes, err);
+    if (status == OK) status = reporter_sample(trainer->reporter, after, texts[0], texts[1], texts[2], err);
+    for (int i = 0; i < 3; i++)
+        memory_free(texts[i]);
+    return status;
+}
+
+Status trainer_samples(Trainer *trainer, int after, Error *err) {
+    if (trainer->generator == NULL) return OK;
+    const Dataset *data = trainer->eval_data.count > 0 ? &trainer->eval_data : &trainer->train_data;
+    int64_t wanted = trainer->config.train.samples < data->count ? trainer->config.train.samples : data->count;
+    for (int64_t i = 0; i < wanted; i++)
+        TRY(one_sample(trainer, data, i * data->count / wanted, after, err));
+    return OK;
+}
