@@ -290,12 +290,67 @@ static void test_truncation(void **state) {
     tokenizer_close(tokenizer);
 }
 
+static int32_t some_special(const Tokenizer *tokenizer) {
+    for (int32_t id = 0; id < tokenizer_vocab_size(tokenizer); id++) {
+        if (tokenizer_is_special(tokenizer, id) && tokenizer_token(tokenizer, id)[0] == '<' && id != tokenizer_bos(tokenizer))
+            return id;
+    }
+    fail_msg("the tokenizer has no special token");
+    return -1;
+}
+
+/* Guarding everything is parsing nothing, guarding nothing is parsing everything, and a guarded token changes no other. */
+static void test_guarded_encoding(void **state) {
+    (void)state;
+    static const char *const styles[] = {"llama2", "llama3", "qwen2", "gemma", "metaspace", "digits"};
+    for (size_t i = 0; i < sizeof styles / sizeof styles[0]; i++) {
+        char path[128];
+        Tokenizer *tokenizer = NULL;
+        Error error = {0};
+        Text text = {0};
+        TokenBuffer want = {0}, got = {0}, head = {0};
+        snprintf(path, sizeof path, "tests/golden/tokenizer_%s_style.json", styles[i]);
+        if (tokenizer_open(&tokenizer, path, &error) != OK) fail_msg("%s", error.text);
+        int32_t id = some_special(tokenizer);
+        text_addf(&text, "one%stwo ", tokenizer_token(tokenizer, id));
+        size_t half = text.length;
+        text_addf(&text, "%s three", tokenizer_token(tokenizer, id));
+        TokenRange all = {0, text.length}, first = {0, half};
+        for (int parse = 0; parse < 2; parse++) {
+            want.count = got.count = 0;
+            assert_int_equal(tokenizer_encode(tokenizer, text.data, text.length, 0, parse, &want, NULL), OK);
+            assert_int_equal(tokenizer_encode_guarded(tokenizer, text.data, text.length, 0, &all, parse ? 0 : 1, &got, NULL),
+                             OK);
+            assert_int_equal(got.count, want.count);
+            assert_memory_equal(got.ids, want.ids, (size_t)want.count * sizeof *want.ids);
+            assert_memory_equal(got.begin, want.begin, (size_t)want.count * sizeof *want.begin);
+        }
+        /* want: everything parsed; its tail from the second special token on must be ours */
+        got.count = 0;
+        assert_int_equal(tokenizer_encode_guarded(tokenizer, text.data, text.length, 0, &first, 1, &got, NULL), OK);
+        assert_int_equal(tokenizer_encode(tokenizer, text.data, half, 0, 0, &head, NULL), OK);
+        assert_true(got.count > head.count);
+        assert_memory_equal(got.ids, head.ids, (size_t)head.count * sizeof *head.ids);
+        int64_t tail = got.count - head.count;
+        assert_int_equal(got.ids[head.count], id);
+        assert_memory_equal(got.ids + head.count, want.ids + want.count - tail, (size_t)tail * sizeof *got.ids);
+        for (int64_t t = 0; t < head.count; t++)
+            assert_int_not_equal(got.ids[t], id);
+        token_buffer_free(&want);
+        token_buffer_free(&got);
+        token_buffer_free(&head);
+        text_free(&text);
+        tokenizer_close(tokenizer);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_alpaca),
                                        cmocka_unit_test(test_alpaca_in_a_chat_template),
                                        cmocka_unit_test(test_random_conversations),
                                        cmocka_unit_test(test_straddling_token),
                                        cmocka_unit_test(test_never_a_second_bos),
+                                       cmocka_unit_test(test_guarded_encoding),
                                        cmocka_unit_test(test_text),
                                        cmocka_unit_test(test_long_text_is_split),
                                        cmocka_unit_test(test_truncation)};
