@@ -1,0 +1,126 @@
+/* nibble quantize: a model folder with its linears in bitsandbytes' formats, which transformers and this program load.
+ *
+ *   linears              codes and constants, quant_state (4 bit), or SCB (LLM.int8)
+ *   everything else      the source's bytes, unchanged: embedding, head, norms, biases, tokenizer, generation settings
+ *   config.json          the source's text with a quantization_config added at its end
+ *
+ * Written beside its place and renamed: a folder that is there is whole.
+ */
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "core/file.h"
+#include "core/log.h"
+#include "core/text.h"
+#include "train/commands.h"
+#include "train/options.h"
+#include "train/quantize_folder.h"
+
+typedef struct Options {
+    const char *type, *out;
+    int no_double_quant, overwrite, json;
+    int64_t block_size, threads; /* block_size 0: not given */
+} Options;
+
+static Status check_options(const Options *options, QuantSpec *spec, Error *err) {
+    int int8 = strcmp(options->type, "int8") == 0, fp4 = strcmp(options->type, "fp4") == 0;
+    if (!int8 && !fp4 && strcmp(options->type, "nf4") != 0)
+        FAIL_USAGE("--type: want nf4, fp4 or int8, got \"%.60s\" (int4 has no bitsandbytes folder)", options->type);
+    if (options->out == NULL) FAIL_USAGE("want --out DIR");
+    if (int8 && options->no_double_quant) FAIL_USAGE("--no-double-quant: int8 has no double quantization");
+    if (int8 && options->block_size != 0) FAIL_USAGE("--block-size: int8 has one scale a row, no blocks");
+    if (options->block_size < 0 || options->block_size > 4096)
+        FAIL_USAGE("--block-size: want a power of two from 32 to 4096, got %lld", (long long)options->block_size);
+    if (options->threads < 0 || options->threads > 1024)
+        FAIL_USAGE("--threads: want 0 to 1024, got %lld", (long long)options->threads);
+    *spec = (QuantSpec){.format = int8  ? WEIGHT_INT8
+                                  : fp4 ? WEIGHT_FP4
+                                        : WEIGHT_NF4,
+                        .double_quant = !int8 && !options->no_double_quant,
+                        .block_size = options->block_size == 0 ? 64 : (int32_t)options->block_size};
+    if (quant_check(spec, 1, 1, err) == OK) return OK;
+    return err == NULL ? ERR_USAGE : (err->status = ERR_USAGE);
+}
+
+/* Only what looks like a model folder is ever replaced. */
+static Status check_target(const char *out, int overwrite, Error *err) {
+    if (folder_is_empty(out)) return OK;
+    if (!overwrite) FAIL_USAGE("%s: is not empty; give --overwrite to replace it", out);
+    char *config = path_join(out, "config.json");
+    int is_model = file_exists(config);
+    memory_free(config);
+    if (!is_model) FAIL_USAGE("%s: has no config.json; --overwrite replaces model folders only", out);
+    return OK;
+}
+
+static void print_result(const Options *options, const char *model, const QuantSpec *spec, const QuantizedFolder *folder) {
+    char before[32], after[32];
+    if (options->json) {
+        Text text = {0};
+        text_adds(&text, "{\"model\": ");
+        text_add_json_string(&text, model, strlen(model));
+        text_adds(&text, ", \"out\": ");
+        text_add_json_string(&text, options->out, strlen(options->out));
+        text_addf(&text, ", \"type\": \"%s\", \"double_quant\": %s", options->type, spec->double_quant ? "true" : "false");
+        if (spec->format != WEIGHT_INT8) text_addf(&text, ", \"block_size\": %d", (int)spec->block_size);
+        text_addf(&text, ", \"linears\": %lld, \"bytes_before\": %llu, \"bytes\": %llu}", (long long)folder->linears,
+                  (unsigned long long)folder->bytes_before, (unsigned long long)folder->bytes);
+        puts(text.data);
+        text_free(&text);
+        return;
+    }
+    printf("%s: %lld linears in %s%s, %s instead of %s\n", options->out, (long long)folder->linears, options->type,
+           spec->double_quant ? " with double quantization" : "", format_bytes((double)folder->bytes, after, sizeof after),
+           format_bytes((double)folder->bytes_before, before, sizeof before));
+}
+
+static Status run(const Options *options, const char *model, const QuantSpec *spec, Error *err) {
+    Backend backend;
+    Pool *pool = NULL;
+    QuantizedFolder folder = {0};
+    size_t length = strlen(options->out);
+    while (length > 1 && options->out[length - 1] == '/')
+        length--; /* beside the folder, not in it */
+    char *temporary = memory_format("%.*s.tmp-%ld", (int)length, options->out, (long)getpid());
+    Status status;
+    TRY_GOTO(cpu_backend(&backend, NULL, err));
+    TRY_GOTO(pool_create(&pool, (int)options->threads, err));
+    TRY_GOTO(quantize_folder(model, temporary, spec, &backend, pool, &folder, err));
+    if (options->overwrite)
+        TRY_GOTO(folder_replace(temporary, options->out, err));
+    else
+        TRY_GOTO(folder_publish(temporary, options->out, err));
+    print_result(options, model, spec, &folder);
+done:
+    if (status != OK) (void)folder_remove(temporary, NULL);
+    pool_free(pool);
+    memory_free(temporary);
+    return status;
+}
+
+Status command_quantize(int argc, char **argv, Error *err) {
+    Options options = {.type = "nf4"};
+    const char *model = NULL;
+    int count, helped;
+    const OptionSpec specs[] = {
+        {"out", OPTION_STRING, "DIR", "the folder to write", &options.out},
+        {"type", OPTION_STRING, "TYPE", "nf4, fp4 or int8", &options.type},
+        {"no-double-quant", OPTION_FLAG, NULL, "keep the blocks' constants in FP32 (nf4, fp4)", &options.no_double_quant},
+        {"block-size", OPTION_INTEGER, "N", "32 to 4096, a power of two; left out: 64 (nf4, fp4)", &options.block_size},
+        {"threads", OPTION_INTEGER, "N", "threads; 0: one a processor", &options.threads},
+        {"overwrite", OPTION_FLAG, NULL, "replace DIR when it is not empty", &options.overwrite},
+        {"json", OPTION_FLAG, NULL, "print the result as JSON", &options.json},
+    };
+    const CommandHelp help = {
+        .usage = "nibble quantize MODEL --out DIR [options]",
+        .summary = "Writes a pre-quantized model folder that transformers with bitsandbytes loads.",
+        .example = "nibble quantize models/Llama-3.1-8B --out models/Llama-3.1-8B-nf4",
+    };
+    TRY(options_parse(argc, argv, &help, specs, sizeof specs / sizeof *specs, &model, 1, 1, &count, &helped, err));
+    if (helped) return OK;
+    QuantSpec spec;
+    TRY(check_options(&options, &spec, err));
+    TRY(check_target(options.out, options.overwrite, err));
+    return run(&options, model, &spec, err);
+}
