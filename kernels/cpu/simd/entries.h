@@ -7,9 +7,11 @@
 
 #define simd_linear SIMD_SYMBOL(simd_linear)
 #define simd_head SIMD_SYMBOL(simd_head)
+#define simd_attention SIMD_SYMBOL(simd_attention)
 
 void simd_linear(Backend *backend);
 void simd_head(Backend *backend);
+void simd_attention(Backend *backend);
 
 /* As ref_check_config, and no F64: only the reference computes in it. */
 static inline Status simd_check_config(const char *op, const ExecConfig *config, Error *err) {

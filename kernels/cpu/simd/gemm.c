@@ -30,62 +30,6 @@ static Buffers buffers_of(void *workspace, int worker, int with_mask) {
     return buf;
 }
 
-SIMD_INLINE int64_t least(int64_t a, int64_t b) {
-    return a < b ? a : b;
-}
-SIMD_INLINE int64_t round_up(int64_t x, int64_t unit) {
-    return (x + unit - 1) / unit * unit;
-}
-
-/* ---- packing ------------------------------------------------------------------------------------------------------------ */
-
-/* Rows [m0, m0 + rows) of A over [k0, k0 + k) as panels; rows up to a multiple of GEMM_ROWS are zeros. */
-static void pack_a(const Operand *a, int64_t m0, int64_t rows, int64_t k0, int64_t k, float *to) {
-    for (int64_t i = 0; i < rows; i++)
-        operand_read(a, m0 + i, k0, k, to + i * GEMM_K_STRIDE);
-    for (int64_t i = rows; i % GEMM_ROWS != 0; i++)
-        memset(to + i * GEMM_K_STRIDE, 0, (size_t)k * sizeof *to);
-}
-
-/* The same when A's rows run along k. */
-static void pack_a_turned(const Operand *a, int64_t m0, int64_t rows, int64_t k0, int64_t k, float *turn, float *to) {
-    for (int64_t p = 0; p < k; p += SIMD_WIDTH) {
-        for (int64_t i = 0; i < SIMD_WIDTH; i++) {
-            if (p + i < k)
-                operand_read(a, k0 + p + i, m0, rows, turn + i * TURN_STRIDE);
-            else
-                memset(turn + i * TURN_STRIDE, 0, (size_t)rows * sizeof *turn);
-        }
-        for (int64_t i = 0; i < rows; i += SIMD_WIDTH)
-            vf_transpose(turn + i, TURN_STRIDE, to + i * GEMM_K_STRIDE + p, GEMM_K_STRIDE);
-    }
-    for (int64_t i = rows; i % GEMM_ROWS != 0; i++)
-        memset(to + i * GEMM_K_STRIDE, 0, (size_t)k * sizeof *to);
-}
-
-/* Columns [n0, n0 + columns) of B over [k0, k0 + k) as one panel of `vectors` vectors; the surplus columns are zeros. */
-static void pack_b(const Operand *b, int64_t n0, int64_t columns, int64_t k0, int64_t k, int vectors, float *to) {
-    int64_t width = (int64_t)vectors * SIMD_WIDTH;
-    for (int64_t p = 0; p < k; p++)
-        operand_read(b, k0 + p, n0, columns, to + p * width);
-}
-
-static void pack_b_turned(const Operand *b, int64_t n0, int64_t columns, int64_t k0, int64_t k, int vectors, float *turn,
-                          float *to) {
-    int64_t width = (int64_t)vectors * SIMD_WIDTH;
-    for (int64_t v = 0; v < vectors; v++) {
-        for (int64_t i = 0; i < SIMD_WIDTH; i++) {
-            int64_t n = v * SIMD_WIDTH + i;
-            if (n < columns)
-                operand_read(b, n0 + n, k0, k, turn + i * TURN_STRIDE);
-            else
-                memset(turn + i * TURN_STRIDE, 0, (size_t)round_up(k, SIMD_WIDTH) * sizeof *turn);
-        }
-        for (int64_t p = 0; p < k; p += SIMD_WIDTH)
-            vf_transpose(turn + p, TURN_STRIDE, to + p * width + v * SIMD_WIDTH, width);
-    }
-}
-
 /* ---- one tile ----------------------------------------------------------------------------------------------------------- */
 
 typedef struct Tile {
@@ -97,16 +41,16 @@ static void add_term(const Term *term, const Tile *tile, const Buffers *buf, flo
     for (int64_t k0 = 0; k0 < term->k; k0 += GEMM_K) {
         int64_t k = least(GEMM_K, term->k - k0);
         if (term->a_rows_are_k)
-            pack_a_turned(&term->a, tile->m0, tile->rows, k0, k, buf->turn, buf->a);
+            gemm_pack_a_turned(&term->a, tile->m0, tile->rows, k0, k, buf->turn, TURN_STRIDE, buf->a, GEMM_K_STRIDE);
         else
-            pack_a(&term->a, tile->m0, tile->rows, k0, k, buf->a);
+            gemm_pack_a(&term->a, tile->m0, tile->rows, k0, k, buf->a, GEMM_K_STRIDE);
         for (int64_t n = 0; n < tile->columns; n += GEMM_COLUMNS) {
             int64_t columns = least(GEMM_COLUMNS, tile->columns - n);
             int vectors = (int)((columns + SIMD_WIDTH - 1) / SIMD_WIDTH);
             if (term->b_rows_are_n)
-                pack_b_turned(&term->b, tile->n0 + n, columns, k0, k, vectors, buf->turn, buf->b);
+                gemm_pack_b_turned(&term->b, tile->n0 + n, columns, k0, k, vectors, buf->turn, TURN_STRIDE, buf->b);
             else
-                pack_b(&term->b, tile->n0 + n, columns, k0, k, vectors, buf->b);
+                gemm_pack_b(&term->b, tile->n0 + n, columns, k0, k, vectors, buf->b);
             for (int64_t i = 0; i < tile->rows; i += GEMM_ROWS)
                 gemm_kernel(buf->a + i * GEMM_K_STRIDE, GEMM_K_STRIDE, buf->b, c + i * GEMM_TILE_COLUMNS + n, GEMM_TILE_COLUMNS,
                             k, vectors);

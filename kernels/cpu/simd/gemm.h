@@ -20,6 +20,11 @@
 
 #define gemm_run SIMD_SYMBOL(gemm_run)
 #define gemm_kernel SIMD_SYMBOL(gemm_kernel)
+#define gemm_workspace SIMD_SYMBOL(gemm_workspace)
+#define gemm_pack_a SIMD_SYMBOL(gemm_pack_a)
+#define gemm_pack_a_turned SIMD_SYMBOL(gemm_pack_a_turned)
+#define gemm_pack_b SIMD_SYMBOL(gemm_pack_b)
+#define gemm_pack_b_turned SIMD_SYMBOL(gemm_pack_b_turned)
 
 #define GEMM_ROWS 6
 #define GEMM_VECTORS (SIMD_WIDTH == 16 ? 4 : 2)
@@ -56,14 +61,28 @@ typedef struct Product {
 #define GEMM_GROUP_MAX 10 /* products of one call */
 
 /* Bytes of workspace of one call; with_mask when any term has a mask. */
-size_t SIMD_SYMBOL(gemm_workspace)(int threads, int with_mask);
-#define gemm_workspace SIMD_SYMBOL(gemm_workspace)
+size_t gemm_workspace(int threads, int with_mask);
 
 /* Independent products at once (they share the threads). Nothing is done for m or n of 0. */
 void gemm_run(const Exec *exec, const Product *products, int count, void *workspace);
 
+/* ---- the parts, for attention, whose products have something between them ---- */
+
 /* c[GEMM_ROWS][vectors * SIMD_WIDTH] += a panel [GEMM_ROWS][k] x b panel [k][vectors * SIMD_WIDTH]; a's rows are a_stride
- * apart; b is aligned to a vector. */
+ * apart. */
 void gemm_kernel(const float *a, int64_t a_stride, const float *b, float *c, int64_t c_stride, int64_t k, int vectors);
+
+/* Rows [m0, m0 + rows) of A over [k0, k0 + k), each contiguous along k, `stride` (at least k up to SIMD_WIDTH) apart; rows
+ * up to a multiple of GEMM_ROWS are zeros. */
+void gemm_pack_a(const Operand *a, int64_t m0, int64_t rows, int64_t k0, int64_t k, float *to, int64_t stride);
+/* The same when A's rows run along k. turn: SIMD_WIDTH rows, turn_stride (at least rows up to SIMD_WIDTH) apart. `to` has
+ * room for rows up to a multiple of SIMD_WIDTH. */
+void gemm_pack_a_turned(const Operand *a, int64_t m0, int64_t rows, int64_t k0, int64_t k, float *turn, int64_t turn_stride,
+                        float *to, int64_t stride);
+/* Columns [n0, n0 + columns) of B over [k0, k0 + k) as one panel [k][vectors * SIMD_WIDTH]; surplus columns are zeros. */
+void gemm_pack_b(const Operand *b, int64_t n0, int64_t columns, int64_t k0, int64_t k, int vectors, float *to);
+/* The same when B's rows are n. turn_stride is at least k up to SIMD_WIDTH; the panel has room for as many rows. */
+void gemm_pack_b_turned(const Operand *b, int64_t n0, int64_t columns, int64_t k0, int64_t k, int vectors, float *turn,
+                        int64_t turn_stride, float *to);
 
 #endif

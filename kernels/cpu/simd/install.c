@@ -8,4 +8,5 @@
 void cpu_simd(Backend *backend) {
     simd_linear(backend);
     simd_head(backend);
+    simd_attention(backend);
 }

@@ -28,6 +28,16 @@
 #define SIMD_UNROLL _Pragma("GCC unroll 16")
 #endif
 
+SIMD_INLINE int64_t least(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+SIMD_INLINE int64_t most(int64_t a, int64_t b) {
+    return a > b ? a : b;
+}
+SIMD_INLINE int64_t round_up(int64_t x, int64_t unit) {
+    return (x + unit - 1) / unit * unit;
+}
+
 typedef uint32_t vu __attribute__((vector_size(4 * SIMD_WIDTH), aligned(4 * SIMD_WIDTH)));
 typedef int32_t vi __attribute__((vector_size(4 * SIMD_WIDTH)));
 typedef uint64_t vq __attribute__((vector_size(4 * SIMD_WIDTH)));
@@ -177,12 +187,12 @@ SIMD_INLINE float vf_sum(vf x) {
 #endif
 
 SIMD_INLINE float vf_largest(vf x) {
-    float lane[SIMD_WIDTH], most;
+    float lane[SIMD_WIDTH];
     vf_store(lane, x);
-    most = lane[0];
+    float largest = lane[0];
     for (int i = 1; i < SIMD_WIDTH; i++)
-        most = lane[i] > most ? lane[i] : most;
-    return most;
+        largest = lane[i] > largest ? lane[i] : largest;
+    return largest;
 }
 
 /* bf16 <-> float by integer operations: the same bits as core/dtype.h, NaN included. */

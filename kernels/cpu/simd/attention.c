@@ -1,0 +1,172 @@
+/* Attention, forward: online softmax (Milakov & Gimelshein 2018) over stretches of keys.
+ *
+ *   m' = max(m, max s)   l' = l e^(m - m') + sum e^(s - m')   o' = o e^(m - m') + e^(s - m') v       o / l,  lse = m + log l
+ */
+#include "kernels/cpu/simd/attention.h"
+
+#include <math.h>
+
+typedef struct Work {
+    DType act;
+    const AttentionShape *shape;
+    const Batch *batch;
+    const void *q, *k, *v;
+    void *o;
+    float *lse;
+    const int32_t *blocks;
+    void *scratch;
+    int64_t past; /* query row t stands at key row t + past */
+} Work;
+
+/* Largest scale * score of a row among the visible ones. */
+static float row_largest(const float *scores, int64_t first, int64_t end, float scale) {
+    vf largest = vf_set(-INFINITY);
+    for (int64_t c = first / SIMD_WIDTH * SIMD_WIDTH; c < end; c += SIMD_WIDTH)
+        largest =
+            vf_max(largest, vf_select(lanes_within(c, first, end), vf_load(scores + c) * vf_set(scale), vf_set(-INFINITY)));
+    return vf_largest(largest);
+}
+
+/* scores = e^(scale * score - largest), zero where not visible; returns the sum. */
+static float row_exp(float *scores, int64_t count, int64_t first, int64_t end, float scale, float largest) {
+    vf sum = vf_zero();
+    for (int64_t c = 0; c < count; c += SIMD_WIDTH) {
+        vf p = vf_zero();
+        if (c < end && c + SIMD_WIDTH > first) {
+            p = vf_exp(vf_fma(vf_load(scores + c), vf_set(scale), vf_set(-largest)));
+            p = vf_select(lanes_within(c, first, end), p, vf_zero());
+            sum += p;
+        }
+        vf_store(scores + c, p);
+    }
+    return vf_sum(sum);
+}
+
+/* One stretch's softmax; stat[0] is m, stat[1] is l. */
+static void soften(const Scratch *s, int64_t block, int64_t count, float scale, const Visible *visible) {
+    for (int64_t i = 0; i < block; i++) {
+        float *scores = s->scores[0] + i * ATTENTION_STRIDE;
+        int64_t first = visible->first[i], end = visible->end[i];
+        if (first >= end) {
+            memset(scores, 0, (size_t)round_up(count, SIMD_WIDTH) * sizeof *scores);
+            continue;
+        }
+        float before = s->stat[0][i];
+        float largest = row_largest(scores, first, end, scale);
+        if (largest < before) largest = before;
+        float shrink = before == -INFINITY ? 0.0f : expf(before - largest);
+        s->stat[0][i] = largest;
+        s->stat[1][i] = s->stat[1][i] * shrink + row_exp(scores, count, first, end, scale, largest);
+        if (shrink == 1.0f) continue;
+        float *sum = s->sum[0] + i * s->sum_stride;
+        for (int64_t d = 0; d < s->sum_stride; d += SIMD_WIDTH)
+            vf_store(sum + d, vf_load(sum + d) * vf_set(shrink));
+    }
+}
+
+static void finish(const Work *w, const Scratch *s, int64_t row, int64_t block, int64_t head) {
+    int64_t dim = w->shape->head_dim;
+    for (int64_t i = 0; i < block; i++) {
+        int64_t at = (row + i) * w->shape->heads + head;
+        vf inverse = vf_set(1.0f / s->stat[1][i]);
+        for (int64_t d = 0; d < dim; d += SIMD_WIDTH)
+            vf_store_act(w->o, w->act, at * dim + d, dim - d, vf_load(s->sum[0] + i * s->sum_stride + d) * inverse);
+        if (w->lse != NULL) w->lse[at] = s->stat[0][i] + logf(s->stat[1][i]);
+    }
+}
+
+static void forward_item(void *context, int64_t item, int worker) {
+    const Work *w = context;
+    const AttentionShape *shape = w->shape;
+    int64_t dim = shape->head_dim, head = item % shape->heads, row = w->blocks[item / shape->heads];
+    int64_t sequence = ref_sequence_of(w->batch, row), start = w->batch->starts[sequence];
+    int64_t block = least(ATTENTION_BLOCK, w->batch->starts[sequence + 1] - row), window = shape->window;
+    int64_t kv_head = head / (shape->heads / shape->kv_heads);
+    Operand q = head_of(w->q, w->act, shape->heads, head, dim), k = head_of(w->k, w->act, shape->kv_heads, kv_head, dim);
+    Operand v = head_of(w->v, w->act, shape->kv_heads, kv_head, dim);
+    Scratch s = attention_scratch(w->scratch, worker, 1, dim);
+    gemm_pack_a(&q, row, block, 0, dim, s.rows[0], s.row_stride);
+    memset(s.sum[0], 0, (size_t)(ATTENTION_BLOCK * s.sum_stride) * sizeof(float));
+    for (int64_t i = 0; i < block; i++) {
+        s.stat[0][i] = -INFINITY;
+        s.stat[1][i] = 0.0f;
+    }
+    int64_t end = row + block + w->past, c0 = window > 0 ? most(start, row + w->past - window + 1) : start;
+    for (; c0 < end; c0 += ATTENTION_STRETCH) {
+        int64_t count = least(ATTENTION_STRETCH, end - c0);
+        Visible visible;
+        for (int64_t i = 0; i < block; i++) {
+            int64_t place = row + i + w->past;
+            visible.first[i] = window > 0 ? most(0, place - window + 1 - c0) : 0;
+            visible.end[i] = least(count, place + 1 - c0);
+        }
+        attention_scores(&s, s.rows[0], block, &k, c0, count, dim, &visible, s.scores[0]);
+        soften(&s, block, count, shape->scale, &visible);
+        attention_add(&s, s.scores[0], block, &v, c0, count, dim, &visible, s.sum[0]);
+    }
+    finish(w, &s, row, block, head);
+}
+
+static Status attention_plan(const ExecConfig *config, const AttentionShape *shape, OpPlan *plan, Error *err) {
+    AttentionPlaces at;
+    TRY(attention_places(config, shape, &at, err));
+    *plan = at.plan;
+    return OK;
+}
+
+static Status attention_forward(const Exec *exec, const AttentionShape *shape, const Batch *batch, const void *q, const void *k,
+                                const void *v, void *o, void *saved, void *workspace, Error *err) {
+    AttentionPlaces at;
+    TRY(attention_places(&exec->config, shape, &at, err));
+    TRY(ref_attention_check(shape, batch, err));
+    int64_t blocks = attention_cut(batch, workspace);
+    Work work = {.act = exec->config.act,
+                 .shape = shape,
+                 .batch = batch,
+                 .q = q,
+                 .k = k,
+                 .v = v,
+                 .o = o,
+                 .lse = saved,
+                 .blocks = workspace,
+                 .scratch = (char *)workspace + at.forward_scratch};
+    pool_run(exec->pool, forward_item, &work, blocks * shape->heads);
+    return OK;
+}
+
+static Status attention_cached(const Exec *exec, const AttentionShape *shape, const Batch *batch, const void *q, const void *k,
+                               const void *v, const KvLayer *cache, int64_t past, void *o, void *workspace, Error *err) {
+    AttentionPlaces at;
+    TRY(attention_places(&exec->config, shape, &at, err));
+    TRY(ref_attention_check(shape, batch, err));
+    if (batch->sequences != 1) FAIL("attention: cached: want one sequence, got %lld", (long long)batch->sequences);
+    if (past < 0 || past > shape->rows - batch->tokens)
+        FAIL("attention: %lld tokens after %lld do not fit in a cache of %lld rows; ask for fewer tokens",
+             (long long)batch->tokens, (long long)past, (long long)shape->rows);
+    DType act = exec->config.act;
+    int64_t width = shape->kv_heads * shape->head_dim;
+    size_t bytes = (size_t)(batch->tokens * width) * dtype_size(act);
+    memcpy(ref_at_mutable(act, cache->k, past * width), k, bytes);
+    memcpy(ref_at_mutable(act, cache->v, past * width), v, bytes);
+    int64_t blocks = attention_cut(batch, workspace);
+    Work work = {.act = act,
+                 .shape = shape,
+                 .batch = batch,
+                 .q = q,
+                 .k = cache->k,
+                 .v = cache->v,
+                 .o = o,
+                 .blocks = workspace,
+                 .scratch = (char *)workspace + at.forward_scratch,
+                 .past = past};
+    pool_run(exec->pool, forward_item, &work, blocks * shape->heads);
+    return OK;
+}
+
+void simd_attention(Backend *backend) {
+    backend->attention_plan = attention_plan;
+    backend->attention_forward = attention_forward;
+    backend->attention_backward = attention_gradients;
+    backend->attention_cached = attention_cached;
+    backend->variant.attention = SIMD_VARIANT;
+}
