@@ -46,7 +46,9 @@ Status tokenizer_encode_guarded(const Tokenizer *tokenizer, const char *text, si
 Status tokenizer_decode(const Tokenizer *tokenizer, const int32_t *ids, int64_t count, int skip_special, char **text,
                         size_t *length, Error *err);
 
-/* Streaming: feeds one id at a time, returns the new whole characters only (may be empty). */
+/* Streaming: feeds one id at a time, returns the new whole characters only (may be empty). Special
+ * tokens give no text. The text is valid until the next call. All parts together are what decode gives, save where byte
+ * tokens never become UTF-8: there a stream has already given the characters before the fault. */
 typedef struct TokenStream TokenStream;
 Status token_stream_open(TokenStream **stream, const Tokenizer *tokenizer, Error *err);
 Status token_stream_next(TokenStream *stream, int32_t id, const char **text, size_t *length, Error *err);

@@ -169,8 +169,8 @@ static void cache_fill(const Encoder *encoder, CachedWord *word, const char *tex
     word->length = (uint8_t)length;
 }
 
-void bpe_encode(const Tokenizer *tokenizer, Encoder *encoder, const char *text, const Span *align, size_t length,
-                TokenBuffer *out) {
+static void encode_word(const Tokenizer *tokenizer, Encoder *encoder, const char *text, const Span *align, size_t length,
+                        TokenBuffer *out) {
     CachedWord *word = NULL;
     if (length <= CACHE_WORD) {
         word = &encoder->cache[hash_bytes(text, length) % CACHE_SLOTS];
@@ -193,4 +193,23 @@ void bpe_encode(const Tokenizer *tokenizer, Encoder *encoder, const char *text, 
         if (s->id >= 0) tokens_add(out, s->id, span_of(align, (size_t)s->begin, (size_t)s->end));
     }
     if (word) cache_fill(encoder, word, text, length);
+}
+
+int word_starts_at(const char *text, size_t begin, size_t at) {
+    static const char mark[] = "\xE2\x96\x81"; /* U+2581 */
+    if (memcmp(text + at, mark, 3) != 0) return 0;
+    return at < begin + 3 || memcmp(text + at - 3, mark, 3) != 0;
+}
+
+/* A sentencepiece tokenizer has no pre-tokenizer: a text is one piece. Where no merge reaches over the start of a word,
+ * merging the words apart gives the same ids, and words can be cached. */
+void bpe_encode(const Tokenizer *tokenizer, Encoder *encoder, const char *text, const Span *align, size_t length,
+                TokenBuffer *out) {
+    size_t begin = 0;
+    for (size_t at = 1; tokenizer->bpe.words_apart && at + 3 <= length; at++) {
+        if (!word_starts_at(text, begin, at)) continue;
+        encode_word(tokenizer, encoder, text + begin, align + begin, at - begin, out);
+        begin = at;
+    }
+    encode_word(tokenizer, encoder, text + begin, align + begin, length - begin, out);
 }

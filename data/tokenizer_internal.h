@@ -225,12 +225,15 @@ typedef struct Bpe {
     size_t mask;
     int32_t unk; /* -1: none */
     int fuse_unk, ignore_merges, byte_fallback;
+    int words_apart;    /* no merge joins a `▁` to another character before it */
     int32_t bytes[256]; /* ids of <0xXX>, -1 */
 } Bpe;
 Status model_parse(Tokenizer *tokenizer, JsonReader *reader, const char *path, Error *err);
 void bpe_free(Bpe *bpe);
 const MergeSlot *bpe_merge(const Bpe *bpe, int32_t left, int32_t right); /* NULL when the pair does not merge */
 MergeSlot *bpe_slot(const Bpe *bpe, int32_t left, int32_t right);        /* its slot, or the free one */
+/* Whether text[at…] is a `▁` that follows another character (text[begin] on; at least 3 bytes at `at`). */
+int word_starts_at(const char *text, size_t begin, size_t at);
 /* Appends the ids of one piece. Cannot fail: pieces are at most TOKENIZER_TEXT_LIMIT bytes. */
 void bpe_encode(const Tokenizer *tokenizer, Encoder *encoder, const char *text, const Span *align, size_t length,
                 TokenBuffer *out);

@@ -226,6 +226,19 @@ static Status build_merges(Tokenizer *tokenizer, const ModelFile *file, Error *e
     return OK;
 }
 
+/* See bpe_encode. A known `▁` also ends the wait of an unknown character, so nothing else crosses the cut. */
+static int merges_keep_words_apart(const Tokenizer *tokenizer, const ModelFile *file) {
+    if (tokenizer->bpe.ignore_merges || vocab_find(&tokenizer->vocab, "\xE2\x96\x81", 3) < 0) return 0;
+    for (size_t rank = 0; rank < file->merges_count; rank++) {
+        const MergeText *merge = &file->merges[rank];
+        const char *token = file->bytes.data + merge->left;
+        size_t length = (size_t)merge->left_length + merge->right_length;
+        for (size_t at = 1; at + 3 <= length; at++)
+            if (word_starts_at(token, 0, at)) return 0;
+    }
+    return 1;
+}
+
 static Status find_unknown(Tokenizer *tokenizer, const ModelFile *file, Error *err) {
     tokenizer->bpe.unk = -1;
     if (file->unk == NULL) return OK;
@@ -239,6 +252,7 @@ static Status build_model(Tokenizer *tokenizer, const ModelFile *file, Error *er
     TRY(vocab_index(&tokenizer->vocab, file->path, err));
     TRY(build_merges(tokenizer, file, err));
     TRY(find_unknown(tokenizer, file, err));
+    tokenizer->bpe.words_apart = merges_keep_words_apart(tokenizer, file);
     for (int byte = 0; byte < 256; byte++) {
         static const char digits[] = "0123456789ABCDEF";
         char name[] = {'<', '0', 'x', digits[byte >> 4], digits[byte & 15], '>'};

@@ -31,7 +31,7 @@ def build(folder):
     library = os.path.join(folder, "tokenizer.so")
     sources = [str(p) for p in sorted(ROOT.glob("data/tokenizer*.c"))] + [str(ROOT / "data/json.c")]
     sources += [str(ROOT / f"core/{n}.c") for n in ("error", "memory", "text", "file", "folder", "fault", "hash", "cgroup")]
-    subprocess.run([os.environ.get("CC", "cc"), "-std=gnu17", "-O2", "-g", "-fPIC", "-shared", f"-I{ROOT}", "-o", library,
+    subprocess.run([os.environ.get("CC", "cc"), "-std=gnu17", "-D_GNU_SOURCE=", "-O2", "-g", "-fPIC", "-shared", f"-I{ROOT}", "-o", library,
                     *sources, "-lpcre2-8", "-lutf8proc", "-lxxhash", "-lm", "-pthread"], check=True)
     return ctypes.CDLL(library)
 

@@ -484,6 +484,34 @@ static void test_refused(void **state) {
     assert_refused(tokenizer_open(&tokenizer, "tests/golden/absent.json", &err), &err, "absent.json");
 }
 
+/* Words are merged apart only where no merge reaches over the start of one. */
+static void test_merge_over_words(void **state) {
+    (void)state;
+    static const struct {
+        const char *merge, *merged;
+        int32_t ids[3];
+        int64_t count;
+    } cases[] = {{"a \xE2\x96\x81", "a\xE2\x96\x81", {2, 0}, 2}, {"\xE2\x96\x81 a", "\xE2\x96\x81\x61", {0, 2}, 2}};
+    const char *path = "build/test_tokenizer_words.json";
+    Error err;
+    assert_ok(folder_create("build", &err), &err);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char *json = memory_format("{\"model\": {\"vocab\": {\"a\": 0, \"\xE2\x96\x81\": 1, \"%s\": 2}, \"merges\": [\"%s\"]}}",
+                                   cases[i].merged, cases[i].merge);
+        assert_ok(file_write_atomic(path, json, strlen(json), &err), &err);
+        Tokenizer *tokenizer = open_tokenizer(path);
+        TokenBuffer tokens = {0};
+        encode(tokenizer, "a\xE2\x96\x81\x61", 0, 1, &tokens);
+        assert_int_equal(tokens.count, cases[i].count);
+        assert_memory_equal(tokens.ids, cases[i].ids, (size_t)tokens.count * sizeof *tokens.ids);
+        assert_int_equal(tokens.end[tokens.count - 1], 5);
+        token_buffer_free(&tokens);
+        tokenizer_close(tokenizer);
+        memory_free(json);
+    }
+    remove(path);
+}
+
 /* A pattern that backtracks without end is stopped by the match limit and named, not waited for. */
 static void test_runaway_pattern(void **state) {
     (void)state;
@@ -640,7 +668,8 @@ int main(void) {
         cmocka_unit_test(test_stream),       cmocka_unit_test(test_stream_cut),
         cmocka_unit_test(test_refused),      cmocka_unit_test(test_runaway_pattern),
         cmocka_unit_test(test_long_word),    cmocka_unit_test(test_many_marks),
-        cmocka_unit_test(test_threads),      cmocka_unit_test(test_folder),
+        cmocka_unit_test(test_threads),      cmocka_unit_test(test_merge_over_words),
+        cmocka_unit_test(test_folder),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
