@@ -146,6 +146,14 @@ static void test_rounding_order(void **state) {
             assert_int_equal(((bf16 *)c.y)[t * HIDDEN + i], bf16_from_float(y));
         }
     }
+    for (int i = 0; i < HIDDEN; i++) {
+        double want = 0.0;
+        for (int t = 0; t < TOKENS; t++) {
+            float n = bf16_round(bf16_to_float(((bf16 *)c.sum)[t * HIDDEN + i]) * ((float *)c.saved)[t]);
+            want += (double)bf16_to_float(((bf16 *)c.dy)[t * HIDDEN + i]) * (double)n;
+        }
+        assert_true(((float *)c.d_weight)[i] == (float)(0.5 + want));
+    }
     close_case(&c);
     close_case(&exact);
 }

@@ -80,6 +80,20 @@ static void test_ties(void **state) {
     }
 }
 
+/* Two values at a border where the product with the reciprocal and the quotient lie on different sides of it: a full block
+ * takes the product, a short one the quotient. Both were found by a search over scales. */
+static void test_product_or_quotient(void **state) {
+    (void)state;
+    float x[32] = {0.046875f, -0x1.d4f74ep-6f, 0x1.e8f0fep-10f}, absmax;
+    uint8_t codes[16];
+    quantize(WEIGHT_NF4, x, 32, 32, codes, &absmax);
+    assert_int_equal(code_of(codes, 1), 1);
+    assert_int_equal(code_of(codes, 2), 8);
+    quantize(WEIGHT_NF4, x, 30, 32, codes, &absmax);
+    assert_int_equal(code_of(codes, 1), 2);
+    assert_int_equal(code_of(codes, 2), 7);
+}
+
 /* The tables agree with each other: thresholds are the FP32 midpoints of neighbouring values, in ascending order. */
 static void test_tables(void **state) {
     (void)state;
@@ -146,7 +160,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_ramp),   cmocka_unit_test(test_short_tail),           cmocka_unit_test(test_ties),
         cmocka_unit_test(test_tables), cmocka_unit_test(test_zero_and_tiny_blocks), cmocka_unit_test(test_refuses_nonfinite),
-        cmocka_unit_test(test_parts),
+        cmocka_unit_test(test_parts),  cmocka_unit_test(test_product_or_quotient),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -62,7 +62,7 @@ void ref_linear_mask(const LinearWork *work, int64_t t, int64_t first, int64_t c
     uint32_t block[4] = {0};
     for (int64_t c = 0; c < count; c++) {
         uint32_t feature = (uint32_t)(first + c);
-        if (c == 0 || feature % 4 == 0) {
+        if (feature % 4 == 0) {
             dropout_block(batch->seed, spec->dropout_stream, batch->samples[t], (uint32_t)batch->positions[t], feature / 4,
                           block);
         }

@@ -32,7 +32,7 @@ typedef struct LinearWork {
 
 /* out[c] = dropout_i(x)[t, first + c] for the member in hand. */
 void ref_linear_dropped(const LinearWork *work, int64_t t, int64_t first, int64_t count, double *out);
-/* values[c] *= mask[t, first + c] / (1 - p) */
+/* values[c] *= mask[t, first + c] / (1 - p); first is a multiple of 4, the features of one random block */
 void ref_linear_mask(const LinearWork *work, int64_t t, int64_t first, int64_t count, double *values);
 Status ref_linear_check(const Exec *exec, const LinearShape *shape, const Batch *batch, const LinearOperand *operands,
                         Error *err);
