@@ -63,19 +63,15 @@ static Status check_quant(ConfigLoader *loader, Error *err) {
     char where[512];
     int64_t block = config->quant.block_size;
     int is_int4 = is(config->quant.type, "int4"), is_int8 = is(config->quant.type, "int8");
-    const ConfigSource *source = &loader->source[config_key_find("quant.double_quant")];
-    int double_given = source->line > 0 || source->override != NULL;
     place(loader, "quant.block_size", where, sizeof where);
     if ((block & (block - 1)) != 0)
         FAIL_USAGE("%s: quant.block_size: want a power of two from 32 to 4096, got %lld", where, (long long)block);
     if (is_int4 && block > 128)
         FAIL_USAGE("%s: quant.block_size: int4 has groups of 32, 64 or 128, got %lld", where, (long long)block);
     if (is_int8) TRY(refuse_key(loader, "quant.block_size", "int8 has one scale for each row", err));
-    if (!is_int4 && !is_int8) return OK;
-    if (double_given && config->quant.double_quant)
-        FAIL_USAGE("%s: quant.double_quant: true works with nf4 and fp4 only, and quant.type is %s; leave it out",
-                   place(loader, "quant.double_quant", where, sizeof where), config->quant.type);
-    config->quant.double_quant = 0;
+    /* true is the default and speaks of block constants, which these types do not have: settled, not refused, so that
+     * changing quant.type alone is enough */
+    if (is_int4 || is_int8) config->quant.double_quant = 0;
     return OK;
 }
 

@@ -30,7 +30,7 @@ const ConfigKey config_keys[] = {
      .pending = LIST("cuda", "emu"), .pending_reason = "this build runs on cpu",
      .help = "What computes. auto: the best there is."},
     {"precision", KEY_CHOICE, AT(precision), .fallback = "\"auto\"", .choices = LIST("auto", "bf16", "f32"),
-     .help = "Rounding of weights and activations. f32 rounds nothing; auto: what is fastest on the device."},
+     .help = "Rounding of weights and activations. f32 rounds nothing; auto: bf16."},
     {"seed", KEY_INTEGER, AT(seed), .fallback = "1234", RANGE(0, EXACT_MAX),
      .help = "Decides every random number: order, dropout, adapters, split, samples."},
     {"method", KEY_CHOICE, AT(method), .fallback = "\"qlora\"", .choices = LIST("qlora", "lora", "full"),
