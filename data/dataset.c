@@ -180,6 +180,7 @@ static Status set_rules(Run *run, Error *err) {
     *rules = (EncodeRules){.tokenizer = o->tokenizer,
                            .bos_id = tokenizer_bos(o->tokenizer),
                            .eos_id = o->eos_id >= 0 ? o->eos_id : tokenizer_eos(o->tokenizer),
+                           .open_documents = o->open_documents,
                            .train_on = o->train_on,
                            .max_length = o->max_length};
     TRY(choose_template(run, &rules->template_name, err));

@@ -150,7 +150,8 @@ Status encode_conversation(const EncodeRules *rules, EncodeScratch *s, Encoded *
     return OK;
 }
 
-/* A document is its author's own rendering: special tokens in it are parsed, and EOS ends it. Every token is trained. */
+/* A document is its author's own rendering: special tokens in it are parsed, and EOS ends it unless documents are
+ * left open. Every token is trained. */
 Status encode_text(const EncodeRules *rules, EncodeScratch *s, Encoded *out, Error *err) {
     const char *text = s->record.text;
     size_t length = s->record.text_length, bos = strlen(rules->bos);
@@ -163,7 +164,8 @@ Status encode_text(const EncodeRules *rules, EncodeScratch *s, Encoded *out, Err
     TRY(tokenizer_encode(rules->tokenizer, text, length, !writes_bos, 1, &s->tokens, err));
     for (int64_t t = 0; t < s->tokens.count; t++)
         push(out, s->tokens.ids[t], 1);
-    if (out->count == 0 || out->ids[out->count - 1] != rules->eos_id) push(out, rules->eos_id, 1);
-    out->train[0] = 0;
+    int ended = out->count > 0 && out->ids[out->count - 1] == rules->eos_id;
+    if (!ended && !rules->open_documents) push(out, rules->eos_id, 1);
+    if (out->count > 0) out->train[0] = 0;
     return OK;
 }

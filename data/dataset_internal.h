@@ -43,6 +43,7 @@ typedef struct EncodeRules { /* one for the whole data set */
     const Tokenizer *tokenizer;
     const char *template_name, *bos, *eos; /* bos, eos: spellings, "" when none */
     int32_t bos_id, eos_id;
+    int open_documents; /* EOS does not end a plain text */
     TrainOn train_on;
     int64_t max_length;
 } EncodeRules;

@@ -279,8 +279,14 @@ static Status bnb_4bit_parse(const ConfigObject *quant, ModelConfig *config, Err
     /* transformers' default for a missing type is fp4, not nf4. */
     if (type != NULL && strcmp(type, "nf4") != 0 && strcmp(type, "fp4") != 0)
         FAIL("%s: %sbnb_4bit_quant_type: want nf4 or fp4, got '%.64s'", quant->what, quant->prefix, type);
-    if (storage != NULL && strcmp(storage, "uint8") != 0)
-        FAIL("%s: %sbnb_4bit_quant_storage: '%.64s' is not supported; supported is uint8", quant->what, quant->prefix, storage);
+    /* The same bytes under another type; what reads the tensors takes any of these. */
+    static const char *const storages[] = {"uint8", "bfloat16", "float16", "float32"};
+    size_t known = 0;
+    while (storage != NULL && known < 4 && strcmp(storage, storages[known]) != 0)
+        known++;
+    if (known == 4)
+        FAIL("%s: %sbnb_4bit_quant_storage: '%.64s' is not supported; supported are uint8, bfloat16, float16, float32",
+             quant->what, quant->prefix, storage);
     config->prequant = PREQUANT_BNB_4BIT;
     config->prequant_nf4 = type != NULL && strcmp(type, "nf4") == 0;
     return field_bool(quant, "bnb_4bit_use_double_quant", 0, &config->prequant_double, err);

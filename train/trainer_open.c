@@ -16,6 +16,7 @@ static DatasetOptions dataset_options(const Trainer *trainer, const ModelConfig 
     DatasetOptions options = {.path = config->data.path,
                               .template_name = config->data.template_name,
                               .max_length = run_max_length(config, model),
+                              .open_documents = !config->data.document_eos,
                               .tokenizer = trainer->tokenizer,
                               .eos_id = tokenizer_eos(trainer->tokenizer),
                               .pool = pool};
