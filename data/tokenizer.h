@@ -56,7 +56,7 @@ Status token_stream_next(TokenStream *stream, int32_t id, const char **text, siz
 Status token_stream_flush(TokenStream *stream, const char **text, size_t *length, Error *err);
 void token_stream_close(TokenStream *stream);
 
-int64_t tokenizer_vocab_size(const Tokenizer *tokenizer); /* greatest id + 1, added tokens included */
+int64_t tokenizer_vocab_size(const Tokenizer *tokenizer);                    /* greatest id + 1, added tokens included */
 int32_t tokenizer_token_id(const Tokenizer *tokenizer, const char *content); /* -1 when absent */
 /* The token as it is spelled in the file ("Ġthe", "▁the"); NULL for a hole. */
 const char *tokenizer_token(const Tokenizer *tokenizer, int32_t id);
