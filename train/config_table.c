@@ -77,6 +77,8 @@ const ConfigKey config_keys[] = {
      .help = "Which tokens count in the loss: the assistant's turns, everything, or the last turn of the assistant."},
     {"data.max_length", KEY_INTEGER, AT(data.max_length), .fallback = "\"auto\"", RANGE(2, TOKENS_MAX), .automatic = 1,
      .help = "Tokens of one sequence at most. auto: the least of 2048, the model's context and train.micro_batch_tokens."},
+    {"data.document_eos", KEY_BOOL, AT(data.document_eos), .fallback = "true",
+     .help = "Plain text: end every document with the EOS token, and train it. false suits a base that knows no end."},
     {"data.packing", KEY_CHOICE, AT(data.packing), .fallback = "\"best-fit\"", .choices = LIST("best-fit", "none"),
      .help = "best-fit: several sequences share a micro-batch, each seeing only itself; none: one sequence each."},
     {"data.on_error", KEY_CHOICE, AT(data.on_error), .fallback = "\"fail\"", .choices = LIST("fail", "skip"),
