@@ -37,12 +37,21 @@ default_quantize_4bit = find_default("quantize_4bit")
 default_quantize_blockwise = find_default("quantize_blockwise")
 
 
+LIBRARIES = ["-lcjson", "-lzstd", "-lxxhash", "-lpcre2-8", "-lutf8proc", "-lm", "-pthread"]
+
+
+def build_tool(folder):
+    tool = os.path.join(folder, "quant_tool")
+    library = os.environ.get("NIBBLE_LIB", "build/release/libnibble.a")
+    subprocess.run(["gcc", "-std=gnu17", "-D_GNU_SOURCE", "-O2", "-I.", "tests/peers/quant_tool.c", library, *LIBRARIES, "-o", tool],
+                   check=True)
+    return tool
+
+
 class Ours:
-    def __init__(self, variant):
+    def __init__(self, variant=None):
         self.folder = tempfile.TemporaryDirectory()
-        tool = os.path.join(self.folder.name, "quant_tool")
-        subprocess.run(["gcc", "-std=gnu17", "-O2", "-I.", "tests/peers/quant_tool.c", os.environ.get("NIBBLE_LIB", "build/release/libnibble.a"),
-                        "-lxxhash", "-lm", "-pthread", "-o", tool], check=True)
+        tool = build_tool(self.folder.name)
         self.pipe = subprocess.Popen([tool] + ([variant] if variant else []), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def ask(self, request, *sizes):
@@ -77,6 +86,18 @@ class Ours:
         request = struct.pack("<iqf", ord("d"), len(absmax), offset) + absmax.astype(np.float32).tobytes()
         codes, nested = self.ask(request, len(absmax), -(-len(absmax) // 256) * 4)
         return np.frombuffer(codes, np.uint8), np.frombuffer(nested, np.float32)
+
+    def folder_weights(self, path):
+        """The linears of a model folder as our loader decodes them: name -> f32 array."""
+        name = os.fspath(path).encode()
+        self.pipe.stdin.write(struct.pack("<ii", ord("f"), len(name)) + name)
+        self.pipe.stdin.flush()
+        weights = {}
+        while length := struct.unpack("<i", self.pipe.stdout.read(4))[0]:
+            key = self.pipe.stdout.read(length).decode()
+            rows, cols = struct.unpack("<2q", self.pipe.stdout.read(16))
+            weights[key] = np.frombuffer(self.pipe.stdout.read(4 * rows * cols), np.float32).reshape(rows, cols)
+        return weights
 
     def map(self):
         return np.frombuffer(self.ask(struct.pack("<i", ord("m")), 1024)[0], np.float32)

@@ -4,9 +4,10 @@
  *   'q'       i32 format, double_quant, block_size, source type, slice rows; i64 rows, cols; the values
  *             reply: codes; then absmax (f32), or nested: f32 offset, nested codes, nested_absmax; then all values as f32
  *   'd'       i64 blocks; f32 offset; f32 absmax [blocks]     reply: codes [blocks], nested_absmax
+ *   'f'       i32 length, a model folder's path      reply: per linear i32 name length, name, i64 rows, cols, f32 values; i32 0
  *   'm'                                                       reply: f32 map [256]
  *
- * Build: gcc -std=gnu17 -I. tests/peers/quant_tool.c build/release/libnibble.a -lm -pthread (see nf4_exactness.py).
+ * Built by the scripts that use it (build_tool in nf4_exactness.py).
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,6 +16,7 @@
 #include "core/memory.h"
 #include "quant/double_quant.h"
 #include "quant/quantize.h"
+#include "train/weights.h"
 
 static void need(void *out, size_t bytes) {
     if (fread(out, 1, bytes, stdin) != bytes) {
@@ -96,6 +98,41 @@ static void answer_double(Pool *pool) {
     memory_free(codes);
 }
 
+/* Loads a pre-quantized folder as a run does and decodes every linear. */
+static void answer_folder(const Backend *backend, Pool *pool) {
+    Error err = {0};
+    int32_t length;
+    char path[4096] = "";
+    need(&length, sizeof length);
+    if (length < 0 || length >= (int32_t)sizeof path) exit(1);
+    need(path, (size_t)length);
+    ModelConfig config;
+    ModelWeights *weights;
+    WeightOptions options = {.act = DTYPE_F32, .linear = WEIGHT_F32};
+    check(model_config_read(path, &config, &err), &err);
+    check(weights_load(&weights, path, &config, &options, backend, pool, &err), &err);
+    for (int64_t layer = 0; layer < config.layers; layer++)
+        for (int kind = 0; kind < LAYER_LINEARS; kind++) {
+            char name[192];
+            int64_t shape[2];
+            int32_t id = weight_id(layer, (LayerWeight)kind);
+            (void)weight_describe(&config, id, name, sizeof name, &shape[0], &shape[1]);
+            WeightView view = weights_view(weights, id);
+            size_t bytes = (size_t)(view.rows * view.cols) * sizeof(float);
+            float *decoded = memory_alloc(bytes);
+            backend->dequantize(&view, 0, view.rows * view.cols, decoded, DTYPE_F32);
+            int32_t name_length = (int32_t)strlen(name);
+            reply(&name_length, sizeof name_length);
+            reply(name, strlen(name));
+            reply(shape, sizeof shape);
+            reply(decoded, bytes);
+            memory_free(decoded);
+        }
+    int32_t end = 0;
+    reply(&end, sizeof end);
+    weights_free(weights);
+}
+
 int main(int argc, char **argv) {
     Error err = {0};
     Backend backend;
@@ -108,6 +145,8 @@ int main(int argc, char **argv) {
             answer_quantize(&backend, pool);
         } else if (op == 'd') {
             answer_double(pool);
+        } else if (op == 'f') {
+            answer_folder(&backend, pool);
         } else {
             dynamic_map(map);
             reply(map, sizeof map);
