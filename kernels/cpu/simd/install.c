@@ -9,4 +9,10 @@ void cpu_simd(Backend *backend) {
     simd_linear(backend);
     simd_head(backend);
     simd_attention(backend);
+    simd_norm(backend);
+    simd_rope(backend);
+    simd_gate(backend);
+    simd_embed(backend);
+    simd_flat(backend);
+    simd_quantize(backend);
 }
