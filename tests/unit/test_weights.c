@@ -1,0 +1,287 @@
+/* Loading a base model: what is held, in which type, that the plan is exact, and that nothing but the file decides a byte. */
+#include "tests/unit/test_core.h"
+
+#include <unistd.h>
+
+#include "core/file.h"
+#include "core/memory.h"
+#include "data/safetensors.h"
+#include "tests/support/compare.h"
+#include "tests/support/model_folder.h"
+#include "train/quantize_folder.h"
+#include "train/weights.h"
+
+static char root[64];
+static Backend backend;
+
+static int open_all(void **state) {
+    (void)state;
+    Error err = {0};
+    (void)snprintf(root, sizeof root, "/tmp/nibble-weights-XXXXXX");
+    return mkdtemp(root) == NULL || cpu_backend(&backend, NULL, &err) != OK;
+}
+
+static int remove_all(void **state) {
+    (void)state;
+    Error err = {0};
+    return folder_remove(root, &err) != OK;
+}
+
+static char *place(const char *name) {
+    return path_join(root, name);
+}
+
+static ModelWeights *load(const char *folder, const WeightOptions *options, int threads, ModelConfig *config) {
+    Error err = {0};
+    Pool *pool;
+    ModelWeights *weights;
+    assert_ok(model_config_read(folder, config, &err), &err);
+    assert_ok(pool_create(&pool, threads, &err), &err);
+    assert_ok(weights_load(&weights, folder, config, options, &backend, pool, &err), &err);
+    pool_free(pool);
+    return weights;
+}
+
+static const char *const configs[] = {
+    TINY_CONFIG("llama", ",\"tie_word_embeddings\":false,\"torch_dtype\":\"float32\""),
+    TINY_CONFIG("llama", ",\"tie_word_embeddings\":true,\"attention_bias\":true,\"mlp_bias\":true,\"dtype\":\"bfloat16\""),
+    TINY_CONFIG("qwen2", ",\"tie_word_embeddings\":true,\"torch_dtype\":\"bfloat16\""),
+    TINY_CONFIG("qwen3", ",\"head_dim\":24,\"tie_word_embeddings\":false,\"torch_dtype\":\"float16\""),
+};
+static const DType config_types[] = {DTYPE_F32, DTYPE_BF16, DTYPE_BF16, DTYPE_F16};
+
+static const WeightOptions loads[] = {{DTYPE_F32, WEIGHT_F32, 0, 0, 0},    {DTYPE_BF16, WEIGHT_BF16, 0, 0, 0},
+                                      {DTYPE_F32, WEIGHT_NF4, 1, 64, 0},   {DTYPE_BF16, WEIGHT_NF4, 0, 32, 0},
+                                      {DTYPE_BF16, WEIGHT_FP4, 1, 128, 0}, {DTYPE_F32, WEIGHT_INT8, 0, 0, 0},
+                                      {DTYPE_BF16, WEIGHT_INT4, 0, 32, 0}};
+
+static int is_linear(int32_t id) {
+    return id >= WEIGHT_GLOBALS && (id - WEIGHT_GLOBALS) % LAYER_WEIGHTS < LAYER_LINEARS;
+}
+
+/* A weight that is held dense must be the file's values in this type, bit for bit. */
+static void check_dense(const WeightView *view, const float *values, int32_t id, DType act, DType file_type) {
+    int is_vector = view->rows == 1;
+    DType want = is_vector ? act : act == DTYPE_BF16 || file_type == DTYPE_BF16 ? DTYPE_BF16 : DTYPE_F32;
+    assert_int_equal(view->format, want == DTYPE_BF16 ? WEIGHT_BF16 : WEIGHT_F32);
+    size_t bytes = (size_t)(view->rows * view->cols) * dtype_size(want);
+    void *expected = memory_alloc(bytes);
+    dtype_convert(expected, want, values, DTYPE_F32, view->rows * view->cols);
+    if (memcmp(view->data, expected, bytes) != 0) fail_msg("weight %d differs", (int)id);
+    memory_free(expected);
+}
+
+/* A quantized weight must be what quantizing the file's values in one go gives. */
+static void check_quantized(const WeightView *view, const float *values, const WeightOptions *options) {
+    Error err = {0};
+    QuantSpec spec = {options->linear, options->double_quant, options->block_size};
+    QuantizedTensor tensor;
+    Quantizer *quantizer;
+    Arena arena;
+    assert_ok(arena_create(&arena, "expected", 1 << 20, &err), &err);
+    assert_ok(quantized_take(&tensor, &spec, view->rows, view->cols, &arena, &err), &err);
+    assert_ok(quantizer_create(&quantizer, &backend, NULL, quant_nested_constants(&spec, view->rows, view->cols), &err), &err);
+    assert_ok(quantize_tensor(quantizer, values, DTYPE_F32, &tensor, &err), &err);
+    assert_int_equal(view->format, spec.format);
+    assert_memory_equal(view->data, tensor.codes, tensor.code_bytes);
+    if (spec.double_quant) {
+        assert_memory_equal(view->nested_codes, tensor.nested_codes, (size_t)tensor.blocks);
+        assert_memory_equal(view->nested_absmax, tensor.nested_absmax, (size_t)tensor.nested_blocks * sizeof(float));
+        assert_true(view->nested_offset == tensor.nested_offset);
+    } else {
+        assert_memory_equal(view->scales, tensor.scales, (size_t)tensor.blocks * sizeof(float));
+    }
+    quantizer_free(quantizer);
+    arena_free(&arena);
+}
+
+static void test_every_weight_of_every_kind(void **state) {
+    (void)state;
+    for (size_t c = 0; c < sizeof configs / sizeof *configs; c++) {
+        char *folder = place("every");
+        DType file_type = config_types[c];
+        model_folder_write(folder, configs[c], file_type);
+        for (size_t o = 0; o < sizeof loads / sizeof *loads; o++) {
+            ModelConfig config;
+            ModelWeights *weights = load(folder, &loads[o], 2, &config);
+            for (int32_t id = 0; id < weight_count(&config); id++) {
+                char name[192];
+                int64_t rows, cols;
+                WeightView view = weights_view(weights, id);
+                if (!weight_describe(&config, id, name, sizeof name, &rows, &cols)) {
+                    if (id != WEIGHT_HEAD) assert_int_equal(view.rows, 0);
+                    continue;
+                }
+                assert_true(view.rows == rows && view.cols == cols);
+                float *values = model_folder_values(&config, id, file_type);
+                if (is_linear(id) && loads[o].linear != WEIGHT_F32 && loads[o].linear != WEIGHT_BF16)
+                    check_quantized(&view, values, &loads[o]);
+                else
+                    check_dense(&view, values, id, loads[o].act, file_type);
+                memory_free(values);
+            }
+            WeightView head = weights_view(weights, WEIGHT_HEAD), embed = weights_view(weights, WEIGHT_EMBED);
+            assert_int_equal(head.data == embed.data, config.tied_embeddings);
+            weights_free(weights);
+        }
+        memory_free(folder);
+    }
+}
+
+static void test_plan_is_exact(void **state) {
+    (void)state;
+    for (size_t c = 0; c < sizeof configs / sizeof *configs; c++) {
+        char *folder = place("plan");
+        model_folder_write(folder, configs[c], config_types[c]);
+        for (size_t o = 0; o < sizeof loads / sizeof *loads; o++) {
+            Error err = {0};
+            ModelConfig config;
+            ModelWeights *weights = load(folder, &loads[o], 1, &config);
+            WeightBytes bytes;
+            assert_ok(weights_plan(&config, &loads[o], config.dtype, &bytes, &err), &err);
+            assert_int_equal(bytes.arena, weights_bytes(weights));
+            assert_int_equal(bytes.linear + bytes.constants + bytes.embedding + bytes.head + bytes.norms, bytes.arena);
+            assert_int_equal(bytes.head == 0, config.tied_embeddings);
+            weights_free(weights);
+        }
+        memory_free(folder);
+    }
+}
+
+static void test_threads_change_nothing(void **state) {
+    (void)state;
+    char *folder = place("threads");
+    model_folder_write(folder, configs[0], DTYPE_F32);
+    for (size_t o = 0; o < sizeof loads / sizeof *loads; o++) {
+        ModelConfig config;
+        ModelWeights *one = load(folder, &loads[o], 1, &config), *four = load(folder, &loads[o], 4, &config);
+        uint64_t hash = weights_hash(one);
+        assert_true(hash == weights_hash(four));
+        ((uint8_t *)(uintptr_t)weights_view(four, weight_id(1, LAYER_DOWN)).data)[5] ^= 16;
+        assert_false(hash == weights_hash(four)); /* one bit shows */
+        weights_free(one);
+        weights_free(four);
+    }
+    memory_free(folder);
+}
+
+static void test_source_hands_out_views_without_allocating(void **state) {
+    (void)state;
+    char *folder = place("source");
+    model_folder_write(folder, configs[2], DTYPE_BF16);
+    Error err = {0};
+    ModelConfig config;
+    ModelWeights *weights = load(folder, &loads[2], 1, &config);
+    WeightSource source = weights_source(weights);
+    WeightView view;
+    memory_forbid(1);
+    for (int32_t id = 0; id < weight_count(&config); id++) {
+        WeightView want = weights_view(weights, id);
+        Status status = source.acquire(source.self, id, PASS_FORWARD, &view, &err);
+        assert_int_equal(status == OK, want.rows > 0);
+        assert_true(view.data == want.data);
+        if (status == OK) source.release(source.self, id, PASS_FORWARD);
+    }
+    memory_forbid(-1);
+    assert_refused(source.acquire(source.self, -1, PASS_BACKWARD, &view, &err), &err, "no weight number -1");
+    assert_int_equal(weights_linear_format(weights), WEIGHT_NF4);
+    weights_free(weights);
+    memory_free(folder);
+}
+
+static void quantize(const char *from, const char *to, const QuantSpec *spec) {
+    Error err = {0};
+    QuantizedFolder result;
+    assert_ok(quantize_folder(from, to, spec, &backend, NULL, &result, &err), &err);
+    assert_int_equal(result.linears, 14);
+    assert_true(result.bytes < result.bytes_before);
+}
+
+/* What `nibble quantize` wrote loads as the same bytes that quantizing at load time gives. */
+static void test_prequantized_equals_quantized(void **state) {
+    (void)state;
+    static const QuantSpec specs[] = {
+        {WEIGHT_NF4, 0, 64}, {WEIGHT_NF4, 1, 64}, {WEIGHT_FP4, 0, 64}, {WEIGHT_FP4, 1, 64}, {WEIGHT_NF4, 1, 256}};
+    char *dense = place("dense"), *folder = place("prequantized");
+    model_folder_write(dense, configs[0], DTYPE_F32);
+    for (size_t s = 0; s < sizeof specs / sizeof *specs; s++) {
+        Error err = {0};
+        WeightOptions options = {DTYPE_F32, specs[s].format, specs[s].double_quant, specs[s].block_size, 0};
+        WeightOptions other = {DTYPE_F32, WEIGHT_INT8, 0, 0, 0}; /* the folder decides */
+        ModelConfig config, prequantized;
+        quantize(dense, folder, &specs[s]);
+        ModelWeights *fresh = load(dense, &options, 1, &config), *read = load(folder, &other, 2, &prequantized);
+        assert_true(weights_hash(fresh) == weights_hash(read));
+        assert_int_equal(weights_linear_format(read), specs[s].format);
+        assert_int_equal(weights_view(read, weight_id(0, LAYER_K)).block_size, specs[s].block_size);
+        WeightBytes bytes;
+        assert_ok(weights_plan(&prequantized, &other, DTYPE_F32, &bytes, &err), &err);
+        if (specs[s].block_size == 64) assert_int_equal(bytes.arena, weights_bytes(read)); /* 64 is what a config implies */
+        assert_refused(quantize_folder(folder, dense, &specs[s], &backend, NULL, &(QuantizedFolder){0}, &err), &err,
+                       "quantized already");
+        weights_free(fresh);
+        weights_free(read);
+        assert_ok(folder_remove(folder, &err), &err);
+    }
+    memory_free(dense);
+    memory_free(folder);
+}
+
+static void test_int8_folder_loads_dequantized(void **state) {
+    (void)state;
+    char *dense = place("dense8"), *folder = place("int8");
+    model_folder_write(dense, configs[0], DTYPE_F32);
+    quantize(dense, folder, &(QuantSpec){WEIGHT_INT8, 0, 0});
+    ModelConfig config;
+    ModelWeights *original = load(dense, &loads[5], 1, &config); /* int8 at load time */
+    for (size_t o = 0; o < sizeof loads / sizeof *loads; o++) {
+        Error err = {0};
+        ModelWeights *weights = load(folder, &loads[o], 2, &config);
+        WeightBytes bytes;
+        assert_ok(weights_plan(&config, &loads[o], config.dtype, &bytes, &err), &err);
+        assert_int_equal(bytes.arena, weights_bytes(weights));
+        for (int kind = 0; kind < LAYER_LINEARS; kind++) {
+            int32_t id = weight_id(1, (LayerWeight)kind);
+            WeightView view = weights_view(weights, id), int8 = weights_view(original, id);
+            int64_t count = view.rows * view.cols;
+            float *values = memory_alloc((size_t)count * sizeof(float));
+            backend.dequantize(&int8, 0, count, values, DTYPE_F32);
+            if (loads[o].linear == WEIGHT_F32 || loads[o].linear == WEIGHT_BF16)
+                check_dense(&view, values, id, loads[o].act, DTYPE_F32);
+            else
+                check_quantized(&view, values, &loads[o]);
+            memory_free(values);
+        }
+        weights_free(weights);
+    }
+    weights_free(original);
+    memory_free(dense);
+    memory_free(folder);
+}
+
+static void test_linears_only(void **state) {
+    (void)state;
+    char *folder = place("linears");
+    model_folder_write(folder, configs[1], DTYPE_BF16);
+    WeightOptions options = loads[2];
+    options.linears_only = 1;
+    ModelConfig config;
+    ModelWeights *weights = load(folder, &options, 1, &config);
+    for (int32_t id = 0; id < weight_count(&config); id++)
+        assert_int_equal(weights_view(weights, id).rows > 0, is_linear(id));
+    weights_free(weights);
+    memory_free(folder);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_every_weight_of_every_kind),
+        cmocka_unit_test(test_plan_is_exact),
+        cmocka_unit_test(test_threads_change_nothing),
+        cmocka_unit_test(test_source_hands_out_views_without_allocating),
+        cmocka_unit_test(test_prequantized_equals_quantized),
+        cmocka_unit_test(test_int8_folder_loads_dequantized),
+        cmocka_unit_test(test_linears_only),
+    };
+    return cmocka_run_group_tests(tests, open_all, remove_all);
+}
