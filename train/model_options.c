@@ -1,0 +1,87 @@
+#include "train/model_options.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/file.h"
+#include "core/memory.h"
+#include "core/text.h"
+
+static const struct {
+    const char *name;
+    WeightFormat format;
+} quant_types[] = {
+    {"none", WEIGHT_BF16}, {"nf4", WEIGHT_NF4}, {"fp4", WEIGHT_FP4}, {"int8", WEIGHT_INT8}, {"int4", WEIGHT_INT4}};
+enum { QUANT_TYPES = sizeof quant_types / sizeof *quant_types };
+
+static int find_quant(const char *name) {
+    int i = 0;
+    while (i < QUANT_TYPES && strcmp(quant_types[i].name, name) != 0)
+        i++;
+    return i;
+}
+
+static int has_double_quant(WeightFormat format) {
+    return format == WEIGHT_NF4 || format == WEIGHT_FP4;
+}
+
+static int has_file(const char *folder, const char *name) {
+    char *path = path_join(folder, name);
+    int found = file_exists(path);
+    memory_free(path);
+    return found;
+}
+
+Status model_options_check(const ModelOptions *options, const char *folder, ModelConfig *model, Error *err) {
+    int type = find_quant(options->quant);
+    if (type == QUANT_TYPES) FAIL_USAGE("--quant: want none, nf4, fp4, int8 or int4, got \"%.60s\"", options->quant);
+    if (options->no_double_quant && !has_double_quant(quant_types[type].format))
+        FAIL_USAGE("--no-double-quant: --quant %s has no double quantization", options->quant);
+    if (strcmp(options->precision, "bf16") != 0 && strcmp(options->precision, "f32") != 0)
+        FAIL_USAGE("--precision: want bf16 or f32, got \"%.60s\"", options->precision);
+    if (options->threads < 0 || options->threads > 1024)
+        FAIL_USAGE("--threads: want 0 (all) to 1024, got %lld", (long long)options->threads);
+    if (has_file(folder, "metrics.jsonl") && has_file(folder, "adapter"))
+        FAIL_USAGE("%s: is a run folder; give the base model, and --adapter %s/adapter", folder, folder);
+    TRY(model_config_read(folder, model, err));
+    if (model->prequant != PREQUANT_NONE && type != 0)
+        FAIL_USAGE("--quant %s: %s is quantized already; leave --quant out to use it as it is", options->quant, folder);
+    return OK;
+}
+
+WeightOptions model_options_weights(const ModelOptions *options) {
+    WeightFormat linear = quant_types[find_quant(options->quant)].format;
+    return (WeightOptions){.act = precision_type(options->precision),
+                           .linear = linear,
+                           .double_quant = has_double_quant(linear) && !options->no_double_quant,
+                           .block_size = 64};
+}
+
+Status model_options_open(Engine *engine, const ModelOptions *options, const char *folder, const ModelConfig *model,
+                          size_t extra, Error *err) {
+    EngineOptions open = {.model = folder,
+                          .adapter = options->adapter,
+                          .act = precision_type(options->precision),
+                          .threads = (int)options->threads,
+                          .cpu = getenv("NIBBLE_CPU"),
+                          .weights = model_options_weights(options),
+                          .method = METHOD_FROZEN};
+    WeightBytes bytes;
+    TRY(weights_plan(model, &open.weights, model->dtype, &bytes, err));
+    size_t left = memory_available(), need = bytes.arena + (bytes.staging > extra ? bytes.staging : extra);
+    if (need > left) {
+        char want[32], have[32];
+        FAIL("%s: needs %s and %s are left; try --quant nf4, or fewer tokens", folder,
+             format_bytes((double)need, want, sizeof want), format_bytes((double)left, have, sizeof have));
+    }
+    memset(engine, 0, sizeof *engine);
+    return engine_open(engine, &open, err);
+}
+
+int model_stop_ids(const Tokenizer *tokenizer, const ModelConfig *model, int32_t ids[STOP_IDS_MAX]) {
+    int count = 0;
+    if (tokenizer_eos(tokenizer) >= 0) ids[count++] = tokenizer_eos(tokenizer);
+    for (int i = 0; i < model->eos_count; i++)
+        ids[count++] = (int32_t)model->eos_ids[i];
+    return count;
+}
