@@ -46,10 +46,12 @@ static Status load(ModelWeights *weights, const TensorFiles *files, const char *
     Arena count;
     WeightBytes bytes;
     arena_count(&count, "weights");
-    TRY(weights_take(config, weights->entries, &count, &bytes, err));
-    TRY(arena_create(&weights->arena, "weights", bytes.arena, err));
-    TRY(weights_take(config, weights->entries, &weights->arena, &bytes, err));
-    Status status = weights_read(files, config, weights->entries, backend, pool, err);
+    Status status;
+    TRY_GOTO(weights_take(config, weights->entries, &count, &bytes, err));
+    TRY_GOTO(arena_create(&weights->arena, "weights", bytes.arena, err));
+    TRY_GOTO(weights_take(config, weights->entries, &weights->arena, &bytes, err));
+    TRY_GOTO(weights_read(files, config, weights->entries, backend, pool, err));
+done:
     if (status != OK) error_prefix(err, "%s", folder);
     return status;
 }

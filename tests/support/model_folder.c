@@ -83,6 +83,7 @@ typedef struct Copy {
 } Copy;
 
 static int is_target(const char *name, const Mutation *mutation) {
+    if (mutation->change == CHANGE_NOTHING || mutation->change == CHANGE_ADD) return 0;
     size_t n = strlen(name), s = strlen(mutation->tensor);
     return n >= s && strcmp(name + n - s, mutation->tensor) == 0;
 }
@@ -137,7 +138,7 @@ void model_folder_mutate(const char *from, const char *to, const Mutation *mutat
     TensorSpec *list = memory_calloc((size_t)tensors_count(files) + 1, sizeof *list);
     for (int64_t i = 0; i < tensors_count(files); i++) {
         const TensorInfo *tensor = tensors_get(files, i);
-        int hit = mutation->change != CHANGE_ADD && mutation->change != CHANGE_NOTHING && is_target(tensor->name, mutation);
+        int hit = is_target(tensor->name, mutation);
         targets += hit;
         if (hit && mutation->change == CHANGE_DROP) continue;
         list[specs] = (TensorSpec){.name = tensor->name, .dtype = tensor->dtype, .ndim = tensor->ndim};
