@@ -178,10 +178,10 @@ static int64_t choose_grid(const Product *p, int threads, Grid *grid) {
     grid->dots = takes_dots(p);
     int64_t rows = round_up(pieces(p->m, pieces(p->m, GEMM_TILE_ROWS)), GEMM_ROWS), columns = GEMM_TILE_COLUMNS;
     if (grid->dots) columns = 64;
-    int64_t want = 4 * (int64_t)threads;
+    int64_t want = threads > 1 ? 4 * (int64_t)threads : 1;
     while (columns > GEMM_COLUMNS && pieces(p->m, rows) * pieces(p->n, columns) < want)
         columns /= 2;
-    while (rows > 64 && pieces(p->m, rows) * pieces(p->n, columns) < want && threads > 1)
+    while (rows > 64 && pieces(p->m, rows) * pieces(p->n, columns) < want)
         rows = round_up(rows / 2, GEMM_ROWS);
     grid->tile_rows = rows;
     grid->tile_columns = columns;

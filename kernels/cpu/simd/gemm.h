@@ -37,10 +37,9 @@
 #define GEMM_DOT_ROWS 8 /* at most so many rows take dot products */
 
 typedef struct Term {
-    Operand a; /* rows m along k; a_down: rows k along m */
-    Operand b; /* rows k along n; b_down... see b_rows_are_n */
-    int a_rows_are_k;
-    int b_rows_are_n; /* rows n along k (a weight in the forward direction) */
+    Operand a, b;
+    int a_rows_are_k; /* a is stored [k, m], else [m, k] */
+    int b_rows_are_n; /* b is stored [n, k] (a weight in the forward direction), else [k, n] */
     int64_t k;
     const DropoutMask *mask; /* of the term's result (row m, column n); NULL: none */
 } Term;

@@ -1,35 +1,61 @@
+/* The loop that does the work: a block of C in registers, one row of B a step.
+ *
+ * Two FMAs a cycle of latency four need eight chains; there are rows * vectors = 24 (AVX2: 12), which leave registers for a
+ * row of B and one broadcast. Every index into the block is a constant and nothing is a loop: clang keeps an array in
+ * registers only then.
+ */
 #include "kernels/cpu/simd/gemm.h"
 
-/* Zen 5 and recent Intel cores: two FMAs a cycle of latency four need eight chains; there are rows * vectors = 24 (12). */
+_Static_assert(GEMM_ROWS == 6, "the block is spelled out row by row");
+
+typedef struct Row {
+    vf v[4]; /* the first `vectors` count */
+} Row;
+
+SIMD_INLINE Row row_load(const float *p, const int vectors) {
+    Row r = {{vf_load(p), vf_zero(), vf_zero(), vf_zero()}};
+    if (vectors > 1) r.v[1] = vf_load(p + SIMD_WIDTH);
+    if (vectors > 2) r.v[2] = vf_load(p + 2 * SIMD_WIDTH);
+    if (vectors > 3) r.v[3] = vf_load(p + 3 * SIMD_WIDTH);
+    return r;
+}
+
+SIMD_INLINE Row row_fma(Row sum, float a, Row b, const int vectors) {
+    vf factor = vf_set(a);
+    sum.v[0] = vf_fma(factor, b.v[0], sum.v[0]);
+    if (vectors > 1) sum.v[1] = vf_fma(factor, b.v[1], sum.v[1]);
+    if (vectors > 2) sum.v[2] = vf_fma(factor, b.v[2], sum.v[2]);
+    if (vectors > 3) sum.v[3] = vf_fma(factor, b.v[3], sum.v[3]);
+    return sum;
+}
+
+SIMD_INLINE void row_add_to(float *p, Row sum, const int vectors) {
+    vf_store(p, vf_load(p) + sum.v[0]);
+    if (vectors > 1) vf_store(p + SIMD_WIDTH, vf_load(p + SIMD_WIDTH) + sum.v[1]);
+    if (vectors > 2) vf_store(p + 2 * SIMD_WIDTH, vf_load(p + 2 * SIMD_WIDTH) + sum.v[2]);
+    if (vectors > 3) vf_store(p + 3 * SIMD_WIDTH, vf_load(p + 3 * SIMD_WIDTH) + sum.v[3]);
+}
+
 SIMD_INLINE void kernel_body(const float *restrict a, int64_t a_stride, const float *restrict b, float *restrict c,
                              int64_t c_stride, int64_t k, const int vectors) {
-    vf sum[GEMM_ROWS][GEMM_VECTORS];
-    SIMD_UNROLL
-    for (int i = 0; i < GEMM_ROWS; i++)
-        SIMD_UNROLL
-    for (int v = 0; v < vectors; v++)
-        sum[i][v] = vf_zero();
+    const Row zero = {{vf_zero(), vf_zero(), vf_zero(), vf_zero()}};
+    Row sum0 = zero, sum1 = zero, sum2 = zero, sum3 = zero, sum4 = zero, sum5 = zero;
+    const float *a3 = a + 3 * a_stride;
     for (int64_t p = 0; p < k; p++) {
-        vf column[GEMM_VECTORS];
-        SIMD_UNROLL
-        for (int v = 0; v < vectors; v++)
-            column[v] = vf_load(b + v * SIMD_WIDTH);
-        b += vectors * SIMD_WIDTH;
-        SIMD_UNROLL
-        for (int i = 0; i < GEMM_ROWS; i++) {
-            vf row = vf_set(a[i * a_stride + p]);
-            SIMD_UNROLL
-            for (int v = 0; v < vectors; v++)
-                sum[i][v] = vf_fma(row, column[v], sum[i][v]);
-        }
+        Row row = row_load(b + p * vectors * SIMD_WIDTH, vectors);
+        sum0 = row_fma(sum0, a[p], row, vectors);
+        sum1 = row_fma(sum1, a[a_stride + p], row, vectors);
+        sum2 = row_fma(sum2, a[2 * a_stride + p], row, vectors);
+        sum3 = row_fma(sum3, a3[p], row, vectors);
+        sum4 = row_fma(sum4, a3[a_stride + p], row, vectors);
+        sum5 = row_fma(sum5, a3[2 * a_stride + p], row, vectors);
     }
-    SIMD_UNROLL
-    for (int i = 0; i < GEMM_ROWS; i++)
-        SIMD_UNROLL
-    for (int v = 0; v < vectors; v++) {
-        float *place = c + i * c_stride + v * SIMD_WIDTH;
-        vf_store(place, vf_load(place) + sum[i][v]);
-    }
+    row_add_to(c, sum0, vectors);
+    row_add_to(c + c_stride, sum1, vectors);
+    row_add_to(c + 2 * c_stride, sum2, vectors);
+    row_add_to(c + 3 * c_stride, sum3, vectors);
+    row_add_to(c + 4 * c_stride, sum4, vectors);
+    row_add_to(c + 5 * c_stride, sum5, vectors);
 }
 
 void gemm_kernel(const float *a, int64_t a_stride, const float *b, float *c, int64_t c_stride, int64_t k, int vectors) {
