@@ -25,6 +25,8 @@ typedef struct CheckpointState {
     double seconds;               /* of training so far */
     double first_eval, best_eval; /* NaN: none yet */
     int64_t best_step;
+    int64_t last_eval; /* step of the last evaluation; -1: none yet */
+    int64_t complete;  /* 1: the run is over, its adapter and its report are written */
     /* what must be the same for a resume to be exact */
     uint64_t data_hash, weights_hash, config_hash;
     int64_t elements;

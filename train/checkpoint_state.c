@@ -27,8 +27,9 @@ static const Field fields[] = {
     FIELD(step, FIELD_COUNT, 0),       FIELD(micro_batches, FIELD_COUNT, 0), FIELD(optimizer_steps, FIELD_COUNT, 0),
     FIELD(bad_steps, FIELD_COUNT, 0),  FIELD(tokens, FIELD_COUNT, 0),        FIELD(trained_tokens, FIELD_COUNT, 0),
     FIELD(seconds, FIELD_REAL, 0),     FIELD(first_eval, FIELD_REAL, 0),     FIELD(best_eval, FIELD_REAL, 0),
-    FIELD(best_step, FIELD_COUNT, -1), FIELD(data_hash, FIELD_HASH, 0),      FIELD(weights_hash, FIELD_HASH, 0),
-    FIELD(config_hash, FIELD_HASH, 0), FIELD(elements, FIELD_COUNT, 0),
+    FIELD(best_step, FIELD_COUNT, -1), FIELD(last_eval, FIELD_COUNT, -1),    FIELD(complete, FIELD_COUNT, 0),
+    FIELD(data_hash, FIELD_HASH, 0),   FIELD(weights_hash, FIELD_HASH, 0),   FIELD(config_hash, FIELD_HASH, 0),
+    FIELD(elements, FIELD_COUNT, 0),
 };
 #define FIELDS (sizeof fields / sizeof fields[0])
 
@@ -60,9 +61,9 @@ void checkpoint_state_print(const CheckpointState *state, const CheckpointFile *
         }
         text_adds(out, ",\n");
     }
-    text_addf(out, "  \"params_bytes\": %" PRIu64 ",\n  \"params_xxh3\": \"%016" PRIx64 "\",\n  \"xxh3\"", params->bytes,
+    text_addf(out, "  \"params_bytes\": %" PRIu64 ",\n  \"params_xxh3\": \"%016" PRIx64 "\",\n  \"xxh3\":", params->bytes,
               params->hash);
-    text_addf(out, ": \"%016" PRIx64 "\"\n}\n", hash_bytes(out->data, out->length));
+    text_addf(out, " \"%016" PRIx64 "\"\n}\n", hash_bytes(out->data, out->length));
 }
 
 /* Exactly sixteen lower-case hexadecimal digits, so that no other text means the same. */

@@ -6,6 +6,7 @@
 #include "core/memory.h"
 #include "train/commands.h"
 #include "train/options.h"
+#include "train/signals.h"
 #include "train/trainer.h"
 
 static const CommandHelp help = {
@@ -67,6 +68,7 @@ Status command_train(int argc, char **argv, Error *err) {
     const char *overrides[OPTION_LIST_MAX + 2];
     char device[64];
     int count = collect(&options, overrides, device, sizeof device);
+    signals_install_fatal();
     Trainer *trainer = memory_calloc(1, sizeof *trainer);
     Status status = trainer_open(trainer, path, overrides, count, options.resume, (int)options.threads, err);
     if (status == OK) status = trainer_run(trainer, err);

@@ -1,7 +1,9 @@
 #include "train/run_folder.h"
 
+#include <dirent.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "core/file.h"
 #include "core/hash.h"
@@ -21,18 +23,6 @@ static int has(const char *folder, const char *name) {
     int there = file_exists(path);
     memory_free(path);
     return there;
-}
-
-Status run_folder_check(const Config *config, int resume, Error *err) {
-    const char *path = config->output.path;
-    if (file_exists(path) && !file_is_folder(path)) FAIL_USAGE("output.path: %s is not a folder", path);
-    if (folder_is_empty(path) || resume) return OK;
-    if (!config->output.overwrite)
-        FAIL_USAGE("output.path: %s is not empty; go on with --resume, replace it with --overwrite, or choose another folder",
-                   path);
-    if (!has(path, "config.json") || (!has(path, "metrics.jsonl") && !has(path, "checkpoints")))
-        FAIL_USAGE("output.path: %s does not look like a run's folder, so it is not overwritten; remove it by hand", path);
-    return OK;
 }
 
 /* The config as "section.key" lines with the free keys left out: what is compared and hashed. */
@@ -110,10 +100,59 @@ static Status check_same(const Config *config, Error *err) {
     return status;
 }
 
+/* Whether everything in the folder is what a run that was killed in its first moment leaves: config.json half written. */
+static int is_newborn(const char *path) {
+    DIR *folder = opendir(path);
+    if (folder == NULL) return 0;
+    int newborn = 1;
+    for (struct dirent *entry; newborn && (entry = readdir(folder)) != NULL;)
+        newborn = strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0 ||
+                  strncmp(entry->d_name, "config.json.tmp-", sizeof "config.json.tmp-" - 1) == 0;
+    closedir(folder);
+    return newborn;
+}
+
+/* A config.json that reads as a run's, or that lies beside a run's files (an older version's may not read). */
+static int is_run(const char *path) {
+    if (!has(path, "config.json")) return 0;
+    if (has(path, "metrics.jsonl") || has(path, "checkpoints")) return 1;
+    char *file = path_join(path, "config.json");
+    Config config;
+    Error ignored;
+    Status status = config_load(&config, file, NULL, 0, &ignored);
+    if (status == OK) config_free(&config);
+    memory_free(file);
+    return status == OK;
+}
+
+Status run_folder_check(const Config *config, int resume, Error *err) {
+    const char *path = config->output.path;
+    if (file_exists(path) && !file_is_folder(path)) FAIL_USAGE("output.path: %s is not a folder", path);
+    if (folder_is_empty(path) || is_newborn(path)) return OK;
+    if (resume && has(path, "config.json")) return check_same(config, err);
+    if (resume) FAIL_USAGE("--resume: output.path: %s has files but no config.json; it is not a run's folder", path);
+    if (!config->output.overwrite)
+        FAIL_USAGE("output.path: %s is not empty; go on with --resume, replace it with --overwrite, or choose another folder",
+                   path);
+    if (!is_run(path))
+        FAIL_USAGE("output.path: %s does not look like a run's folder, so it is not overwritten; remove it by hand", path);
+    return OK;
+}
+
+/* Under another name first: a kill in the middle leaves no folder that is half a run. */
+static Status remove_run(const char *path, Error *err) {
+    char *aside = memory_format("%s.tmp-%ld", path, (long)getpid());
+    Status status = folder_remove(aside, err);
+    if (status == OK) status = folder_publish(path, aside, err);
+    if (status == OK) status = folder_remove(aside, err);
+    memory_free(aside);
+    return status;
+}
+
 Status run_folder_open(const Config *config, int resume, Error *err) {
     const char *folder = config->output.path;
-    if (resume && has(folder, "config.json")) return check_same(config, err);
-    if (!resume && !folder_is_empty(folder)) TRY(folder_remove(folder, err));
+    if (resume && has(folder, "config.json")) return OK;
+    if (!resume && !folder_is_empty(folder) && !is_newborn(folder)) TRY(remove_run(folder, err));
     TRY(folder_create(folder, err));
     char *path = path_join(folder, "config.json");
     Text text = {0};

@@ -4,14 +4,14 @@
 #include <string.h>
 #include <unistd.h>
 
-static volatile sig_atomic_t pending; /* a signal handler can reach nothing else */
+static volatile sig_atomic_t pending, waits; /* a signal handler can reach nothing else */
 
 static void on_signal(int number) {
-    if (number == SIGINT && pending == SIGINT) _exit(130);
+    if (!waits || (number == SIGINT && pending == SIGINT)) _exit(130);
     pending = number;
 }
 
-void signals_install(void) {
+static void install(void) {
     struct sigaction action;
     memset(&action, 0, sizeof action);
     action.sa_handler = on_signal;
@@ -20,6 +20,16 @@ void signals_install(void) {
     (void)sigaction(SIGINT, &action, NULL);
     (void)sigaction(SIGTERM, &action, NULL);
     (void)sigaction(SIGUSR1, &action, NULL);
+}
+
+void signals_install(void) {
+    waits = 1;
+    install();
+}
+
+void signals_install_fatal(void) {
+    waits = 0;
+    install();
 }
 
 int signals_pending(void) {

@@ -190,6 +190,7 @@ static Status resume_from_checkpoint(Trainer *trainer, Error *err) {
         FAIL("--resume: the base model in %s is not the one the checkpoint was made with", trainer->config.model.path);
     if (p->config_hash != fresh.config_hash) FAIL("--resume: the checkpoint belongs to another config");
     params_refresh_copy(&engine->state, &engine->params, engine->exec.config.act);
+    if (p->step == 0) trainer->progress = fresh; /* stopped before the first step: the run begins again, with its evaluation */
     log_info("resumed at step %lld of %lld", (long long)p->step, (long long)trainer->steps);
     return OK;
 }
@@ -200,6 +201,7 @@ static Status open_state(Trainer *trainer, Error *err) {
         .first_eval = NAN,
         .best_eval = NAN,
         .best_step = -1,
+        .last_eval = -1,
         .data_hash = trainer->train_data.hash ^ (trainer->eval_data.count > 0 ? trainer->eval_data.hash * 3 : 0),
         .weights_hash = engine->weights != NULL ? weights_hash(engine->weights) : 0,
         .config_hash = run_config_hash(&trainer->config),

@@ -34,6 +34,13 @@ static const char *model_folder(const Trainer *trainer, int best) {
     return best ? "adapter-best" : "adapter";
 }
 
+static int model_is_written(const Trainer *trainer) {
+    char *folder = path_join(trainer->config.output.path, model_folder(trainer, 0));
+    int there = file_is_folder(folder);
+    memory_free(folder);
+    return there;
+}
+
 static Status save_checkpoint(Trainer *trainer, Error *err) {
     const Config *config = &trainer->config;
     TRY(checkpoint_save(config->output.path, &trainer->progress, &trainer->engine.state, err));
@@ -56,7 +63,7 @@ static Status run_evaluation(Trainer *trainer, Error *err) {
     CheckpointState *progress = &trainer->progress;
     TRY(evaluate(&trainer->engine, trainer->eval_tape, &trainer->eval_data, trainer->eval_plan, &trainer->batch, &result, err));
     if (isnan(progress->first_eval)) progress->first_eval = result.loss;
-    int best = !(result.loss >= progress->best_eval);
+    int best = isfinite(result.loss) && !(result.loss >= progress->best_eval);
     if (best) {
         progress->best_eval = result.loss;
         progress->best_step = progress->step;
@@ -64,7 +71,15 @@ static Status run_evaluation(Trainer *trainer, Error *err) {
     TRY(reporter_eval(trainer->reporter, progress->step, result.loss, result.tokens, result.seconds, best, err));
     if (best && trainer->config.train.save_best && progress->step > 0)
         TRY(trainer_write_model(trainer, model_folder(trainer, 1), err));
+    progress->last_eval = progress->step;
     return reporter_write_html(trainer->reporter, err);
+}
+
+/* Before the first step, after the last and every eval_every; once, also where a run was stopped between the step and this. */
+static Status evaluate_if_due(Trainer *trainer, Error *err) {
+    int64_t step = trainer->progress.step, every = trainer->config.train.eval_every;
+    int due = step == 0 || step == trainer->steps || (every > 0 && step % every == 0);
+    return due && trainer->progress.last_eval != step ? run_evaluation(trainer, err) : OK;
 }
 
 /* ---- the reporter's facts ---------------------------------------------------------------------------------------------------- */
@@ -179,12 +194,12 @@ static Status handle_bad_step(Trainer *trainer, Error *err) {
 
 static int time_to_save(const Trainer *trainer) {
     const Config *config = &trainer->config;
+    if (trainer->progress.step == trainer->steps) return 1;
     if (config->train.save_every > 0 && trainer->progress.step % config->train.save_every == 0) return 1;
     return config->train.save_minutes > 0.0 && clock_seconds() - trainer->last_save >= 60.0 * config->train.save_minutes;
 }
 
 static Status run_steps(Trainer *trainer, Error *err) {
-    const Config *config = &trainer->config;
     while (trainer->progress.step < trainer->steps) {
         StepResult result;
         double begin = clock_seconds();
@@ -192,40 +207,62 @@ static Status run_steps(Trainer *trainer, Error *err) {
         TRY(trainer_step(trainer, &result, err));
         TRY(report_step(trainer, &result, clock_seconds() - begin, err));
         if (result.bad) TRY(handle_bad_step(trainer, err));
-        int last = trainer->progress.step == trainer->steps;
-        if (last || (config->train.eval_every > 0 && trainer->progress.step % config->train.eval_every == 0))
-            TRY(run_evaluation(trainer, err));
-        if (!last && time_to_save(trainer)) TRY(save_checkpoint(trainer, err));
+        TRY(evaluate_if_due(trainer, err));
+        if (time_to_save(trainer)) TRY(save_checkpoint(trainer, err));
         if (signals_pending()) return error_set(err, ERR_INTERRUPTED, "interrupted");
     }
     return OK;
 }
 
-static Status finish(Trainer *trainer, Error *err) {
-    TRY(trainer_write_model(trainer, model_folder(trainer, 0), err));
-    TRY(save_checkpoint(trainer, err));
-    TRY(trainer_samples(trainer, 1, err));
-    char text[256];
+/* The frozen base is never written: what was hashed when it was loaded is what lies there now. */
+static Status check_frozen(const Trainer *trainer, Error *err) {
+    const Engine *engine = &trainer->engine;
+    if (engine->weights == NULL) return OK;
+    uint64_t now = weights_hash(engine->weights);
+    if (now == engine->weights_hash) return OK;
+    FAIL(
+        "internal error: the base weights changed in memory during training (XXH3 %016llx, was %016llx); is the memory of this "
+        "machine sound? The adapter is not written",
+        (unsigned long long)now, (unsigned long long)engine->weights_hash);
+}
+
+static Status report_done(Trainer *trainer, Error *err) {
     const CheckpointState *p = &trainer->progress;
+    Text text = {0};
+    text_addf(&text, "done");
     if (isfinite(p->first_eval))
-        (void)snprintf(text, sizeof text, "done: evaluation loss %.4f before, best %.4f at step %lld", p->first_eval,
-                       p->best_eval, (long long)p->best_step);
-    else
-        (void)snprintf(text, sizeof text, "done");
-    return reporter_event(trainer->reporter, p->step, text, err);
+        text_addf(&text, ": evaluation loss %.4f before, best %.4f at step %lld", p->first_eval, p->best_eval,
+                  (long long)p->best_step);
+    if (trainer->engine.weights != NULL)
+        text_addf(&text, "; the base is unchanged, XXH3 %016llx", (unsigned long long)trainer->engine.weights_hash);
+    Status status = reporter_event(trainer->reporter, p->step, text.data, err);
+    text_free(&text);
+    return status;
+}
+
+/* The checkpoint of the last step exists already. Only when all else is written is it marked complete. */
+static Status finish(Trainer *trainer, Error *err) {
+    TRY(check_frozen(trainer, err));
+    TRY(trainer_write_model(trainer, model_folder(trainer, 0), err));
+    TRY(trainer_samples(trainer, 1, err));
+    TRY(report_done(trainer, err));
+    TRY(reporter_write_html(trainer->reporter, err));
+    trainer->progress.complete = 1;
+    return save_checkpoint(trainer, err);
 }
 
 static Status begin(Trainer *trainer, Error *err) {
     if (trainer->progress.step > 0) {
         char text[96];
         (void)snprintf(text, sizeof text, "resumed at step %lld", (long long)trainer->progress.step);
-        return reporter_event(trainer->reporter, trainer->progress.step, text, err);
+        TRY(reporter_event(trainer->reporter, trainer->progress.step, text, err));
+    } else {
+        TRY(trainer_samples(trainer, 0, err));
     }
-    TRY(trainer_samples(trainer, 0, err));
-    return run_evaluation(trainer, err);
+    return evaluate_if_due(trainer, err);
 }
 
-/* After a signal: the parameters are those of the last complete step; they are saved where they were not yet. */
+/* After a signal: the parameters are those of the last complete step. */
 static Status interrupted(Trainer *trainer, Error *err) {
     int number = signals_pending();
     TRY(save_at(trainer, signals_name(number), err));
@@ -235,6 +272,11 @@ static Status interrupted(Trainer *trainer, Error *err) {
 }
 
 Status trainer_run(Trainer *trainer, Error *err) {
+    if (trainer->progress.complete && model_is_written(trainer)) {
+        log_info("%s is complete: %lld steps are done and written; nothing is left to do", trainer->config.output.path,
+                 (long long)trainer->steps);
+        return OK;
+    }
     signals_install();
     trainer->last_save = clock_seconds();
     TRY(open_reporter(trainer, err));

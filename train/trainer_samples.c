@@ -1,6 +1,8 @@
 /* What the model writes before and after training: answers to held-out prompts, greedily. */
 #include <string.h>
 
+#include "core/memory.h"
+#include "train/signals.h"
 #include "train/trainer.h"
 
 #define ANSWER_MAX 96
@@ -26,38 +28,51 @@ static void split_sequence(const Dataset *data, int64_t sequence, int64_t *promp
     if (*prompt == 1 && *length > 8) *prompt = *length / 4;
 }
 
-static Status one_sample(Trainer *trainer, const Dataset *data, int64_t sequence, int after, Error *err) {
+static Status write_answer(Trainer *trainer, const Dataset *data, int64_t sequence, Answer *answer, Error *err) {
     int64_t prompt, length, generated;
     split_sequence(data, sequence, &prompt, &length);
-    const int32_t *ids = data->ids + data->start[sequence];
     int32_t stops[MODEL_MAX_EOS + 1];
     int stop_count = 0;
     if (tokenizer_eos(trainer->tokenizer) >= 0) stops[stop_count++] = tokenizer_eos(trainer->tokenizer);
     for (int i = 0; i < trainer->engine.model.eos_count; i++)
         stops[stop_count++] = (int32_t)trainer->engine.model.eos_ids[i];
-    int64_t wanted = length - prompt;
+    int64_t wanted = length - prompt + 16;
     SampleOptions options = {.spec = {.top_p = 1.0},
-                             .max_new_tokens = wanted + 16 < ANSWER_MAX ? wanted + 16 : ANSWER_MAX,
+                             .max_new_tokens = wanted < ANSWER_MAX ? wanted : ANSWER_MAX,
                              .stop_ids = stops,
                              .stop_count = stop_count};
-    Answer answer = {.count = 0};
+    TRY(generate(trainer->generator, data->ids + data->start[sequence], prompt, &options, collect, answer, &generated, err));
+    if (signals_pending()) return error_set(err, ERR_INTERRUPTED, "interrupted while sampling");
+    return OK;
+}
+
+static Status report_answer(Trainer *trainer, const Dataset *data, int64_t sequence, const Answer *answer, int after,
+                            Error *err) {
+    int64_t prompt, length;
+    split_sequence(data, sequence, &prompt, &length);
+    const int32_t *ids = data->ids + data->start[sequence];
     char *texts[3] = {NULL, NULL, NULL};
     size_t bytes;
-    TRY(generate(trainer->generator, ids, prompt, &options, collect, &answer, &generated, err));
     Status status = tokenizer_decode(trainer->tokenizer, ids, prompt, 1, &texts[0], &bytes, err);
-    if (status == OK) status = tokenizer_decode(trainer->tokenizer, answer.ids, answer.count, 1, &texts[1], &bytes, err);
-    if (status == OK) status = tokenizer_decode(trainer->tokenizer, ids + prompt, wanted, 1, &texts[2], &bytes, err);
+    if (status == OK) status = tokenizer_decode(trainer->tokenizer, answer->ids, answer->count, 1, &texts[1], &bytes, err);
+    if (status == OK) status = tokenizer_decode(trainer->tokenizer, ids + prompt, length - prompt, 1, &texts[2], &bytes, err);
     if (status == OK) status = reporter_sample(trainer->reporter, after, texts[0], texts[1], texts[2], err);
     for (int i = 0; i < 3; i++)
         memory_free(texts[i]);
     return status;
 }
 
+/* All answers first, then the records: a signal in between leaves none of them, and a resumed run none twice. */
 Status trainer_samples(Trainer *trainer, int after, Error *err) {
     if (trainer->generator == NULL) return OK;
     const Dataset *data = trainer->eval_data.count > 0 ? &trainer->eval_data : &trainer->train_data;
     int64_t wanted = trainer->config.train.samples < data->count ? trainer->config.train.samples : data->count;
-    for (int64_t i = 0; i < wanted; i++)
-        TRY(one_sample(trainer, data, i * data->count / wanted, after, err));
-    return OK;
+    Answer *answers = memory_calloc((size_t)wanted, sizeof *answers);
+    Status status = OK;
+    for (int64_t i = 0; status == OK && i < wanted; i++)
+        status = write_answer(trainer, data, i * data->count / wanted, &answers[i], err);
+    for (int64_t i = 0; status == OK && i < wanted; i++)
+        status = report_answer(trainer, data, i * data->count / wanted, &answers[i], after, err);
+    memory_free(answers);
+    return status;
 }
