@@ -153,7 +153,7 @@ static void item_int8(void *context, int64_t row, int worker) {
         }
     }
     t->scales[q->rows_done + row] = most;
-    float factor = 127.0f / (most < INT8_FLOOR ? INT8_FLOOR : most);
+    float factor = 1.0f / (most < INT8_FLOOR ? INT8_FLOOR : most) * 127.0f; /* rounded twice, as torch divides a number */
     int8_t *codes = (int8_t *)t->codes + out;
     for (int64_t at = 0; at < t->cols; at += ITEM_VALUES) {
         int64_t count = t->cols - at < ITEM_VALUES ? t->cols - at : ITEM_VALUES;
