@@ -7,7 +7,7 @@
  *   w = code[q] * absmax[b], product in FP32, then one rounding to the compute type.
  * Double quantization: absmax itself becomes 8 bits in blocks of 256 around an offset:
  *   absmax[b] = map[q[b]] * nested_absmax[b / 256] + offset, product rounded, then sum rounded (no FMA).
- * INT8: one scale a row, SCB[o] = max|w[o,:]|; q = RNE(w * 127 / SCB); w = (q * SCB) * (1/127) in FP32.
+ * INT8: one scale a row, SCB[o] = max|w[o,:]|; q = RNE(w * ((1 / SCB) * 127)); w = (q * SCB) * (1/127), FP32.
  * INT4: groups of 32, 64 or 128 along `in`, symmetric: scale = amax / 7.5, q = clamp(RNE(w / scale), -8, 7);
  *   stored as q + 8, element 2k in the LOW nibble of byte k (as compressed-tensors packs it); w = q * scale.
  */
