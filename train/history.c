@@ -31,35 +31,21 @@ void history_free(History *history) {
 
 static void range_add(HistoryRange *range, double value) {
     if (!isfinite(value)) return;
-    if (range->count == 0) {
-        range->least = range->most = value;
-        range->least_first = 1;
-    } else if (value < range->least) {
-        range->least = value;
-        range->least_first = 0;
-    } else if (value > range->most) {
-        range->most = value;
-        range->least_first = 1;
-    }
+    if (range->count == 0 || value < range->least) range->least = value;
+    if (range->count == 0 || value > range->most) range->most = value;
     range->count++;
     range->sum += value;
 }
 
-/* into comes before from */
 static void range_merge(HistoryRange *into, const HistoryRange *from) {
     if (from->count == 0) return;
-    if (into->count == 0) {
-        *into = *from;
-        return;
-    }
-    int lower = from->least<into->least, higher = from->most> into->most;
-    into->least_first = lower && higher ? from->least_first : lower ? 0 : higher ? 1 : into->least_first;
-    if (lower) into->least = from->least;
-    if (higher) into->most = from->most;
+    if (into->count == 0 || from->least < into->least) into->least = from->least;
+    if (into->count == 0 || from->most > into->most) into->most = from->most;
     into->count += from->count;
     into->sum += from->sum;
 }
 
+/* into comes before from */
 static void bucket_merge(HistoryBucket *into, const HistoryBucket *from) {
     if (from->last < from->first) return;
     if (into->last < into->first) {

@@ -23,7 +23,6 @@ typedef enum HistoryChannel { HISTORY_LOSS, HISTORY_GRAD_NORM, HISTORY_LR, HISTO
 typedef struct HistoryRange { /* of the finite values in a bucket */
     int64_t count;
     double sum, least, most;
-    int least_first; /* the least came before the most */
 } HistoryRange;
 
 typedef struct HistoryBucket {

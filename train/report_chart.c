@@ -6,10 +6,10 @@
 
 #include "core/memory.h"
 
-#define LEFT 62
-#define RIGHT 16
+#define LEFT 56
+#define RIGHT 18
 #define TOP 12
-#define BOTTOM 30
+#define BOTTOM 46
 
 typedef struct Frame { /* data to pixels */
     double x0, x1, y0, y1;
@@ -41,8 +41,9 @@ void chart_number(Text *out, double value, double step) {
         text_adds(out, "0");
     } else if (size >= 1e15 || size < 1e-3) {
         int exponent = (int)floor(log10(fabs(value)) + 1e-9);
-        int digits = exponent - (int)floor(log10(step) + 1e-9);
-        text_addf(out, "%.*fe%d", digits > 0 && digits < 17 ? digits : 0, value / pow(10.0, exponent), exponent);
+        double mantissa = value / pow(10.0, exponent);
+        int digits = fabs(mantissa - round(mantissa)) < 1e-9 ? 0 : exponent - (int)floor(log10(step) + 1e-9);
+        text_addf(out, "%.*fe%d", digits > 0 && digits < 17 ? digits : 0, mantissa, exponent);
     } else {
         static const char *const units[] = {"", "k", "M", "G", "T"};
         size_t unit = 0;
@@ -93,7 +94,8 @@ static int find_frame(const Chart *chart, Frame *frame) {
     widen(&low, &high, chart->smooth, chart->smooth_count);
     widen(&low, &high, chart->marks, chart->mark_count);
     if (isnan(low)) return 0;
-    if (chart->raw_count > 0) last = chart->raw[chart->raw_count - 1].x;
+    for (size_t i = 0; i < chart->raw_count; i++)
+        if (chart->raw[i].x > last) last = chart->raw[i].x;
     if (chart->mark_count > 0 && chart->marks[chart->mark_count - 1].x > last) last = chart->marks[chart->mark_count - 1].x;
     if (chart->from_zero && low > 0.0) low = 0.0;
     double pad = high > low ? 0.06 * (high - low) : fabs(high) > 0.0 ? 0.1 * fabs(high) : 1.0;
@@ -134,16 +136,30 @@ static void draw_axes(const Chart *chart, const Frame *f, Text *out) {
     text_addf(out, "<line class=\"axis\" x1=\"%.0f\" x2=\"%.1f\" y1=\"%.1f\" y2=\"%.1f\"/>\n", f->left, right, bottom, bottom);
 }
 
-/* Points that stand alone between gaps are drawn as dots, which a line would not show. */
 static void draw_line(const Frame *f, const char *class_name, const ChartPoint *points, size_t count, Text *out) {
     text_addf(out, "<path class=\"%s\" d=\"", class_name);
-    for (size_t i = 0; i < count; i++) {
-        if (!isfinite(points[i].y)) continue;
-        int joined = i > 0 && isfinite(points[i - 1].y);
-        text_addf(out, "%c%.1f %.1f", joined ? 'L' : 'M', px(f, points[i].x), py(f, points[i].y));
-        if (!joined && (i + 1 == count || !isfinite(points[i + 1].y))) text_adds(out, "h.01");
-    }
+    for (size_t i = 0; i < count; i++)
+        if (isfinite(points[i].y))
+            text_addf(out, "%c%.1f %.1f", i > 0 && isfinite(points[i - 1].y) ? 'L' : 'M', px(f, points[i].x),
+                      py(f, points[i].y));
     text_adds(out, "\"/>\n");
+}
+
+/* Points between gaps, which a line would not show. */
+static void draw_lone_points(const Frame *f, const ChartPoint *points, size_t count, Text *out) {
+    for (size_t i = 0; i < count; i++) {
+        int joined = (i > 0 && isfinite(points[i - 1].y)) || (i + 1 < count && isfinite(points[i + 1].y));
+        if (isfinite(points[i].y) && !joined)
+            text_addf(out, "<circle class=\"lone\" cx=\"%.1f\" cy=\"%.1f\" r=\"3\"/>\n", px(f, points[i].x),
+                      py(f, points[i].y));
+    }
+}
+
+static void draw_band(const Frame *f, const ChartPoint *points, size_t count, Text *out) {
+    text_adds(out, "<path class=\"band\" d=\"");
+    for (size_t i = 0; i < count; i++)
+        text_addf(out, "%c%.1f %.1f", i > 0 ? 'L' : 'M', px(f, points[i].x), py(f, points[i].y));
+    text_adds(out, "Z\"/>\n");
 }
 
 static void draw_marks(const Chart *chart, const Frame *f, Text *out) {
@@ -176,11 +192,15 @@ void chart_svg(const Chart *chart, Text *out) {
     text_addf(out, "<clipPath id=\"clip-%s\"><rect x=\"%.0f\" y=\"%.0f\" width=\"%.0f\" height=\"%.0f\"/></clipPath>\n",
               chart->id, frame.left - 2, frame.top - 2, frame.width + 4, frame.height + 4);
     text_addf(out, "<g clip-path=\"url(#clip-%s)\">\n", chart->id);
-    draw_line(&frame, "raw", chart->raw, chart->raw_count, out);
+    if (chart->is_band)
+        draw_band(&frame, chart->raw, chart->raw_count, out);
+    else
+        draw_line(&frame, "raw", chart->raw, chart->raw_count, out);
     draw_line(&frame, "smooth", chart->smooth, chart->smooth_count, out);
     text_adds(out, "</g>\n");
+    if (!chart->is_band) draw_lone_points(&frame, chart->raw, chart->raw_count, out);
     draw_marks(chart, &frame, out);
     draw_best(chart, &frame, out);
     text_addf(out, "<text class=\"tick\" text-anchor=\"end\" x=\"%d\" y=\"%d\">optimizer step</text></svg>\n",
-              chart->width - RIGHT, chart->height - 1);
+              chart->width - RIGHT, chart->height - 6);
 }

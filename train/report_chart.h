@@ -1,4 +1,4 @@
-/* One curve with axes, as inline SVG. Colours come from the page's style sheet (classes raw, smooth, mark, best, grid, tick). */
+/* One curve with axes, as inline SVG. Colours come from the page's style sheet (classes raw, band, smooth, mark, best, grid, tick). */
 #ifndef NIBBLE_TRAIN_REPORT_CHART_H
 #define NIBBLE_TRAIN_REPORT_CHART_H
 
@@ -17,6 +17,7 @@ typedef struct Chart {
     const ChartPoint *raw, *smooth, *marks; /* behind, in front, dots joined by a line */
     size_t raw_count, smooth_count, mark_count;
     ChartPoint best; /* ringed and labelled; y NaN: none */
+    int is_band;     /* raw is a closed outline: greatest values forwards, then least ones backwards */
     int from_zero;   /* the y axis includes 0 */
 } Chart;
 

@@ -69,19 +69,17 @@ static void add_sentence(const History *h, Text *out) {
     if (h->last.step == 0) {
         text_adds(out, "No optimizer step is done yet.");
     } else {
-        text_adds(out, is_finished(h) ? "All " : "");
         add_count(out, h->last.step);
-        if (!is_finished(h)) {
-            text_adds(out, " of ");
-            add_count(out, h->last.steps);
-        }
+        text_adds(out, " of ");
+        add_count(out, h->last.steps);
         text_addf(out, " steps are done, in %s, over ", format_duration(h->seconds, duration, sizeof duration));
         add_count(out, h->tokens);
         text_adds(out, " tokens, of which ");
         add_count(out, h->trained_tokens);
         text_adds(out, " were trained on.");
     }
-    if (h->skipped > 0) text_addf(out, " %lld steps gave NaN or Inf and were skipped.", (long long)h->skipped);
+    if (h->skipped > 0)
+        text_addf(out, " Skipped because of NaN or Inf: %lld step%s.", (long long)h->skipped, h->skipped == 1 ? "" : "s");
     text_adds(out, "</p>\n");
 }
 
@@ -122,6 +120,7 @@ static void add_tiles(const History *h, Text *out) {
 typedef struct Curve {
     ChartPoint *raw, *smooth;
     size_t raw_count, smooth_count;
+    int is_band;
 } Curve;
 
 static double bucket_mean(const HistoryBucket *bucket, HistoryChannel channel) {
@@ -129,24 +128,29 @@ static double bucket_mean(const HistoryBucket *bucket, HistoryChannel channel) {
     return range->count > 0 ? range->sum / (double)range->count : NAN;
 }
 
-/* Least and most of each bucket, in the order in which they came; one point where they are one. */
-static void raw_curve(const History *h, HistoryChannel channel, Curve *curve) {
-    for (size_t i = 0; i < h->buckets; i++) {
-        const HistoryBucket *bucket = &h->bucket[i];
-        const HistoryRange *range = &bucket->range[channel];
-        if (bucket->last < bucket->first) continue;
-        double first = range->least_first ? range->least : range->most,
-               second = range->least_first ? range->most : range->least;
-        if (range->count == 0) first = second = NAN;
-        curve->raw[curve->raw_count++] = (ChartPoint){(double)bucket->first, first};
-        if (range->count > 1) curve->raw[curve->raw_count++] = (ChartPoint){(double)bucket->last, second};
-    }
+static double bucket_middle(const HistoryBucket *bucket) {
+    return 0.5 * ((double)bucket->first + (double)bucket->last);
 }
 
-/* A Gaussian mean over a fiftieth of the run, weighted by the steps in each bucket. */
-static void smooth_curve(const History *h, HistoryChannel channel, Curve *curve) {
-    double sigma = (double)h->buckets / 50.0;
-    if (sigma < 1.0) sigma = 1.0;
+/* One step a bucket: the line through them; a bucket without a finite value is a gap. */
+static void raw_line(const History *h, HistoryChannel channel, Curve *curve) {
+    for (size_t i = 0; i < h->buckets; i++)
+        if (h->bucket[i].last >= h->bucket[i].first)
+            curve->raw[curve->raw_count++] = (ChartPoint){(double)h->bucket[i].first, bucket_mean(&h->bucket[i], channel)};
+}
+
+/* More: the outline of what lies between each bucket's extremes. */
+static void raw_band(const History *h, HistoryChannel channel, Curve *curve) {
+    for (size_t i = 0; i < h->buckets; i++)
+        if (h->bucket[i].range[channel].count > 0)
+            curve->raw[curve->raw_count++] = (ChartPoint){bucket_middle(&h->bucket[i]), h->bucket[i].range[channel].most};
+    for (size_t i = h->buckets; i-- > 0;)
+        if (h->bucket[i].range[channel].count > 0)
+            curve->raw[curve->raw_count++] = (ChartPoint){bucket_middle(&h->bucket[i]), h->bucket[i].range[channel].least};
+}
+
+/* A Gaussian mean over sigma buckets, weighted by the steps in each. */
+static void smooth_curve(const History *h, HistoryChannel channel, double sigma, Curve *curve) {
     int64_t reach = (int64_t)ceil(3.0 * sigma), buckets = (int64_t)h->buckets;
     for (int64_t i = 0; i < buckets; i++) {
         if (h->bucket[i].range[channel].count == 0) continue;
@@ -158,16 +162,24 @@ static void smooth_curve(const History *h, HistoryChannel channel, Curve *curve)
             sum += w * bucket_mean(&h->bucket[j], channel);
             weight += w;
         }
-        curve->smooth[curve->smooth_count++] =
-            (ChartPoint){0.5 * (double)(h->bucket[i].first + h->bucket[i].last), sum / weight};
+        curve->smooth[curve->smooth_count++] = (ChartPoint){bucket_middle(&h->bucket[i]), sum / weight};
     }
 }
 
+/* Smoothed over a fiftieth of the run where `smooth` says so; a band needs a line through it in any case. */
 static Curve curve_create(const History *h, HistoryChannel channel, int smooth) {
     Curve curve = {.raw = memory_alloc(2 * HISTORY_BUCKETS * sizeof(ChartPoint)),
-                   .smooth = memory_alloc(HISTORY_BUCKETS * sizeof(ChartPoint))};
-    raw_curve(h, channel, &curve);
-    if (smooth && h->recorded >= 10) smooth_curve(h, channel, &curve); /* fewer steps are their own best picture */
+                   .smooth = memory_alloc(HISTORY_BUCKETS * sizeof(ChartPoint)),
+                   .is_band = h->width > 1};
+    double sigma = (double)h->buckets / 50.0;
+    if (curve.is_band)
+        raw_band(h, channel, &curve);
+    else
+        raw_line(h, channel, &curve);
+    if (smooth && h->recorded >= 10) /* fewer steps are their own best picture */
+        smooth_curve(h, channel, sigma > 1.0 ? sigma : 1.0, &curve);
+    else if (curve.is_band)
+        smooth_curve(h, channel, 0.1, &curve); /* no neighbour counts: the mean of each bucket */
     return curve;
 }
 
@@ -190,14 +202,17 @@ static void add_loss_chart(const History *h, Text *out) {
                    .height = 400,
                    .raw = curve.raw,
                    .raw_count = curve.raw_count,
+                   .is_band = curve.is_band,
                    .smooth = curve.smooth,
                    .smooth_count = curve.smooth_count,
                    .marks = marks,
                    .mark_count = count,
                    .best = {(double)h->best_eval.step, h->best_eval.loss}};
-    text_adds(out,
-              "<section class=\"card\"><h2>Loss</h2>\n<p class=\"legend\"><span><i class=\"key raw-key\"></i>training, each "
-              "step</span>");
+    text_adds(out, "<section class=\"card\"><h2>Loss</h2>\n<p class=\"legend\"><span><i class=\"key raw-key\"></i>");
+    if (curve.is_band)
+        text_addf(out, "training, least to greatest of %lld steps</span>", (long long)h->width);
+    else
+        text_adds(out, "training, each step</span>");
     if (curve.smooth_count > 0) text_adds(out, "<span><i class=\"key smooth-key\"></i>training, smoothed</span>");
     if (count > 0) text_adds(out, "<span><i class=\"key mark-key\"></i>held-out</span>");
     text_adds(out, "<em>nats per token; lower is better</em></p>\n");
@@ -211,10 +226,11 @@ static void add_small_chart(const History *h, HistoryChannel channel, int smooth
     Curve curve = curve_create(h, channel, smooth);
     Chart chart = {.id = id,
                    .label = title,
-                   .width = 400,
+                   .width = 330,
                    .height = 220,
                    .raw = curve.raw,
                    .raw_count = curve.raw_count,
+                   .is_band = curve.is_band,
                    .smooth = curve.smooth,
                    .smooth_count = curve.smooth_count,
                    .best = {0.0, NAN},

@@ -28,6 +28,7 @@ const char report_style[] =
     ".tick{fill:var(--soft);font-size:12px;font-variant-numeric:tabular-nums}\n"
     "path{fill:none;stroke-linejoin:round;stroke-linecap:round}\n"
     ".raw{stroke:var(--blue);stroke-width:1.2;opacity:.35}.smooth{stroke:var(--blue);stroke-width:2.4}\n"
+    ".band{fill:var(--blue);opacity:.22}.lone{fill:var(--blue)}\n"
     ".plain .raw{stroke-width:2;opacity:1}\n"
     ".mark-line{stroke:var(--orange);stroke-width:1.4;stroke-dasharray:5 4}\n"
     ".mark{fill:var(--orange);stroke:var(--card);stroke-width:1.2}\n"
