@@ -25,7 +25,8 @@ static TapeLinear member(const Recorder *r, int64_t layer, LayerWeight kind) {
     int32_t id = weight_id(layer, kind);
     int64_t rows = 0, cols = 0;
     (void)weight_describe(r->config, id, NULL, 0, &rows, &cols);
-    TapeLinear out = {.spec = {.out = rows, .format = r->shape->linear},
+    WeightFormat format = r->shape->weights != NULL ? weights_view(r->shape->weights, id).format : r->shape->linear;
+    TapeLinear out = {.spec = {.out = rows, .format = format},
                       .weight = ref_of(r, id),
                       .bias = ref_of(r, weight_id(layer, (LayerWeight)(kind + LAYER_Q_BIAS))),
                       .lora_a = -1,

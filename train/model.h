@@ -36,7 +36,8 @@ static inline AdapterModule *adapter_module(const Adapter *adapter, int64_t laye
 
 typedef struct ModelShape {
     const ModelConfig *config;
-    WeightFormat linear;            /* of the layers' linears */
+    WeightFormat linear;            /* of the layers' linears, where weights is NULL */
+    const ModelWeights *weights;    /* loaded: each linear has its own format (a pre-quantized folder may mix them) */
     WeightFormat dense;             /* of embedding and head */
     const Adapter *adapter;         /* NULL: none */
     const int64_t *weight_gradient; /* method full: per weight number, offset in the flat buffers or -1; NULL: frozen */
