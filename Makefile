@@ -93,6 +93,12 @@ $(UNIT_TESTS): $(BUILD)/tests/%: $(BUILD)/tests/unit/%.o $(TEST_SUPPORT) $(LIBRA
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS_ALL) $^ -lcmocka $(LIBS) -o $@
 
+# What the scripts of tests/peers run.
+PEERS := $(patsubst tests/peers/%.c,$(BUILD)/peers/%,$(wildcard tests/peers/*.c))
+$(PEERS): $(BUILD)/peers/%: $(BUILD)/tests/peers/%.o $(BUILD)/tests/support/replay.o $(LIBRARY)
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS_ALL) $^ $(LIBS) -o $@
+
 $(FUZZERS): $(BUILD)/%: $(BUILD)/tests/fuzz/%.o $(LIBRARY)
 	$(CC) $(LDFLAGS_ALL) -fsanitize=fuzzer $^ $(LIBS) -o $@
 
@@ -100,6 +106,8 @@ $(FUZZERS): $(BUILD)/%: $(BUILD)/tests/fuzz/%.o $(LIBRARY)
 .PHONY: unit-programs fuzz-programs
 unit-programs: $(UNIT_TESTS)
 fuzz-programs: $(FUZZERS)
+.PHONY: peers-programs
+peers-programs: $(PEERS)
 
 # A second make, so that what was just installed is seen, on all cores unless -j said otherwise.
 AGAIN = +$(MAKE) $(if $(filter -j% --jobserver%,$(MAKEFLAGS)),,-j$(JOBS))
@@ -113,6 +121,13 @@ test-asan test-ubsan: test-%: deps-test
 	$(AGAIN) FLAVOUR=$* unit-programs
 	$(MAKE) FLAVOUR=$* unit-run
 
+# Compares results with transformers, PEFT and bitsandbytes in the Python that PEERS_PYTHON names.
+PEERS_PYTHON ?= python3
+.PHONY: peers
+peers:
+	$(AGAIN) peers-programs
+	PEERS_PYTHON=$(PEERS_PYTHON) tests/peers/run.sh $(BUILD)
+
 .PHONY: unit-run
 unit-run:
 	UBSAN_OPTIONS=print_stacktrace=1 tests/tools/run_tests.sh $(BUILD)
@@ -121,8 +136,29 @@ fuzz: deps-ci
 	$(AGAIN) FLAVOUR=fuzz fuzz-programs
 	tests/tools/run_fuzz.sh build/fuzz $(FUZZ_SECONDS)
 
+# ---- the demo ----------------------------------------------------------------------------------------------------------
+.PHONY: demo demo-data demo-base
+demo: deps-build
+	@echo 'Building nibble ...'
+	@$(AGAIN) --silent all
+	@sh tests/tools/demo.sh ./$(BINARY)
+
+DEMO_WORLD := build/demo/world
+$(DEMO_WORLD): $(wildcard configs/demo/source/*.[ch])
+	@mkdir -p $(@D)
+	$(CC) -std=gnu17 -O2 $(WARN) $(filter %.c,$^) -o $@
+
+demo-data: $(DEMO_WORLD)
+	$(DEMO_WORLD) build/demo
+	cp build/demo/train.jsonl build/demo/held_out.jsonl configs/demo
+	cp build/demo/tokenizer.json configs/demo/base
+
+demo-base: demo-data all
+	./$(BINARY) train configs/demo/base.json
+	cp build/demo/base/model/model.safetensors configs/demo/base
+
 # ---- the source itself -------------------------------------------------------------------------------------------------
-SOURCE_FOLDERS := core kernels quant autograd data train tests
+SOURCE_FOLDERS := core kernels quant autograd data train tests configs
 SOURCE_FILES = $(shell find $(SOURCE_FOLDERS) -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: check-includes format format-check tidy
@@ -141,11 +177,14 @@ tidy:
 .PHONY: help
 help:
 	@echo 'make                 builds ./nibble'
+	@echo 'make demo            installs what is missing, builds, and teaches a small model to answer questions, in a minute'
 	@echo 'make test            installs what is missing (root or sudo), builds, runs every test'
 	@echo 'make test-asan       the unit tests under AddressSanitizer and UBSan; test-ubsan: UBSan alone'
 	@echo 'make fuzz            every fuzz target for FUZZ_SECONDS ($(FUZZ_SECONDS)) each; needs clang'
+	@echo 'make peers           results against transformers, PEFT and bitsandbytes in PEERS_PYTHON ($(PEERS_PYTHON))'
 	@echo 'make check-includes  folders include each other only downwards'
 	@echo 'make format          rewrites the source with clang-format; format-check only looks; tidy runs clang-tidy'
+	@echo 'make demo-base       makes the demo'"'"'s base model again: text, tokenizer, questions, weights (some minutes)'
 	@echo 'make install         into PREFIX ($(PREFIX))'
 	@echo 'make deps-build      installs what building needs; deps-test and deps-ci install more'
 	@echo 'Variables: CC, CFLAGS, LDFLAGS, FLAVOUR (release, asan, ubsan, tsan, fuzz), JOBS, PREFIX, DESTDIR'
