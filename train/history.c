@@ -8,7 +8,7 @@
 History *history_create(void) {
     History *history = memory_calloc(1, sizeof *history);
     history->width = history->eval_stride = 1;
-    history->first_loss = NAN;
+    history->first_loss = history->last_loss = NAN;
     history->first_eval.loss = history->best_eval.loss = history->last_eval.loss = NAN;
     return history;
 }
@@ -83,6 +83,7 @@ static void add_step(History *history, const StepRecord *record) {
         range_add(&one.range[c], values[c]);
     bucket_merge(&history->bucket[index], &one);
     if (isnan(history->first_loss) && isfinite(record->loss)) history->first_loss = record->loss;
+    if (isfinite(record->loss)) history->last_loss = record->loss;
     history->last = *record;
     history->recorded++;
     history->skipped += record->skipped != 0;

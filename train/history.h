@@ -48,9 +48,9 @@ typedef struct History {
     int64_t width; /* steps of a bucket */
     size_t buckets;
     HistoryBucket bucket[HISTORY_BUCKETS];
-    StepRecord last; /* the newest; step 0: none yet */
-    double first_loss;
-    int64_t recorded, skipped; /* steps */
+    StepRecord last;              /* the newest; step 0: none yet */
+    double first_loss, last_loss; /* the finite ones; NaN: none yet */
+    int64_t recorded, skipped;    /* steps */
     int64_t tokens, trained_tokens;
     double seconds, eval_seconds;
     HistoryEval eval[HISTORY_EVALS];

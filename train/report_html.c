@@ -63,8 +63,8 @@ static void add_sentence(const History *h, Text *out) {
         text_adds(out, ". ");
     } else if (isfinite(h->first_loss)) {
         text_addf(out,
-                  "Training loss was <b>%.4f</b> at its first step and <b>%.4f</b> at step %lld; there is no held-out data. ",
-                  h->first_loss, h->last.loss, (long long)h->last.step);
+                  "Training loss was <b>%.4f</b> at the first step and <b>%.4f</b> at the newest; there is no held-out data. ",
+                  h->first_loss, h->last_loss);
     }
     if (h->last.step == 0) {
         text_adds(out, "No optimizer step is done yet.");
@@ -96,9 +96,11 @@ static void add_tiles(const History *h, Text *out) {
         add_tile(out, "Best held-out loss", value, note);
     }
     if (h->last.step > 0) {
-        (void)snprintf(value, sizeof value, "%.4f", h->last.loss);
-        (void)snprintf(note, sizeof note, "at the first step %.4f", h->first_loss);
-        add_tile(out, "Newest training loss", value, note);
+        if (isfinite(h->first_loss)) {
+            (void)snprintf(value, sizeof value, "%.4f", h->last_loss);
+            (void)snprintf(note, sizeof note, "at the first step %.4f", h->first_loss);
+            add_tile(out, "Newest training loss", value, note);
+        }
         (void)snprintf(note, sizeof note, "%lld of %lld steps", (long long)h->last.step, (long long)h->last.steps);
         add_tile(out, "Time in steps", format_duration(h->seconds, duration, sizeof duration), note);
         if (h->seconds > 0.0) {
