@@ -111,16 +111,16 @@ typedef struct TapeRun {
     const Batch *batch;
     const WeightSource *weights;
     RopeTable rope;
-    void *arena;            /* at least TapePlan.arena bytes, 64-byte aligned */
-    const void *params;     /* flat compute copies, type act; NULL when nothing is trained */
-    void *gradients;        /* flat FP32 gradients, accumulated (F64 in an F64 run); TRAIN */
-    double *loss_sum;       /* accumulated; TRAIN and EVAL */
-    float *nll;             /* [supervised] or NULL */
-    void *logits;           /* GENERATE: FP32 [batch->supervised, vocab] */
-    const KvLayer *cache;   /* GENERATE: [layers] */
-    int64_t past;           /* GENERATE: rows already in the cache */
-    TapeFault *watch;       /* not NULL: check every output, stop at the first that is not finite (slow) */
-    double *profile;        /* not NULL: seconds are added per instruction, [TapePlan.instructions] */
+    void *arena;          /* at least TapePlan.arena bytes, 64-byte aligned */
+    const void *params;   /* flat compute copies, type act; NULL when nothing is trained */
+    void *gradients;      /* flat FP32 gradients, accumulated (F64 in an F64 run); TRAIN */
+    double *loss_sum;     /* accumulated; TRAIN and EVAL */
+    float *nll;           /* [supervised] or NULL */
+    void *logits;         /* GENERATE: FP32 [batch->supervised, vocab] */
+    const KvLayer *cache; /* GENERATE: [layers] */
+    int64_t past;         /* GENERATE: rows already in the cache */
+    TapeFault *watch;     /* not NULL: check every output, stop at the first that is not finite (slow) */
+    double *profile;      /* not NULL: seconds are added per instruction, [TapePlan.instructions] */
 } TapeRun;
 Status tape_run(const Tape *tape, const TapeRun *run, Error *err);
 

@@ -16,8 +16,8 @@ typedef struct Node {
     int inputs, outputs;
     TensorId in[NODE_MAX_TENSORS], out[NODE_MAX_TENSORS];
     int need_backward;
-    int rerun;       /* runs again in the recomputation of its segment */
-    int from_sum;    /* norm that, run again, starts from its kept sum instead of adding once more */
+    int rerun;    /* runs again in the recomputation of its segment */
+    int from_sum; /* norm that, run again, starts from its kept sum instead of adding once more */
     OpPlan plan;
     union {
         EmbedShape embed;
@@ -44,9 +44,9 @@ typedef struct Tensor {
     int32_t producer, consumer; /* nodes; consumer -1: none yet */
     TensorId alias;             /* another name of this tensor's memory, or TENSOR_NONE */
     int requires_grad;
-    int kept;                   /* survives from the forward pass to the backward pass */
-    int32_t area[2];            /* value: [0] of the forward pass, [1] of the recomputation */
-    int32_t gradient;           /* area */
+    int kept;         /* survives from the forward pass to the backward pass */
+    int32_t area[2];  /* value: [0] of the forward pass, [1] of the recomputation */
+    int32_t gradient; /* area */
 } Tensor;
 
 typedef struct Instruction {
@@ -74,7 +74,8 @@ struct Tape {
 
 /* The tensor whose memory this name stands for. */
 static inline TensorId tape_root(const Tape *tape, TensorId id) {
-    while (tape->tensors[id].alias != TENSOR_NONE) id = tape->tensors[id].alias;
+    while (tape->tensors[id].alias != TENSOR_NONE)
+        id = tape->tensors[id].alias;
     return id;
 }
 

@@ -27,9 +27,9 @@ typedef struct DatasetOptions {
     OnError on_error;
     int64_t max_length; /* of one sequence; longer plain text is split, longer conversations are truncated on the right */
     const Tokenizer *tokenizer;
-    int32_t eos_id; /* what ends an answer; -1: the tokenizer's */
+    int32_t eos_id;     /* what ends an answer; -1: the tokenizer's */
     int open_documents; /* plain text: no EOS after a document, for models that know no end (TinyStories) */
-    Pool *pool;     /* NULL: one thread */
+    Pool *pool;         /* NULL: one thread */
 } DatasetOptions;
 
 /* All sequences back to back: sequence i owns tokens [start[i], start[i+1]). */

@@ -10,8 +10,8 @@ size_t batch_buffer_bytes(int64_t capacity) {
 Status batch_buffer_take(BatchBuffer *buffer, Arena *arena, int64_t capacity, Error *err) {
     size_t n = (size_t)capacity;
     void *area[6];
-    size_t bytes[6] = {(n + 1) * sizeof(int64_t), n * sizeof(int32_t), n * sizeof(int32_t), n * sizeof(int32_t),
-                       n * sizeof(int32_t),       n * sizeof(uint64_t)};
+    size_t bytes[6] = {(n + 1) * sizeof(int64_t), n * sizeof(int32_t), n * sizeof(int32_t),
+                       n * sizeof(int32_t),       n * sizeof(int32_t), n * sizeof(uint64_t)};
     for (int i = 0; i < 6; i++) {
         TRY(arena_take(arena, bytes[i], &area[i], err));
         memset(area[i], 0, bytes[i]); /* touched now: no page faults in the first step */
@@ -67,8 +67,7 @@ static Status open_epoch(BatchStream *stream, int64_t epoch, Error *err) {
 
 Status batch_stream_open(BatchStream *stream, const Dataset *dataset, Packing packing, int64_t window, uint64_t seed,
                          int shuffle, Error *err) {
-    *stream = (BatchStream){
-        .dataset = dataset, .packing = packing, .window = window, .seed = seed, .shuffle = shuffle};
+    *stream = (BatchStream){.dataset = dataset, .packing = packing, .window = window, .seed = seed, .shuffle = shuffle};
     return open_epoch(stream, 0, err);
 }
 

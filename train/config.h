@@ -44,7 +44,7 @@ typedef struct Config {
         double eval_fraction;
         char *layout, *template_name, *train_on, *packing, *on_error; /* template_name is the key data.template */
         int64_t max_length;                                           /* CONFIG_AUTO, or tokens */
-        int document_eos; /* plain text: EOS ends a document, and is trained */
+        int document_eos;                                             /* plain text: EOS ends a document, and is trained */
     } data;
     struct {
         int64_t steps; /* 0: by epochs */

@@ -33,7 +33,8 @@ void params_name(const ParamSet *set, const ModelConfig *config, int64_t index, 
     }
     size_t stem = strlen(base);
     static const char suffix[] = ".weight";
-    if (stem > sizeof suffix - 1 && strcmp(base + stem - (sizeof suffix - 1), suffix) == 0) base[stem - (sizeof suffix - 1)] = 0;
+    if (stem > sizeof suffix - 1 && strcmp(base + stem - (sizeof suffix - 1), suffix) == 0)
+        base[stem - (sizeof suffix - 1)] = 0;
     (void)snprintf(out, capacity, "%s.lora_%c", base, entry->role == PARAM_LORA_A ? 'A' : 'B');
 }
 

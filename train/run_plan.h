@@ -11,16 +11,16 @@
 #include "train/weights.h"
 
 typedef struct RunPlan {
-    WeightBytes weights;   /* zero for method full */
-    size_t adapters;       /* masters and compute copies of what is trained */
-    size_t optimizer;      /* moments and gradients */
-    size_t activations;    /* arena of the tapes: the largest of train, evaluation, generation */
-    TapePlan train, eval;  /* what is in it */
-    size_t rope, buffers;  /* tables; the arrays of micro-batches */
-    size_t cache;          /* key/value cache and logits for samples; 0 without */
-    size_t total;          /* resident during training */
-    size_t peak;           /* total, or what loading takes at its worst when that is more */
-    int64_t trained;       /* numbers that are trained */
+    WeightBytes weights;  /* zero for method full */
+    size_t adapters;      /* masters and compute copies of what is trained */
+    size_t optimizer;     /* moments and gradients */
+    size_t activations;   /* arena of the tapes: the largest of train, evaluation, generation */
+    TapePlan train, eval; /* what is in it */
+    size_t rope, buffers; /* tables; the arrays of micro-batches */
+    size_t cache;         /* key/value cache and logits for samples; 0 without */
+    size_t total;         /* resident during training */
+    size_t peak;          /* total, or what loading takes at its worst when that is more */
+    int64_t trained;      /* numbers that are trained */
     int64_t max_length, sample_context;
     Recompute recompute;
     double flops_per_token; /* products and attention, forward and backward, at mean length max_length / 2 */

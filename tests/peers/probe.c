@@ -273,8 +273,9 @@ int main(int argc, char **argv) {
         const char *name;
         int arguments;
         void (*run)(Arguments *a);
-    } commands[] = {{"logits", 4, command_logits}, {"gradients", 4, command_gradients},      {"train", 4, command_train},
-                    {"dense", 3, command_dense},   {"adapter", 3, command_adapter}, {"read-adapter", 3, command_read_adapter}};
+    } commands[] = {{"logits", 4, command_logits},   {"gradients", 4, command_gradients},
+                    {"train", 4, command_train},     {"dense", 3, command_dense},
+                    {"adapter", 3, command_adapter}, {"read-adapter", 3, command_read_adapter}};
     Arguments a = parse(argc, argv);
     a.options.overrides = a.settings;
     a.options.model = a.positional[1];

@@ -118,7 +118,9 @@ static Status open_engine(Trainer *trainer, const ReplayOptions *options, Error 
                             .act = precision_type(config->precision),
                             .threads = options->threads,
                             .cpu = options->cpu,
-                            .method = options->frozen ? METHOD_FROZEN : full ? METHOD_FULL : METHOD_LORA,
+                            .method = options->frozen ? METHOD_FROZEN
+                                      : full          ? METHOD_FULL
+                                                      : METHOD_LORA,
                             .seed = (uint64_t)config->seed,
                             .config = config,
                             .optimizer = !options->frozen};

@@ -111,7 +111,8 @@ static void test_worked_example(void **state) {
     assert_int_equal(backend.quantize_4bit(WEIGHT_NF4, x, 64, 64, codes, &absmax), -1);
     assert_true(absmax == 0.4f);
     char hex[65] = "";
-    for (int k = 0; k < 32; k++) (void)snprintf(hex + 2 * k, 3, "%02x", codes[k]);
+    for (int k = 0; k < 32; k++)
+        (void)snprintf(hex + 2 * k, 3, "%02x", codes[k]);
     assert_string_equal(hex, "0000000111111111222222333334444555566667778889999aaabbbbcccccddd");
 }
 
