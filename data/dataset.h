@@ -56,7 +56,8 @@ const char *layout_name(DataLayout layout);
 /* Splits off floor(fraction*count + 0.5) sequences (at least 1 when fraction > 0 and count > 1, never all) for evaluation:
  * those with the least random number by (seed, record). Both keep file order. Records that were split into several
  * sequences stay together: one that is larger than what is still wanted is passed over, and only when no record fits
- * (one long text) does the evaluation get the last sequences of one. */
+ * (one long text) does the evaluation get the last sequences of one. Both keep the file's counts of records and of what was
+ * skipped, cut or split. */
 Status dataset_split(const Dataset *all, double fraction, uint64_t seed, Dataset *train, Dataset *held_out, Error *err);
 
 #endif

@@ -120,6 +120,11 @@ static void copy_chosen(const Dataset *all, const uint8_t *held, uint8_t which, 
     out->layout = all->layout;
     memcpy(out->template_name, all->template_name, sizeof out->template_name);
     out->records = all->records;
+    out->skipped_bad = all->skipped_bad;
+    out->skipped_untrained = all->skipped_untrained;
+    out->truncated = all->truncated;
+    out->split = all->split;
+    if (all->first_skip != NULL) out->first_skip = memory_strdup(all->first_skip);
     dataset_finish(out);
 }
 

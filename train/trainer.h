@@ -51,6 +51,8 @@ typedef struct Trainer {
 /* Loads, checks and plans everything; the run folder exists afterwards. Config errors come first, before any weight is read. */
 Status trainer_open(Trainer *trainer, const char *config_path, const char *const *overrides, int override_count, int resume,
                     int threads, Error *err);
+/* Tokenizer, data sets and stream of a trainer that has nothing but its config: what `inspect` looks at. */
+Status trainer_open_data(Trainer *trainer, const ModelConfig *model, Pool *pool, Error *err);
 /* Runs to the end, or to a signal (ERR_INTERRUPTED after saving), or to too many bad steps. */
 Status trainer_run(Trainer *trainer, Error *err);
 void trainer_close(Trainer *trainer);

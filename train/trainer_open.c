@@ -101,6 +101,11 @@ static Status open_stream(Trainer *trainer, Error *err) {
     return OK;
 }
 
+Status trainer_open_data(Trainer *trainer, const ModelConfig *model, Pool *pool, Error *err) {
+    TRY(open_data(trainer, model, pool, err));
+    return open_stream(trainer, err);
+}
+
 /* ---- memory ---------------------------------------------------------------------------------------------------------------- */
 
 static Status take_buffers(Trainer *trainer, Error *err) {
@@ -222,11 +227,10 @@ static Status open_rest(Trainer *trainer, int threads, Error *err) {
     if (status == OK) status = pool_create(&pool, threads, err);
     if (status == OK) status = run_memory_limit(config, &limit, err);
     if (status == OK) status = run_plan(config, model, &backend, pool_threads(pool), limit, &trainer->plan, err);
-    if (status == OK) status = open_data(trainer, model, pool, err);
+    if (status == OK) status = trainer_open_data(trainer, model, pool, err);
     pool_free(pool);
     memory_free(model);
-    TRY(status);
-    return open_stream(trainer, err);
+    return status;
 }
 
 Status trainer_open(Trainer *trainer, const char *config_path, const char *const *overrides, int override_count, int resume,
