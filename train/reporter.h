@@ -1,9 +1,9 @@
 /* What a run shows: the live line, metrics.jsonl, TensorBoard events, report.html.
  *
  * On a terminal one line is rewritten in place; otherwise plain lines are printed, to stderr. metrics.jsonl holds one JSON
- * object a record ("kind": "step", "eval", "event"), appended and flushed; after a resume, records beyond the checkpoint's step
- * are cut off. report.html is one self-contained page (inline SVG and CSS, no scripts from elsewhere), rewritten atomically at
- * evaluations and at the end from metrics.jsonl.
+ * object a record ("kind": "step", "eval", "event", "sample"), appended and flushed; after a resume, records beyond the
+ * checkpoint's step are cut off. report.html is one self-contained page (inline SVG and CSS, no scripts), rewritten atomically
+ * at evaluations and at the end; a resumed run reads metrics.jsonl first, so that the page shows the whole run.
  */
 #ifndef NIBBLE_TRAIN_REPORTER_H
 #define NIBBLE_TRAIN_REPORTER_H

@@ -90,7 +90,7 @@ static void any_number_of_steps(void **state) {
             if (counts[i] == 0 && !evaluated) assert_has(&page, "nothing recorded yet");
             if (evaluated) assert_has(&page, "Held-out loss was <b>3.0000</b> before training");
             if (counts[i] == 100000) {
-                assert_has(&page, "100,000 of 100,000 steps are done, in 9h16m, over 409,600,000 tokens");
+                assert_has(&page, "100,000 of 100,000 steps are done, in 9h15m, over 409,600,000 tokens");
                 assert_has(&page, "Skipped because of NaN or Inf: 1030 steps");
             }
             text_free(&page);
