@@ -1,6 +1,7 @@
 #include "train/run_folder.h"
 
 #include <dirent.h>
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -9,8 +10,6 @@
 #include "core/hash.h"
 #include "core/log.h"
 #include "core/memory.h"
-
-#define CONFIG_LIMIT ((size_t)1 << 20)
 
 /* Keys that change what is shown, kept or planned, but no number of the run. */
 static const char *const free_keys[] = {"output.path",           "output.overwrite",   "train.eval_every", "train.save_every",
@@ -149,9 +148,24 @@ static Status remove_run(const char *path, Error *err) {
     return status;
 }
 
+/* What a killed run was writing: NAME.tmp-PID and the folders NAME.tmp-new. Nothing else in a run's folder is named so. */
+static Status remove_leftovers(const char *path, Error *err) {
+    DIR *folder = opendir(path);
+    if (folder == NULL) FAIL("%s: cannot read the folder: %s", path, strerror(errno));
+    Status status = OK;
+    for (struct dirent *entry; status == OK && (entry = readdir(folder)) != NULL;) {
+        if (strstr(entry->d_name, ".tmp-") == NULL) continue;
+        char *name = path_join(path, entry->d_name);
+        if (unlink(name) != 0) status = folder_remove(name, err);
+        memory_free(name);
+    }
+    closedir(folder);
+    return status;
+}
+
 Status run_folder_open(const Config *config, int resume, Error *err) {
     const char *folder = config->output.path;
-    if (resume && has(folder, "config.json")) return OK;
+    if (resume && has(folder, "config.json")) return remove_leftovers(folder, err);
     if (!resume && !folder_is_empty(folder) && !is_newborn(folder)) TRY(remove_run(folder, err));
     TRY(folder_create(folder, err));
     char *path = path_join(folder, "config.json");

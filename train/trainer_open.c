@@ -184,7 +184,7 @@ static Status resume_from_checkpoint(Trainer *trainer, Error *err) {
     text_free(&skipped);
     TRY(status);
     if (!found) {
-        log_info("--resume: no checkpoint in %s, starting at step 0", trainer->config.output.path);
+        log_info("--resume: no valid checkpoint in %s, starting at step 0", trainer->config.output.path);
         trainer->progress = fresh;
         return OK;
     }
