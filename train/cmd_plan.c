@@ -176,7 +176,7 @@ static void print_text(const Report *r, Text *out) {
     print_fit(r, out);
     text_addf(out, "\ntrained numbers       %lld (%.3f %% of the model)\n", (long long)r->plan.trained,
               100.0 * (double)r->plan.trained / (double)r->model.parameters);
-    text_addf(out, "work                  %.3f GFLOP a token (attention over %lld tokens on average)\n",
+    text_addf(out, "work                  %.3f GFLOP a token (sequences of %lld tokens on average)\n",
               r->plan.flops_per_token / 1e9, (long long)(r->plan.max_length / 2));
     if (!isfinite(r->gemm_peak)) {
         text_adds(out, "expected speed        unknown: this machine's product rate could not be measured\n");

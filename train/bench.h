@@ -1,0 +1,21 @@
+/* What nibble bench measures. Each prints a table, or one JSON object, into *out. */
+#ifndef NIBBLE_TRAIN_BENCH_H
+#define NIBBLE_TRAIN_BENCH_H
+
+#include <stdint.h>
+
+#include "core/error.h"
+#include "core/text.h"
+
+typedef struct BenchOptions {
+    const char *model, *arch; /* one of them, for `step` */
+    const char *const *overrides;
+    int override_count;
+    int64_t steps, tokens, length, threads; /* length: of the sequences; 0: the least of 512, the micro-batch and the context */
+    int json;
+} BenchOptions;
+
+/* A whole optimizer step on made-up tokens, and its time by kind of operation (bench_step.c). */
+Status bench_step(const BenchOptions *options, Text *out, Error *err);
+
+#endif

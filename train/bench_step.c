@@ -1,0 +1,276 @@
+/* nibble bench step: tokens a second of an optimizer step, where its time goes, and how near the products come to what this
+ * machine's units reach (train/ceiling.h). */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "core/file.h"
+#include "core/memory.h"
+#include "train/bench.h"
+#include "train/batches.h"
+#include "train/ceiling.h"
+#include "train/commands.h"
+#include "train/engine.h"
+#include "train/optimizer.h"
+
+#define KINDS_MAX 32
+
+typedef struct KindTime {
+    const char *kind;
+    Pass pass;
+    double seconds, flops; /* of one micro-batch; flops 0: not counted */
+} KindTime;
+
+typedef struct StepBench {
+    const BenchOptions *options;
+    Config config;
+    char *made; /* folder of random weights to remove, or NULL */
+    Engine engine;
+    Tape *tape;
+    Recompute recompute;
+    Arena buffers;
+    BatchBuffer buffer;
+    Batch batch;
+    int64_t length;
+    double loss_sum;
+    double best, mean; /* seconds of a step */
+    double peak;       /* FLOP/s */
+    double flops;      /* of a step */
+    KindTime kinds[KINDS_MAX];
+    int kind_count;
+} StepBench;
+
+/* ---- setting up ---------------------------------------------------------------------------------------------------------- */
+
+static Status make_model(StepBench *b, Error *err) {
+    const char *parent = getenv("TMPDIR");
+    b->made = memory_format("%s/nibble-bench-XXXXXX", parent != NULL && parent[0] != 0 ? parent : "/tmp");
+    if (mkdtemp(b->made) == NULL) FAIL("%s: cannot make a folder for random weights; set TMPDIR", b->made);
+    char command[] = "synth", arch_option[] = "--arch", out_option[] = "--out", *arch = memory_strdup(b->options->arch);
+    char *argv[] = {command, arch_option, arch, out_option, b->made, NULL};
+    Status status = command_synth(5, argv, err);
+    memory_free(arch);
+    return status;
+}
+
+static Status open_engine(StepBench *b, const char *folder, Error *err) {
+    const Config *config = &b->config;
+    int full = strcmp(config->method, "full") == 0;
+    EngineOptions options = {.model = folder,
+                             .act = precision_type(config->precision),
+                             .threads = (int)b->options->threads,
+                             .cpu = getenv("NIBBLE_CPU"),
+                             .method = full ? METHOD_FULL : METHOD_LORA,
+                             .seed = (uint64_t)config->seed,
+                             .config = config,
+                             .optimizer = 1};
+    TRY(weight_options_from_config(config, &options.weights, err));
+    TRY(engine_open(&b->engine, &options, err));
+    b->recompute = strcmp(config->train.recompute, "layers") == 0 ? RECOMPUTE_LAYERS : RECOMPUTE_NONE;
+    int64_t tokens = b->options->tokens;
+    TRY(engine_tape(&b->engine, TAPE_TRAIN, b->recompute, tokens, tokens, 0, &b->tape, err));
+    return engine_reserve(&b->engine, &b->tape, 1, tokens, err);
+}
+
+/* Sequences of one length, the last one shorter where they do not fill the micro-batch; every token but the first is trained. */
+static Status fill_batch(StepBench *b, Error *err) {
+    int64_t tokens = b->options->tokens, context = b->engine.model.context, usual = tokens < 512 ? tokens : 512;
+    b->length = b->options->length > 0 ? b->options->length : context < usual ? context : usual;
+    if (b->length > tokens)
+        FAIL_USAGE("--length: want at most --tokens %lld, got %lld", (long long)tokens, (long long)b->length);
+    TRY(arena_create(&b->buffers, "micro-batch", batch_buffer_bytes(tokens), err));
+    TRY(batch_buffer_take(&b->buffer, &b->buffers, tokens, err));
+    int64_t sequences = 0, supervised = 0;
+    for (int64_t t = 0; t < tokens; t++) {
+        int64_t position = t % b->length;
+        if (position == 0) b->buffer.starts[sequences++] = t;
+        b->buffer.ids[t] = (int32_t)((t * 7919 + 13) % b->engine.model.vocab);
+        b->buffer.positions[t] = (int32_t)position;
+        b->buffer.samples[t] = (uint64_t)sequences;
+        if (position + 1 == b->length || t + 1 == tokens) continue;
+        b->buffer.rows[supervised] = (int32_t)t;
+        b->buffer.targets[supervised++] = (int32_t)(((t + 1) * 7919 + 13) % b->engine.model.vocab);
+    }
+    b->buffer.starts[sequences] = tokens;
+    b->batch = (Batch){.tokens = tokens,
+                       .sequences = sequences,
+                       .starts = b->buffer.starts,
+                       .ids = b->buffer.ids,
+                       .positions = b->buffer.positions,
+                       .samples = b->buffer.samples,
+                       .supervised = supervised,
+                       .rows = b->buffer.rows,
+                       .targets = b->buffer.targets,
+                       .grad_scale = supervised > 0 ? 1.0f / (float)supervised : 0.0f,
+                       .seed = (uint64_t)b->config.seed,
+                       .dropout = 1};
+    return OK;
+}
+
+/* ---- measuring ----------------------------------------------------------------------------------------------------------- */
+
+static Status run_step(StepBench *b, int64_t t, double *profile, double *optimizer_seconds, Error *err) {
+    Engine *engine = &b->engine;
+    memset(engine->state.gradient, 0, (size_t)engine->params.elements * sizeof(float));
+    TapeRun run = engine_run(engine, &b->batch);
+    run.loss_sum = &b->loss_sum;
+    run.profile = profile;
+    TRY(tape_run(b->tape, &run, err));
+    double begin = clock_seconds();
+    double norm = gradient_norm(&engine->exec, &engine->backend, &engine->params, &engine->state);
+    optimizer_step(&engine->exec, &engine->backend, &b->config, &engine->params, &engine->state, engine->exec.config.act,
+                   b->config.train.lr, clip_factor(norm, b->config.train.max_grad_norm), t);
+    *optimizer_seconds = clock_seconds() - begin;
+    return OK;
+}
+
+static KindTime *kind_entry(StepBench *b, const char *kind, Pass pass) {
+    for (int i = 0; i < b->kind_count; i++)
+        if (strcmp(b->kinds[i].kind, kind) == 0 && b->kinds[i].pass == pass) return &b->kinds[i];
+    if (b->kind_count == KINDS_MAX) return &b->kinds[KINDS_MAX - 1];
+    b->kinds[b->kind_count] = (KindTime){.kind = kind, .pass = pass};
+    return &b->kinds[b->kind_count++];
+}
+
+/* FLOPs as model_flops_per_token counts them, by kind. */
+static double kind_flops(const StepBench *b, const char *kind, Pass pass) {
+    const ModelConfig *c = &b->engine.model;
+    double tokens = (double)b->batch.tokens, layers = (double)c->layers, hidden = (double)c->hidden;
+    double width = (double)(c->heads * c->head_dim), kv_width = (double)(c->kv_heads * c->head_dim);
+    int full = b->engine.method == METHOD_FULL, backward = pass == PASS_BACKWARD;
+    if (strcmp(kind, "linear") == 0) {
+        double forward = 2.0 * hidden * (2.0 * width + 2.0 * kv_width + 3.0 * (double)c->intermediate);
+        return tokens * layers * forward * (backward && full ? 2.0 : 1.0);
+    }
+    if (strcmp(kind, "attention") == 0) return tokens * layers * 2.0 * (double)b->length * width * (backward ? 2.5 : 1.0);
+    if (strcmp(kind, "head") == 0) return (double)b->batch.supervised * hidden * (double)c->vocab * (full ? 6.0 : 4.0);
+    return 0.0;
+}
+
+static int by_time(const void *a, const void *b) {
+    double x = ((const KindTime *)a)->seconds, y = ((const KindTime *)b)->seconds;
+    return (x < y) - (x > y);
+}
+
+static void sum_kinds(StepBench *b, const double *profile, int64_t instructions, double optimizer_seconds) {
+    for (int64_t i = 0; i < instructions; i++) {
+        TapeInstruction instruction = tape_instruction(b->tape, i);
+        KindTime *entry = kind_entry(b, instruction.kind, instruction.pass);
+        entry->seconds += profile[i];
+        entry->flops = kind_flops(b, instruction.kind, instruction.pass);
+    }
+    kind_entry(b, "optimizer", PASS_BACKWARD)->seconds += optimizer_seconds;
+    qsort(b->kinds, (size_t)b->kind_count, sizeof b->kinds[0], by_time);
+    for (int i = 0; i < b->kind_count; i++)
+        b->flops += b->kinds[i].flops;
+}
+
+static Status measure(StepBench *b, Error *err) {
+    TapePlan plan;
+    tape_plan(b->tape, &plan);
+    double optimizer_seconds, sum = 0.0;
+    b->peak = ceiling_gemm(&b->engine.backend, &b->engine.exec);
+    for (int64_t s = 0; s <= b->options->steps; s++) { /* the first one warms up */
+        double begin = clock_seconds();
+        TRY(run_step(b, s + 1, NULL, &optimizer_seconds, err));
+        double seconds = clock_seconds() - begin;
+        if (s == 0) continue;
+        sum += seconds;
+        if (s == 1 || seconds < b->best) b->best = seconds;
+    }
+    b->mean = sum / (double)b->options->steps;
+    double *profile = memory_calloc((size_t)plan.instructions, sizeof *profile);
+    Status status = run_step(b, b->options->steps + 2, profile, &optimizer_seconds, err);
+    if (status == OK) sum_kinds(b, profile, plan.instructions, optimizer_seconds);
+    memory_free(profile);
+    return status;
+}
+
+/* ---- results ------------------------------------------------------------------------------------------------------------- */
+
+static const char *pass_name(Pass pass) {
+    return pass == PASS_FORWARD ? "forward" : pass == PASS_RECOMPUTE ? "recompute" : "backward";
+}
+
+static void print_kinds(const StepBench *b, Text *out) {
+    double all = 0.0;
+    for (int i = 0; i < b->kind_count; i++)
+        all += b->kinds[i].seconds;
+    for (int i = 0; i < b->kind_count; i++) {
+        const KindTime *k = &b->kinds[i];
+        double share = all > 0.0 ? k->seconds / all : 0.0, rate = k->seconds > 0.0 ? k->flops / k->seconds : 0.0;
+        int counted = k->flops > 0.0 && isfinite(b->peak);
+        const char *pass = strcmp(k->kind, "optimizer") == 0 ? "" : pass_name(k->pass);
+        if (b->options->json) {
+            text_addf(out, "%s{\"kind\": \"%s\", \"pass\": \"%s\", \"seconds\": %.6g, \"share\": %.4f", i > 0 ? ", " : "",
+                      k->kind, pass, k->seconds, share);
+            if (counted) text_addf(out, ", \"flops\": %.6g, \"peak_fraction\": %.4f", k->flops, rate / b->peak);
+            text_adds(out, "}");
+            continue;
+        }
+        text_addf(out, "  %-10s %-10s %9.2f ms %6.1f %%", k->kind, pass, 1e3 * k->seconds, 100.0 * share);
+        if (counted) text_addf(out, " %9.1f GFLOP/s %6.1f %% of peak", rate / 1e9, 100.0 * rate / b->peak);
+        text_adds(out, "\n");
+    }
+}
+
+static void print_result(const StepBench *b, Text *out) {
+    const Backend *backend = &b->engine.backend;
+    double tokens = (double)b->batch.tokens, rate = b->flops / b->mean;
+    const char *quant = strcmp(b->config.method, "qlora") == 0 ? b->config.quant.type : "none";
+    const char *model = b->options->model != NULL ? b->options->model : b->options->arch;
+    if (b->options->json) {
+        text_adds(out, "{\"model\": ");
+        text_add_json_string(out, model, strlen(model));
+        text_addf(out, ", \"method\": \"%s\", \"quant\": \"%s\", \"variant\": \"%s\", \"threads\": %d, ", b->config.method,
+                  quant, backend->variant.linear, b->engine.exec.config.threads);
+        text_addf(out, "\"tokens\": %lld, \"length\": %lld, \"steps\": %lld, ", (long long)b->batch.tokens,
+                  (long long)b->length, (long long)b->options->steps);
+        text_addf(out, "\"seconds_mean\": %.6g, \"seconds_best\": %.6g, \"tokens_per_second\": %.6g, \"flops\": %.6g, ",
+                  b->mean, b->best, tokens / b->mean, b->flops);
+        if (isfinite(b->peak)) text_addf(out, "\"gemm_flops\": %.6g, \"peak_fraction\": %.4f, ", b->peak, rate / b->peak);
+        text_adds(out, "\"kinds\": [");
+        print_kinds(b, out);
+        text_adds(out, "]}\n");
+        return;
+    }
+    text_addf(out, "%s: method %s, base %s, %s, %d threads; %lld tokens a step in sequences of %lld\n", model, b->config.method,
+              quant, backend->variant.linear, b->engine.exec.config.threads, (long long)b->batch.tokens, (long long)b->length);
+    text_addf(out, "step           %.1f ms (best of %lld: %.1f ms)\nspeed          %.1f tokens/s\n", 1e3 * b->mean,
+              (long long)b->options->steps, 1e3 * b->best, tokens / b->mean);
+    text_addf(out, "work           %.1f GFLOP/s", rate / 1e9);
+    if (isfinite(b->peak))
+        text_addf(out, ", %.1f %% of the %.1f GFLOP/s of dense FP32 products", 100.0 * rate / b->peak, b->peak / 1e9);
+    text_adds(out, "\n\n");
+    print_kinds(b, out);
+}
+
+static Status run_bench(StepBench *b, Text *out, Error *err) {
+    TRY(config_load(&b->config, NULL, b->options->overrides, b->options->override_count, err));
+    const char *folder = b->options->model;
+    if (folder == NULL) {
+        TRY(make_model(b, err));
+        folder = b->made;
+    }
+    TRY(open_engine(b, folder, err));
+    TRY(fill_batch(b, err));
+    TRY(measure(b, err));
+    print_result(b, out);
+    return OK;
+}
+
+Status bench_step(const BenchOptions *options, Text *out, Error *err) {
+    StepBench *b = memory_calloc(1, sizeof *b);
+    b->options = options;
+    Status status = run_bench(b, out, err);
+    tape_free(b->tape);
+    arena_free(&b->buffers);
+    engine_close(&b->engine);
+    config_free(&b->config);
+    if (b->made != NULL) (void)folder_remove(b->made, NULL);
+    memory_free(b->made);
+    memory_free(b);
+    return status;
+}

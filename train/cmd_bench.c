@@ -1,0 +1,153 @@
+/* nibble bench: this machine's limits, and whole steps against them. Timings, never tests. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/memory.h"
+#include "train/bench.h"
+#include "train/ceiling.h"
+#include "train/commands.h"
+#include "train/options.h"
+
+#define STEPS 3
+#define TOKENS 512
+
+static const CommandHelp help = {
+    .usage = "nibble bench ceiling | cpu | step MODEL | step --arch FILE  [options]",
+    .summary =
+        "ceiling: the rate of dense FP32 products on one thread and on all. cpu: the instruction sets that this processor\n"
+        "offers and what each operation uses. step: tokens a second of an optimizer step and where its time goes;\n"
+        "--arch measures a shape with random weights, which are written to TMPDIR and removed.",
+    .example =
+        "nibble bench ceiling\n"
+        "nibble bench step models/TinyLlama-1.1B --tokens 1024 --set lora.rank=32\n"
+        "nibble bench step --arch configs/arch/smollm-135m.json --json",
+};
+
+/* ---- ceiling ------------------------------------------------------------------------------------------------------------- */
+
+static Status measure_products(const Backend *backend, int threads, int *used, double *rate, Error *err) {
+    Pool *pool;
+    TRY(pool_create(&pool, threads, err));
+    Exec exec = {.config = {.act = DTYPE_F32, .threads = pool_threads(pool)}, .pool = pool};
+    *used = exec.config.threads;
+    *rate = ceiling_gemm(backend, &exec);
+    pool_free(pool);
+    if (!isfinite(*rate)) FAIL("the rate of products could not be measured on %d threads", *used);
+    return OK;
+}
+
+static Status bench_ceiling(const BenchOptions *o, Text *out, Error *err) {
+    Backend backend;
+    int one, all;
+    double single, together;
+    TRY(cpu_backend(&backend, getenv("NIBBLE_CPU"), err));
+    TRY(measure_products(&backend, 1, &one, &single, err));
+    TRY(measure_products(&backend, (int)o->threads, &all, &together, err));
+    if (o->json)
+        text_addf(out, "{\"variant\": \"%s\", \"one_thread_flops\": %.6g, \"threads\": %d, \"flops\": %.6g}\n",
+                  backend.variant.linear, single, all, together);
+    else
+        text_addf(out, "dense FP32 products (%s)\n  1 thread    %10.1f GFLOP/s\n  %d threads   %10.1f GFLOP/s (%.2f times)\n",
+                  backend.variant.linear, single / 1e9, all, together / 1e9, together / single);
+    return OK;
+}
+
+/* ---- cpu ----------------------------------------------------------------------------------------------------------------- */
+
+static Status bench_cpu(const BenchOptions *o, Text *out, Error *err) {
+    static const char *const variants[] = {"ref", "avx2", "avx512"};
+    Backend b;
+    TRY(cpu_backend(&b, getenv("NIBBLE_CPU"), err));
+    const char *const entries[][2] = {{"linear", b.variant.linear}, {"attention", b.variant.attention},
+                                      {"norm", b.variant.norm},     {"rope", b.variant.rope},
+                                      {"gate", b.variant.gate},     {"head", b.variant.head},
+                                      {"adamw", b.variant.adamw},   {"quantize", b.variant.quantize}};
+    text_adds(out, o->json ? "{\"offered\": {" : "offered by this processor\n");
+    for (size_t i = 0; i < sizeof variants / sizeof *variants; i++) {
+        Backend other;
+        Error reason = {0};
+        int offered = cpu_backend(&other, variants[i], &reason) == OK;
+        if (o->json)
+            text_addf(out, "%s\"%s\": %s", i > 0 ? ", " : "", variants[i], offered ? "true" : "false");
+        else
+            text_addf(out, "  %-10s %s\n", variants[i], offered ? "yes" : reason.text);
+    }
+    text_adds(out, o->json ? "}, \"used\": {" : "used by each operation\n");
+    for (size_t i = 0; i < sizeof entries / sizeof *entries; i++) {
+        if (o->json)
+            text_addf(out, "%s\"%s\": \"%s\"", i > 0 ? ", " : "", entries[i][0], entries[i][1]);
+        else
+            text_addf(out, "  %-10s %s\n", entries[i][0], entries[i][1]);
+    }
+    text_adds(out, o->json ? "}}\n" : "");
+    return OK;
+}
+
+/* ---- the command --------------------------------------------------------------------------------------------------------- */
+
+/* A key that a step does not depend on would be parsed and ignored. */
+static Status check_override(const char *override, Error *err) {
+    static const char *const keys[] = {"method=", "precision=", "seed=", "quant.", "lora.", "train.recompute="};
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
+        if (strncmp(override, keys[i], strlen(keys[i])) == 0) return OK;
+    FAIL_USAGE("--set %.60s: bench step takes method, precision, seed, quant.*, lora.* and train.recompute", override);
+}
+
+static Status check_step(const BenchOptions *o, Error *err) {
+    for (int i = 0; i < o->override_count; i++)
+        TRY(check_override(o->overrides[i], err));
+    if ((o->model != NULL) == (o->arch != NULL)) FAIL_USAGE("bench step: want a MODEL folder or --arch FILE, one of them");
+    if (o->steps < 1) FAIL_USAGE("--steps: want at least 1, got %lld", (long long)o->steps);
+    if (o->tokens < 2 || o->tokens > (int64_t)1 << 20)
+        FAIL_USAGE("--tokens: want 2 to 1048576, got %lld", (long long)o->tokens);
+    if (o->length != 0 && o->length < 2) FAIL_USAGE("--length: want at least 2, got %lld", (long long)o->length);
+    return OK;
+}
+
+static Status run_kind(const char *kind, const BenchOptions *o, Text *out, Error *err) {
+    static const char *const kinds[] = {"ceiling", "cpu", "step"};
+    int step = strcmp(kind, "step") == 0;
+    if (o->threads < 0 || o->threads > 1024) FAIL_USAGE("--threads: want 0 (all) to 1024, got %lld", (long long)o->threads);
+    if (step) {
+        TRY(check_step(o, err));
+        return bench_step(o, out, err);
+    }
+    int is_ceiling = strcmp(kind, "ceiling") == 0;
+    if (is_ceiling || strcmp(kind, "cpu") == 0) {
+        if (o->model != NULL || o->arch != NULL || o->override_count > 0 || o->steps != STEPS || o->tokens != TOKENS ||
+            o->length != 0)
+            FAIL_USAGE("bench %s takes only --threads and --json; the rest belongs to `nibble bench step`", kind);
+        return is_ceiling ? bench_ceiling(o, out, err) : bench_cpu(o, out, err);
+    }
+    const char *near = nearest_word(kind, kinds, sizeof kinds / sizeof *kinds);
+    FAIL_USAGE("bench \"%.60s\" is not supported yet; there are ceiling, cpu and step%s%s%s", kind,
+               near != NULL ? " (did you mean " : "", near != NULL ? near : "", near != NULL ? "?)" : "");
+}
+
+Status command_bench(int argc, char **argv, Error *err) {
+    BenchOptions o = {.steps = STEPS, .tokens = TOKENS};
+    OptionList set = {.count = 0};
+    const OptionSpec specs[] = {
+        {"arch", OPTION_STRING, "FILE", "step: a Hugging Face config.json, the shape", &o.arch},
+        {"set", OPTION_LIST, "KEY=VALUE", "step: sets method, precision, seed, quant.*, lora.* or train.recompute", &set},
+        {"tokens", OPTION_INTEGER, "N", "step: tokens of a micro-batch", &o.tokens},
+        {"length", OPTION_INTEGER, "N", "step: tokens of a sequence; left out: at most 512", &o.length},
+        {"steps", OPTION_INTEGER, "N", "step: how many are timed", &o.steps},
+        {"threads", OPTION_INTEGER, "N", "threads; 0: all that this process may use", &o.threads},
+        {"json", OPTION_FLAG, NULL, "print the result as JSON", &o.json},
+    };
+    const char *words[2] = {NULL, NULL};
+    int count, helped;
+    TRY(options_parse(argc, argv, &help, specs, sizeof specs / sizeof *specs, words, 1, 2, &count, &helped, err));
+    if (helped) return OK;
+    o.model = count > 1 ? words[1] : NULL;
+    o.overrides = set.items;
+    o.override_count = set.count;
+    Text out = {0};
+    Status status = run_kind(words[0], &o, &out, err);
+    if (status == OK) (void)fwrite(out.data, 1, out.length, stdout);
+    text_free(&out);
+    return status;
+}
