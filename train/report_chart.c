@@ -39,7 +39,7 @@ void chart_number(Text *out, double value, double step) {
         text_adds(out, "-");
     } else if (fabs(value) < step * 1e-6) {
         text_adds(out, "0");
-    } else if (size >= 1e15 || size < 1e-3) {
+    } else if (size >= 1e15 || (size < 1e-2 && step < 1e-3)) {
         int exponent = (int)floor(log10(fabs(value)) + 1e-9);
         double mantissa = value / pow(10.0, exponent);
         int digits = fabs(mantissa - round(mantissa)) < 1e-9 ? 0 : exponent - (int)floor(log10(step) + 1e-9);
