@@ -131,22 +131,27 @@ static Status attention_forward(const Exec *exec, const AttentionShape *shape, c
     return OK;
 }
 
-static Status attention_cached(const Exec *exec, const AttentionShape *shape, const Batch *batch, const void *q, const void *k,
-                               const void *v, const KvLayer *cache, int64_t past, void *o, void *workspace, Error *err) {
-    AttentionLayout layout;
-    TRY(ref_attention_layout(&exec->config, shape, &layout, err));
-    TRY(ref_attention_check(shape, batch, err));
+Status ref_attention_append(DType act, const AttentionShape *shape, const Batch *batch, const void *k, const void *v,
+                            const KvLayer *cache, int64_t past, Error *err) {
     if (batch->sequences != 1) FAIL("attention: cached: want one sequence, got %lld", (long long)batch->sequences);
     if (past < 0 || past > shape->rows - batch->tokens) {
         FAIL("attention: %lld tokens after %lld do not fit in a cache of %lld rows; ask for fewer tokens",
              (long long)batch->tokens, (long long)past, (long long)shape->rows);
     }
-    DType act = exec->config.act;
     int64_t width = shape->kv_heads * shape->head_dim;
     size_t bytes = (size_t)(batch->tokens * width) * dtype_size(act);
     memcpy(ref_at_mutable(act, cache->k, past * width), k, bytes);
     memcpy(ref_at_mutable(act, cache->v, past * width), v, bytes);
-    ForwardWork work = {.act = act,
+    return OK;
+}
+
+static Status attention_cached(const Exec *exec, const AttentionShape *shape, const Batch *batch, const void *q, const void *k,
+                               const void *v, const KvLayer *cache, int64_t past, void *o, void *workspace, Error *err) {
+    AttentionLayout layout;
+    TRY(ref_attention_layout(&exec->config, shape, &layout, err));
+    TRY(ref_attention_check(shape, batch, err));
+    TRY(ref_attention_append(exec->config.act, shape, batch, k, v, cache, past, err));
+    ForwardWork work = {.act = exec->config.act,
                         .shape = shape,
                         .layout = &layout,
                         .batch = batch,

@@ -10,7 +10,7 @@ typedef struct EmbedWork {
     void *y, *d_table;
 } EmbedWork;
 
-static Status embed_plan(const ExecConfig *config, const EmbedShape *shape, OpPlan *plan, Error *err) {
+Status ref_embed_plan(const ExecConfig *config, const EmbedShape *shape, OpPlan *plan, Error *err) {
     TRY(ref_check_config("embed", config, err));
     TRY(ref_check_dimension("embed", "rows", shape->rows, err));
     TRY(ref_check_dimension("embed", "vocab", shape->vocab, err));
@@ -21,7 +21,7 @@ static Status embed_plan(const ExecConfig *config, const EmbedShape *shape, OpPl
     return OK;
 }
 
-static Status check_ids(const EmbedShape *shape, const Batch *batch, Error *err) {
+Status ref_embed_check(const EmbedShape *shape, const Batch *batch, Error *err) {
     TRY(ref_check_tokens("embed", batch, shape->rows, err));
     for (int64_t t = 0; t < batch->tokens; t++) {
         if (batch->ids[t] < 0 || batch->ids[t] >= shape->vocab) {
@@ -45,7 +45,7 @@ static void forward_row(void *context, int64_t t, int worker) {
 
 static Status embed_forward(const Exec *exec, const EmbedShape *shape, const Batch *batch, const WeightView *table, void *y,
                             Error *err) {
-    TRY(check_ids(shape, batch, err));
+    TRY(ref_embed_check(shape, batch, err));
     TRY(ref_check_format("embed", table->format, exec->config.act, err));
     TRY(ref_check_weight("embed", table, table->format, shape->vocab, shape->hidden, err));
     EmbedWork work = {.act = exec->config.act, .shape = shape, .batch = batch, .table = table, .y = y};
@@ -71,14 +71,14 @@ static Status embed_backward(const Exec *exec, const EmbedShape *shape, const Ba
                              void *workspace, Error *err) {
     (void)workspace;
     if (!shape->train) return OK;
-    TRY(check_ids(shape, batch, err));
+    TRY(ref_embed_check(shape, batch, err));
     EmbedWork work = {.act = exec->config.act, .shape = shape, .batch = batch, .dy = dy, .d_table = d_table};
     pool_run(exec->pool, backward_columns, &work, ref_column_items(shape->hidden));
     return OK;
 }
 
 void ref_embed(Backend *backend) {
-    backend->embed_plan = embed_plan;
+    backend->embed_plan = ref_embed_plan;
     backend->embed_forward = embed_forward;
     backend->embed_backward = embed_backward;
 }

@@ -14,7 +14,7 @@ static double sigmoid(double x) {
     return 1.0 / (1.0 + exp(-x));
 }
 
-static Status gate_plan(const ExecConfig *config, const GateShape *shape, OpPlan *plan, Error *err) {
+Status ref_gate_plan(const ExecConfig *config, const GateShape *shape, OpPlan *plan, Error *err) {
     TRY(ref_check_config("gate", config, err));
     TRY(ref_check_dimension("gate", "rows", shape->rows, err));
     TRY(ref_check_dimension("gate", "width", shape->width, err));
@@ -64,7 +64,7 @@ static Status gate_backward(const Exec *exec, const GateShape *shape, const Batc
 }
 
 void ref_gate(Backend *backend) {
-    backend->gate_plan = gate_plan;
+    backend->gate_plan = ref_gate_plan;
     backend->gate_forward = gate_forward;
     backend->gate_backward = gate_backward;
     backend->variant.gate = "ref";

@@ -55,7 +55,7 @@ static Status head_plan(const ExecConfig *config, const HeadShape *shape, OpPlan
     return OK;
 }
 
-static Status check_batch(const HeadShape *shape, const Batch *batch, const WeightView *weight, int with_targets, Error *err) {
+Status ref_head_check(const HeadShape *shape, const Batch *batch, const WeightView *weight, int with_targets, Error *err) {
     TRY(ref_check_tokens("head", batch, shape->rows, err));
     TRY(ref_check_weight("head", weight, shape->format, shape->vocab, shape->hidden, err));
     if (batch->supervised < 0 || batch->supervised > shape->supervised) {
@@ -68,8 +68,8 @@ static Status check_batch(const HeadShape *shape, const Batch *batch, const Weig
                  (long long)batch->tokens - 1, batch->rows[j]);
         }
         if (with_targets && (batch->targets[j] < 0 || batch->targets[j] >= shape->vocab)) {
-            FAIL("head: supervised row %lld: target: want 0 to %lld, got %d", (long long)j, (long long)shape->vocab - 1,
-                 batch->targets[j]);
+            FAIL("head: supervised row %lld: target: want 0 to %lld, got %d; does the tokenizer belong to this model?",
+                 (long long)j, (long long)shape->vocab - 1, batch->targets[j]);
         }
     }
     return OK;
@@ -159,7 +159,7 @@ static Status head_loss(const Exec *exec, const HeadShape *shape, const Batch *b
                         double *loss_sum, float *nll, void *dx, void *d_weight, void *workspace, Error *err) {
     HeadLayout layout;
     TRY(head_layout(&exec->config, shape, &layout, err));
-    TRY(check_batch(shape, batch, weight, 1, err));
+    TRY(ref_head_check(shape, batch, weight, 1, err));
     HeadWork work = work_of(exec, shape, &layout, batch, x, weight, workspace);
     work.dx = dx;
     work.d_weight = d_weight;
@@ -184,7 +184,7 @@ static Status head_logits(const Exec *exec, const HeadShape *shape, const Batch 
                           void *logits, void *workspace, Error *err) {
     HeadLayout layout;
     TRY(head_layout(&exec->config, shape, &layout, err));
-    TRY(check_batch(shape, batch, weight, 0, err));
+    TRY(ref_head_check(shape, batch, weight, 0, err));
     HeadWork work = work_of(exec, shape, &layout, batch, x, weight, workspace);
     DType wide = ref_wide(work.act);
     for (work.first = 0; work.first < batch->supervised; work.first += layout.chunk) {

@@ -20,7 +20,7 @@ typedef struct NormWork {
     void *sum, *y, *rstd, *d_residual, *d_weight;
 } NormWork;
 
-static Status norm_plan(const ExecConfig *config, const NormShape *shape, OpPlan *plan, Error *err) {
+Status ref_norm_plan(const ExecConfig *config, const NormShape *shape, OpPlan *plan, Error *err) {
     TRY(ref_check_config("norm", config, err));
     TRY(ref_check_dimension("norm", "rows", shape->rows, err));
     TRY(ref_check_dimension("norm", "hidden", shape->hidden, err));
@@ -131,7 +131,7 @@ static Status norm_backward(const Exec *exec, const NormShape *shape, const Batc
 }
 
 void ref_norm(Backend *backend) {
-    backend->norm_plan = norm_plan;
+    backend->norm_plan = ref_norm_plan;
     backend->norm_forward = norm_forward;
     backend->norm_backward = norm_backward;
     backend->variant.norm = "ref";

@@ -81,6 +81,15 @@ Status ref_check_format(const char *op, WeightFormat format, DType act, Error *e
 /* Fails unless the view is a [rows, cols] weight of `format` with all that the format needs. */
 Status ref_check_weight(const char *op, const WeightView *weight, WeightFormat format, int64_t rows, int64_t cols, Error *err);
 
+/* Plans and checks that hold for every CPU variant: shapes the entry takes, batches that fit the shapes. */
+Status ref_embed_plan(const ExecConfig *config, const EmbedShape *shape, OpPlan *plan, Error *err);
+Status ref_gate_plan(const ExecConfig *config, const GateShape *shape, OpPlan *plan, Error *err);
+Status ref_norm_plan(const ExecConfig *config, const NormShape *shape, OpPlan *plan, Error *err);
+Status ref_rope_plan(const ExecConfig *config, const RopeShape *shape, OpPlan *plan, Error *err);
+Status ref_embed_check(const EmbedShape *shape, const Batch *batch, Error *err);
+Status ref_rope_check(const RopeShape *shape, const Batch *batch, Error *err);
+Status ref_head_check(const HeadShape *shape, const Batch *batch, const WeightView *weight, int with_targets, Error *err);
+
 /* The scratch of one worker: each has `doubles` of them, one after another from `offset`. */
 static inline double *ref_scratch(void *workspace, size_t offset, int worker, int64_t doubles) {
     return (double *)((char *)workspace + offset) + (int64_t)worker * doubles;

@@ -26,7 +26,7 @@ typedef struct RopeWork {
     Side side[2];
 } RopeWork;
 
-static Status rope_plan(const ExecConfig *config, const RopeShape *shape, OpPlan *plan, Error *err) {
+Status ref_rope_plan(const ExecConfig *config, const RopeShape *shape, OpPlan *plan, Error *err) {
     TRY(ref_check_config("rope", config, err));
     TRY(ref_check_dimension("rope", "rows", shape->rows, err));
     TRY(ref_check_dimension("rope", "heads", shape->heads, err));
@@ -44,7 +44,7 @@ static Status rope_plan(const ExecConfig *config, const RopeShape *shape, OpPlan
     return ref_region(&plan->saved, NULL, "rope", shape->rows, heads, dtype_size(ref_wide(config->act)), err);
 }
 
-static Status check_positions(const RopeShape *shape, const Batch *batch, Error *err) {
+Status ref_rope_check(const RopeShape *shape, const Batch *batch, Error *err) {
     TRY(ref_check_tokens("rope", batch, shape->rows, err));
     for (int64_t t = 0; t < batch->tokens; t++) {
         if (batch->positions[t] < 0 || batch->positions[t] >= shape->table_rows) {
@@ -95,7 +95,7 @@ static Status rope_forward(const Exec *exec, const RopeShape *shape, const Batch
                            const void *k, const void *q_weight, const void *k_weight, void *rq, void *rk, void *saved,
                            void *workspace, Error *err) {
     (void)workspace;
-    TRY(check_positions(shape, batch, err));
+    TRY(ref_rope_check(shape, batch, err));
     RopeWork work = {.act = exec->config.act,
                      .shape = shape,
                      .batch = batch,
@@ -184,7 +184,7 @@ static Status rope_backward(const Exec *exec, const RopeShape *shape, const Batc
                             const void *drk, void *dq, void *dk, void *dq_weight, void *dk_weight, void *workspace,
                             Error *err) {
     (void)workspace;
-    TRY(check_positions(shape, batch, err));
+    TRY(ref_rope_check(shape, batch, err));
     RopeWork work = {.act = exec->config.act,
                      .shape = shape,
                      .batch = batch,
@@ -205,7 +205,7 @@ static Status rope_backward(const Exec *exec, const RopeShape *shape, const Batc
 }
 
 void ref_rope(Backend *backend) {
-    backend->rope_plan = rope_plan;
+    backend->rope_plan = ref_rope_plan;
     backend->rope_forward = rope_forward;
     backend->rope_backward = rope_backward;
     backend->variant.rope = "ref";

@@ -139,17 +139,9 @@ static Status attention_cached(const Exec *exec, const AttentionShape *shape, co
     AttentionPlaces at;
     TRY(attention_places(&exec->config, shape, &at, err));
     TRY(ref_attention_check(shape, batch, err));
-    if (batch->sequences != 1) FAIL("attention: cached: want one sequence, got %lld", (long long)batch->sequences);
-    if (past < 0 || past > shape->rows - batch->tokens)
-        FAIL("attention: %lld tokens after %lld do not fit in a cache of %lld rows; ask for fewer tokens",
-             (long long)batch->tokens, (long long)past, (long long)shape->rows);
-    DType act = exec->config.act;
-    int64_t width = shape->kv_heads * shape->head_dim;
-    size_t bytes = (size_t)(batch->tokens * width) * dtype_size(act);
-    memcpy(ref_at_mutable(act, cache->k, past * width), k, bytes);
-    memcpy(ref_at_mutable(act, cache->v, past * width), v, bytes);
+    TRY(ref_attention_append(exec->config.act, shape, batch, k, v, cache, past, err));
     int64_t blocks = attention_cut(batch, workspace);
-    Work work = {.act = act,
+    Work work = {.act = exec->config.act,
                  .shape = shape,
                  .batch = batch,
                  .q = q,

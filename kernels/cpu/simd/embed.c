@@ -16,22 +16,7 @@ typedef struct Work {
 
 static Status embed_plan(const ExecConfig *config, const EmbedShape *shape, OpPlan *plan, Error *err) {
     TRY(simd_check_config("embed", config, err));
-    TRY(ref_check_dimension("embed", "rows", shape->rows, err));
-    TRY(ref_check_dimension("embed", "vocab", shape->vocab, err));
-    TRY(ref_check_dimension("embed", "hidden", shape->hidden, err));
-    size_t output = 0;
-    TRY(ref_region(&output, NULL, "embed", shape->rows, shape->hidden, dtype_size(config->act), err));
-    *plan = (OpPlan){0};
-    return OK;
-}
-
-static Status check_ids(const EmbedShape *shape, const Batch *batch, Error *err) {
-    TRY(ref_check_tokens("embed", batch, shape->rows, err));
-    for (int64_t t = 0; t < batch->tokens; t++)
-        if (batch->ids[t] < 0 || batch->ids[t] >= shape->vocab)
-            FAIL("embed: row %lld: token id: want 0 to %lld, got %d; does the tokenizer belong to this model?", (long long)t,
-                 (long long)shape->vocab - 1, batch->ids[t]);
-    return OK;
+    return ref_embed_plan(config, shape, plan, err);
 }
 
 static void forward_row(void *context, int64_t t, int worker) {
@@ -48,7 +33,7 @@ static void forward_row(void *context, int64_t t, int worker) {
 
 static Status embed_forward(const Exec *exec, const EmbedShape *shape, const Batch *batch, const WeightView *table, void *y,
                             Error *err) {
-    TRY(check_ids(shape, batch, err));
+    TRY(ref_embed_check(shape, batch, err));
     TRY(ref_check_format("embed", table->format, exec->config.act, err));
     TRY(ref_check_weight("embed", table, table->format, shape->vocab, shape->hidden, err));
     Work work = {.act = exec->config.act, .hidden = shape->hidden, .batch = batch, .table = table, .y = y};
@@ -73,7 +58,7 @@ static Status embed_backward(const Exec *exec, const EmbedShape *shape, const Ba
                              void *workspace, Error *err) {
     (void)workspace;
     if (!shape->train) return OK;
-    TRY(check_ids(shape, batch, err));
+    TRY(ref_embed_check(shape, batch, err));
     Work work = {.act = exec->config.act, .hidden = shape->hidden, .batch = batch, .dy = dy, .d_table = d_table};
     pool_run(exec->pool, backward_columns, &work, ref_column_items(shape->hidden));
     return OK;

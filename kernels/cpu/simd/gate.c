@@ -12,12 +12,7 @@ typedef struct Work {
 
 static Status gate_plan(const ExecConfig *config, const GateShape *shape, OpPlan *plan, Error *err) {
     TRY(simd_check_config("gate", config, err));
-    TRY(ref_check_dimension("gate", "rows", shape->rows, err));
-    TRY(ref_check_dimension("gate", "width", shape->width, err));
-    size_t output = 0;
-    TRY(ref_region(&output, NULL, "gate", shape->rows, shape->width, dtype_size(config->act), err));
-    *plan = (OpPlan){0};
-    return OK;
+    return ref_gate_plan(config, shape, plan, err);
 }
 
 SIMD_INLINE vf sigmoid(vf x) {

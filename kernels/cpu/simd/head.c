@@ -40,24 +40,6 @@ static Status head_plan(const ExecConfig *config, const HeadShape *shape, OpPlan
     return OK;
 }
 
-static Status check_batch(const HeadShape *shape, const Batch *batch, const WeightView *weight, int with_targets, Error *err) {
-    TRY(ref_check_tokens("head", batch, shape->rows, err));
-    TRY(ref_check_weight("head", weight, shape->format, shape->vocab, shape->hidden, err));
-    if (batch->supervised < 0 || batch->supervised > shape->supervised)
-        FAIL("head: the batch has %lld supervised rows, the plan was made for %lld", (long long)batch->supervised,
-             (long long)shape->supervised);
-    for (int64_t j = 0; j < batch->supervised; j++) {
-        int32_t before = j > 0 ? batch->rows[j - 1] : -1;
-        if (batch->rows[j] <= before || batch->rows[j] >= batch->tokens)
-            FAIL("head: supervised row %lld: want a row from %d to %lld, got %d", (long long)j, before + 1,
-                 (long long)batch->tokens - 1, batch->rows[j]);
-        if (with_targets && (batch->targets[j] < 0 || batch->targets[j] >= shape->vocab))
-            FAIL("head: target of row %d: want 0 to %lld, got %d; does the tokenizer belong to this model?", batch->rows[j],
-                 (long long)shape->vocab - 1, batch->targets[j]);
-    }
-    return OK;
-}
-
 /* logits[j] = x[rows[first + j]] W^T */
 static Product logits_product(const Exec *exec, const HeadShape *shape, const Batch *batch, int64_t first, int64_t count,
                               const void *x, const WeightView *weight, float *logits) {
@@ -160,7 +142,7 @@ static void gradients(const Exec *exec, const HeadShape *shape, const Batch *bat
 
 static Status head_loss(const Exec *exec, const HeadShape *shape, const Batch *batch, const void *x, const WeightView *weight,
                         double *loss_sum, float *nll, void *dx, void *d_weight, void *workspace, Error *err) {
-    TRY(check_batch(shape, batch, weight, 1, err));
+    TRY(ref_head_check(shape, batch, weight, 1, err));
     Layout at;
     TRY(layout_of(&exec->config, shape, &at, err));
     float *logits = workspace;
@@ -191,7 +173,7 @@ static Status head_loss(const Exec *exec, const HeadShape *shape, const Batch *b
 
 static Status head_logits(const Exec *exec, const HeadShape *shape, const Batch *batch, const void *x, const WeightView *weight,
                           void *logits, void *workspace, Error *err) {
-    TRY(check_batch(shape, batch, weight, 0, err));
+    TRY(ref_head_check(shape, batch, weight, 0, err));
     Layout at;
     TRY(layout_of(&exec->config, shape, &at, err));
     Product product = logits_product(exec, shape, batch, 0, batch->supervised, x, weight, logits);

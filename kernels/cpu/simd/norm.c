@@ -15,13 +15,7 @@ typedef struct Work {
 
 static Status norm_plan(const ExecConfig *config, const NormShape *shape, OpPlan *plan, Error *err) {
     TRY(simd_check_config("norm", config, err));
-    TRY(ref_check_dimension("norm", "rows", shape->rows, err));
-    TRY(ref_check_dimension("norm", "hidden", shape->hidden, err));
-    if (!(shape->epsilon >= 0.0)) FAIL("norm: epsilon: want 0 or more, got %g", shape->epsilon);
-    size_t output = 0;
-    TRY(ref_region(&output, NULL, "norm", shape->rows, shape->hidden, dtype_size(config->act), err));
-    *plan = (OpPlan){0};
-    return ref_region(&plan->saved, NULL, "norm", shape->rows, 1, sizeof(float), err);
+    return ref_norm_plan(config, shape, plan, err);
 }
 
 SIMD_INLINE vf round_to(DType act, vf x) {

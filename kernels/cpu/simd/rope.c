@@ -24,29 +24,7 @@ typedef struct Work {
 
 static Status rope_plan(const ExecConfig *config, const RopeShape *shape, OpPlan *plan, Error *err) {
     TRY(simd_check_config("rope", config, err));
-    TRY(ref_check_dimension("rope", "rows", shape->rows, err));
-    TRY(ref_check_dimension("rope", "heads", shape->heads, err));
-    TRY(ref_check_dimension("rope", "key/value heads", shape->kv_heads, err));
-    TRY(ref_check_dimension("rope", "head size", shape->head_dim, err));
-    TRY(ref_check_dimension("rope", "rows of the table", shape->table_rows, err));
-    if (shape->head_dim % 2 != 0) FAIL("rope: head size: want an even number, got %lld", (long long)shape->head_dim);
-    if (shape->has_norm && !(shape->epsilon >= 0.0)) FAIL("rope: epsilon: want 0 or more, got %g", shape->epsilon);
-    size_t output = 0, row = 0;
-    int64_t heads = shape->heads + shape->kv_heads;
-    TRY(ref_region(&row, NULL, "rope", heads, shape->head_dim, 1, err));
-    TRY(ref_region(&output, NULL, "rope", shape->rows, (int64_t)row, dtype_size(config->act), err));
-    *plan = (OpPlan){0};
-    if (!shape->has_norm) return OK;
-    return ref_region(&plan->saved, NULL, "rope", shape->rows, heads, sizeof(float), err);
-}
-
-static Status check_positions(const RopeShape *shape, const Batch *batch, Error *err) {
-    TRY(ref_check_tokens("rope", batch, shape->rows, err));
-    for (int64_t t = 0; t < batch->tokens; t++)
-        if (batch->positions[t] < 0 || batch->positions[t] >= shape->table_rows)
-            FAIL("rope: row %lld: position: want 0 to %lld, got %d; the sequence is longer than the table", (long long)t,
-                 (long long)shape->table_rows - 1, batch->positions[t]);
-    return OK;
+    return ref_rope_plan(config, shape, plan, err);
 }
 
 SIMD_INLINE vf round_to(DType act, vf x) {
@@ -117,7 +95,7 @@ static Status rope_forward(const Exec *exec, const RopeShape *shape, const Batch
                            const void *k, const void *q_weight, const void *k_weight, void *rq, void *rk, void *saved,
                            void *workspace, Error *err) {
     (void)workspace;
-    TRY(check_positions(shape, batch, err));
+    TRY(ref_rope_check(shape, batch, err));
     Work work = {.act = exec->config.act,
                  .shape = shape,
                  .batch = batch,
@@ -205,7 +183,7 @@ static Status rope_backward(const Exec *exec, const RopeShape *shape, const Batc
                             const void *drk, void *dq, void *dk, void *dq_weight, void *dk_weight, void *workspace,
                             Error *err) {
     (void)workspace;
-    TRY(check_positions(shape, batch, err));
+    TRY(ref_rope_check(shape, batch, err));
     Work work = {.act = exec->config.act,
                  .shape = shape,
                  .batch = batch,
