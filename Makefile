@@ -71,8 +71,7 @@ $(LIBRARY): $(COMMON_OBJECTS) $(SIMD_OBJECTS)
 	@rm -f $@
 	ar rcs $@ $^
 
-# main.o refers to the commands weakly, which pulls nothing out of an archive: their objects are named.
-$(BINARY): $(BUILD)/train/main.o $(filter $(BUILD)/train/cmd_%.o,$(COMMON_OBJECTS)) $(LIBRARY)
+$(BINARY): $(BUILD)/train/main.o $(LIBRARY)
 	$(CC) $(LDFLAGS_ALL) $^ $(LIBS) -o $@
 
 .PHONY: install
