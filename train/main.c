@@ -10,16 +10,6 @@
 #include "core/text.h"
 #include "train/commands.h"
 
-/* Commands land one by one; one that has not is a null pointer and answers that it is not supported yet. */
-#pragma weak command_train
-#pragma weak command_quantize
-#pragma weak command_eval
-#pragma weak command_generate
-#pragma weak command_plan
-#pragma weak command_inspect
-#pragma weak command_synth
-#pragma weak command_bench
-
 typedef struct Command {
     const char *name;
     Status (*run)(int argc, char **argv, Error *err); /* NULL: not supported yet */
