@@ -115,6 +115,21 @@ generate_quant() {
     run 0 generate "$tiny" --prompt "x" --max-tokens 3 --quant nf4 --no-double-quant
 }
 check "generate quantizes on load" generate_quant
+interrupted() { # after the first character: what is there stays, status 130
+    sed 's/"max_position_embeddings": 128/"max_position_embeddings": 100000/' "$work/tiny.json" >"$work/long.json"
+    "$nibble" synth --arch "$work/long.json" --out "$work/long" 2>/dev/null && mkfifo "$work/pipe" || return 1
+    "$nibble" generate "$work/long" --prompt "x" --max-tokens 99000 >"$work/pipe" 2>"$work/err" &
+    local pid=$! status
+    exec 3<"$work/pipe"
+    IFS= read -r -n 1 -t 60 -u 3 _
+    kill -INT $pid
+    cat <&3 >"$work/out"
+    exec 3<&-
+    wait $pid
+    status=$?
+    ((status == 130)) && err_has "stop: interrupted"
+}
+check "SIGINT ends an answer politely" interrupted
 check "a prompt that is too long" run 1 generate "$tiny" --prompt "$(printf 'a%.0s' {1..200})"
 check "generate wants a prompt" fails_with "--prompt TEXT" generate "$tiny"
 check "generate: greedy with --top-p" fails_with "give --temperature" generate "$tiny" --prompt x --top-p 0.9
