@@ -124,10 +124,23 @@ static int is_run(const char *path) {
     return status == OK;
 }
 
+/* Whether a folder can be made at path, as far as can be seen without making it: what exists of the path is a folder. */
+static Status check_place(const char *path, Error *err) {
+    char *part = memory_strdup(path);
+    char *slash;
+    while (!file_exists(part) && (slash = strrchr(part, '/')) != NULL)
+        *slash = 0;
+    Status status = OK;
+    if (part[0] != 0 && file_exists(part) && !file_is_folder(part))
+        status = error_set(err, ERR_USAGE, "output.path: %s is not a folder", part);
+    memory_free(part);
+    return status;
+}
+
 Status run_folder_check(const Config *config, int resume, Error *err) {
     const char *path = config->output.path;
-    if (file_exists(path) && !file_is_folder(path)) FAIL_USAGE("output.path: %s is not a folder", path);
-    if (folder_is_empty(path) || is_newborn(path)) return OK;
+    TRY(check_place(path, err));
+    if (!file_exists(path) || folder_is_empty(path) || is_newborn(path)) return OK;
     if (resume && has(path, "config.json")) return check_same(config, err);
     if (resume) FAIL_USAGE("--resume: output.path: %s has files but no config.json; it is not a run's folder", path);
     if (!config->output.overwrite)

@@ -169,7 +169,13 @@ static Status open_engine(Trainer *trainer, int threads, Error *err) {
                              .config = config,
                              .optimizer = 1};
     TRY(weight_options_from_config(config, &options.weights, err));
-    return engine_open(&trainer->engine, &options, err);
+    TRY(engine_open(&trainer->engine, &options, err));
+    char base[32], peak[32];
+    if (trainer->engine.weights != NULL)
+        log_info("base: %s in memory, most resident so far %s",
+                 format_bytes((double)weights_bytes(trainer->engine.weights), base, sizeof base),
+                 format_bytes((double)memory_resident_peak(), peak, sizeof peak));
+    return OK;
 }
 
 static Status resume_from_checkpoint(Trainer *trainer, Error *err) {

@@ -228,6 +228,7 @@ static Status check_frozen(const Trainer *trainer, Error *err) {
 
 static Status report_done(Trainer *trainer, Error *err) {
     const CheckpointState *p = &trainer->progress;
+    char plan[32], peak[32];
     Text text = {0};
     text_addf(&text, "done");
     if (isfinite(p->first_eval))
@@ -235,6 +236,8 @@ static Status report_done(Trainer *trainer, Error *err) {
                   (long long)p->best_step);
     if (trainer->engine.weights != NULL)
         text_addf(&text, "; the base is unchanged, XXH3 %016llx", (unsigned long long)trainer->engine.weights_hash);
+    text_addf(&text, "; memory planned %s, most resident %s", format_bytes((double)trainer->plan.total, plan, sizeof plan),
+              format_bytes((double)memory_resident_peak(), peak, sizeof peak));
     Status status = reporter_event(trainer->reporter, p->step, text.data, err);
     text_free(&text);
     return status;
