@@ -1,6 +1,7 @@
 #!/bin/sh
 # demo.sh NIBBLE: teaches the small base model of configs/demo to answer questions, and shows what it says before and after.
-# Fails unless it goes from under 5 % to over 90 % of held-out questions answered exactly.
+# Fails unless it goes from under 5 % to over 90 % of held-out questions answered exactly. DEMO_RUN: another run folder;
+# DEMO_SET: a key=value that the config is overridden with.
 set -eu
 
 nibble=${1:?usage: demo.sh NIBBLE}
@@ -49,7 +50,7 @@ $(wc -l <configs/demo/train.jsonl) questions about other facts.
 
 TEXT
 began=$(date +%s)
-"$nibble" train configs/train/demo.json --set output.path="$run"
+"$nibble" train configs/train/demo.json --set output.path="$run" ${DEMO_SET:+--set "$DEMO_SET"}
 seconds=$(($(date +%s) - began))
 printf '\nThe same questions, with the adapter:\n\n'
 samples --adapter "$run/adapter"
