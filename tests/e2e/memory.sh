@@ -59,7 +59,7 @@ suite() { # NAME ARCH LAYER-PARAMETERS TOKENS
 }
 sed -E 's/"hidden_size": [0-9]+/"hidden_size": 512/; s/"intermediate_size": [0-9]+/"intermediate_size": 1536/; s/"num_hidden_layers": [0-9]+/"num_hidden_layers": 12/
     s/"num_attention_heads": [0-9]+/"num_attention_heads": 8/; s/"num_key_value_heads": [0-9]+/"num_key_value_heads": 4/
-    s/"vocab_size": [0-9]+/"vocab_size": 48000/' configs/arch/synth-500m.json >"$work/medium.json"
+    s/"vocab_size": [0-9]+/"vocab_size": 80000/' configs/arch/synth-500m.json >"$work/medium.json"
 suite medium "$work/medium.json" $((512 * (512 * 3 + 1536 * 3))) 1024
 if [[ ${NIBBLE_TEST_LARGE:-0} == 1 ]]; then
     suite synth-500m configs/arch/synth-500m.json $((1536 * (1536 * 2 + 512 * 2 + 4096 * 3))) 512
