@@ -3,18 +3,15 @@
  *   linears              codes and constants, quant_state (4 bit), or SCB (LLM.int8)
  *   everything else      the source's bytes, unchanged: embedding, head, norms, biases, tokenizer, generation settings
  *   config.json          the source's text with a quantization_config added at its end
- *
- * Written beside its place and renamed: a folder that is there is whole.
  */
 #include <stdio.h>
 #include <string.h>
-#include <unistd.h>
 
-#include "core/file.h"
 #include "core/log.h"
 #include "core/text.h"
 #include "train/commands.h"
 #include "train/options.h"
+#include "train/output_folder.h"
 #include "train/quantize_folder.h"
 
 typedef struct Options {
@@ -43,17 +40,6 @@ static Status check_options(const Options *options, QuantSpec *spec, Error *err)
     return err == NULL ? ERR_USAGE : (err->status = ERR_USAGE);
 }
 
-/* Only what looks like a model folder is ever replaced. */
-static Status check_target(const char *out, int overwrite, Error *err) {
-    if (folder_is_empty(out)) return OK;
-    if (!overwrite) FAIL_USAGE("%s: is not empty; give --overwrite to replace it", out);
-    char *config = path_join(out, "config.json");
-    int is_model = file_exists(config);
-    memory_free(config);
-    if (!is_model) FAIL_USAGE("%s: has no config.json; --overwrite replaces model folders only", out);
-    return OK;
-}
-
 static void print_result(const Options *options, const char *model, const QuantSpec *spec, const QuantizedFolder *folder) {
     char before[32], after[32];
     if (options->json) {
@@ -75,27 +61,26 @@ static void print_result(const Options *options, const char *model, const QuantS
            format_bytes((double)folder->bytes_before, before, sizeof before));
 }
 
-static Status run(const Options *options, const char *model, const QuantSpec *spec, Error *err) {
+typedef struct Job {
+    const char *model;
+    const QuantSpec *spec;
     Backend backend;
-    Pool *pool = NULL;
-    QuantizedFolder folder = {0};
-    size_t length = strlen(options->out);
-    while (length > 1 && options->out[length - 1] == '/')
-        length--; /* beside the folder, not in it */
-    char *temporary = memory_format("%.*s.tmp-%ld", (int)length, options->out, (long)getpid());
-    Status status;
-    TRY_GOTO(cpu_backend(&backend, NULL, err));
-    TRY_GOTO(pool_create(&pool, (int)options->threads, err));
-    TRY_GOTO(quantize_folder(model, temporary, spec, &backend, pool, &folder, err));
-    if (options->overwrite)
-        TRY_GOTO(folder_replace(temporary, options->out, err));
-    else
-        TRY_GOTO(folder_publish(temporary, options->out, err));
-    print_result(options, model, spec, &folder);
-done:
-    if (status != OK) (void)folder_remove(temporary, NULL);
-    pool_free(pool);
-    memory_free(temporary);
+    Pool *pool;
+    QuantizedFolder result;
+} Job;
+
+static Status fill(void *context, const char *folder, Error *err) {
+    Job *job = context;
+    return quantize_folder(job->model, folder, job->spec, &job->backend, job->pool, &job->result, err);
+}
+
+static Status run(const Options *options, const char *model, const QuantSpec *spec, Error *err) {
+    Job job = {.model = model, .spec = spec};
+    TRY(cpu_backend(&job.backend, NULL, err));
+    TRY(pool_create(&job.pool, (int)options->threads, err));
+    Status status = output_folder_write(options->out, options->overwrite, fill, &job, err);
+    if (status == OK) print_result(options, model, spec, &job.result);
+    pool_free(job.pool);
     return status;
 }
 
@@ -121,6 +106,6 @@ Status command_quantize(int argc, char **argv, Error *err) {
     if (helped) return OK;
     QuantSpec spec;
     TRY(check_options(&options, &spec, err));
-    TRY(check_target(options.out, options.overwrite, err));
+    TRY(output_folder_check(options.out, options.overwrite, err));
     return run(&options, model, &spec, err);
 }

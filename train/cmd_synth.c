@@ -8,7 +8,6 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "core/file.h"
 #include "core/log.h"
@@ -18,6 +17,7 @@
 #include "data/safetensors.h"
 #include "train/commands.h"
 #include "train/options.h"
+#include "train/output_folder.h"
 #include "train/synth.h"
 #include "train/weights.h"
 
@@ -28,6 +28,7 @@
 enum { PIECE = 1 << 16, PIECES = 64 }; /* elements of one item of work, items of one slab; PIECE is a multiple of 4 */
 
 typedef struct Synth {
+    const char *arch; /* the shape's file */
     ModelConfig config;
     double deviation; /* initializer_range */
     uint64_t seed;
@@ -156,10 +157,10 @@ done:
     return status;
 }
 
-static Status write_folder(Synth *synth, const char *arch, const char *folder, Error *err) {
+static Status write_folder(void *context, const char *folder, Error *err) {
+    Synth *synth = context;
     int has_tokenizer;
-    TRY(folder_create(folder, err));
-    TRY(convert_config(synth, arch, folder, err));
+    TRY(convert_config(synth, synth->arch, folder, err));
     TRY(synth_tokenizer_write(folder, &synth->config, &has_tokenizer, err));
     if (!has_tokenizer)
         log_warning("a vocabulary of %lld has no room for 256 bytes and the special tokens: no tokenizer is written",
@@ -176,35 +177,14 @@ static void synth_free(Synth *synth) {
     pool_free(synth->pool);
 }
 
-/* Only what looks like a model folder is ever removed. */
-static Status check_target(const char *out, int overwrite, Error *err) {
-    if (folder_is_empty(out)) return OK;
-    if (!overwrite) FAIL_USAGE("%s: is not empty; give --overwrite to replace it", out);
-    char *config = path_join(out, "config.json");
-    int is_model = file_exists(config);
-    memory_free(config);
-    if (!is_model) FAIL_USAGE("%s: has no config.json; --overwrite replaces model folders only", out);
-    return OK;
-}
-
-/* Written beside its place and renamed: a folder that is there is whole. */
-static Status synthesize(Synth *synth, const char *arch, const char *out, int overwrite, Error *err) {
-    TRY(model_config_read(arch, &synth->config, err));
+static Status synthesize(Synth *synth, const char *out, int overwrite, Error *err) {
+    TRY(model_config_read(synth->arch, &synth->config, err));
     if (synth->config.prequant != PREQUANT_NONE)
         FAIL("%s: has a quantization_config; the weights of nibble synth are not quantized, remove it from the shape file",
-             arch);
+             synth->arch);
     list_weights(synth);
     synth->slab = memory_alloc((size_t)PIECE * PIECES * dtype_size(synth->dtype));
-    size_t length = strlen(out);
-    while (length > 1 && out[length - 1] == '/')
-        length--; /* beside the folder, not in it */
-    char *temporary = memory_format("%.*s.tmp-%ld", (int)length, out, (long)getpid());
-    Status status = write_folder(synth, arch, temporary, err);
-    if (status == OK && overwrite) status = folder_remove(out, err);
-    if (status == OK) status = folder_publish(temporary, out, err);
-    if (status != OK) (void)folder_remove(temporary, NULL);
-    memory_free(temporary);
-    return status;
+    return output_folder_write(out, overwrite, write_folder, synth, err);
 }
 
 Status command_synth(int argc, char **argv, Error *err) {
@@ -230,10 +210,10 @@ Status command_synth(int argc, char **argv, Error *err) {
     if (strcmp(dtype, "bf16") != 0 && strcmp(dtype, "f32") != 0) FAIL_USAGE("--dtype: want bf16 or f32, got \"%.60s\"", dtype);
     if (seed < 0) FAIL_USAGE("--seed: want a number of at least 0, got %lld", (long long)seed);
     if (threads < 0 || threads > 4096) FAIL_USAGE("--threads: want 0 to 4096, got %lld", (long long)threads);
-    TRY(check_target(out, overwrite, err));
-    Synth synth = {.seed = (uint64_t)seed, .dtype = dtype[0] == 'b' ? DTYPE_BF16 : DTYPE_F32};
+    TRY(output_folder_check(out, overwrite, err));
+    Synth synth = {.arch = arch, .seed = (uint64_t)seed, .dtype = dtype[0] == 'b' ? DTYPE_BF16 : DTYPE_F32};
     Status status = pool_create(&synth.pool, (int)threads, err);
-    if (status == OK) status = synthesize(&synth, arch, out, overwrite, err);
+    if (status == OK) status = synthesize(&synth, out, overwrite, err);
     if (status == OK) {
         char size[32];
         log_info("%s: %lld parameters, %s of weights, seed %lld", out, (long long)synth.config.parameters,

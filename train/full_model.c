@@ -6,14 +6,9 @@
 
 #include "core/file.h"
 #include "data/safetensors.h"
+#include "train/output_folder.h"
 
 #define NAME_BYTES 256
-#define FILE_LIMIT ((size_t)256 << 20)
-
-/* Files that belong to a model folder beside its weights. */
-static const char *const copied[] = {
-    "tokenizer.json",         "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
-    "generation_config.json", "chat_template.jinja",   "vocab.json",      "merges.txt"};
 
 typedef struct WriteContext {
     const Engine *engine;
@@ -81,35 +76,21 @@ static Status write_config(const Engine *engine, const char *source, const char 
     return status;
 }
 
-static Status copy_files(const char *source, const char *folder, Error *err) {
-    Status status = OK;
-    for (size_t i = 0; i < sizeof copied / sizeof copied[0] && status == OK; i++) {
-        char *from = path_join(source, copied[i]), *to = path_join(folder, copied[i]), *bytes = NULL;
-        size_t length;
-        if (file_exists(from)) {
-            status = file_read(from, FILE_LIMIT, &bytes, &length, err);
-            if (status == OK) status = file_write_atomic(to, bytes, length, err);
-        }
-        memory_free(bytes);
-        memory_free(from);
-        memory_free(to);
-    }
-    return status;
+typedef struct FullModel {
+    const Engine *engine;
+    const char *source;
+} FullModel;
+
+static Status fill(void *context, const char *folder, Error *err) {
+    const FullModel *model = context;
+    TRY(write_weights(model->engine, folder, err));
+    TRY(write_config(model->engine, model->source, folder, err));
+    return output_folder_copy_settings(model->source, folder, err);
 }
 
 Status full_model_write(const Engine *engine, const char *source, const char *folder, Error *err) {
-    char *temporary = memory_format("%s.tmp-new", folder);
-    Status status = folder_remove(temporary, err);
-    if (status == OK) status = folder_create(temporary, err);
-    if (status == OK) status = write_weights(engine, temporary, err);
-    if (status == OK) status = write_config(engine, source, temporary, err);
-    if (status == OK) status = copy_files(source, temporary, err);
-    if (status == OK) status = folder_replace(temporary, folder, err);
-    if (status != OK) {
-        Error ignored;
-        (void)folder_remove(temporary, &ignored);
-        error_prefix(err, "%s", folder);
-    }
-    memory_free(temporary);
+    FullModel model = {engine, source};
+    Status status = output_folder_write(folder, 1, fill, &model, err);
+    if (status != OK) error_prefix(err, "%s", folder);
     return status;
 }

@@ -10,12 +10,12 @@
 #include "data/json.h"
 #include "data/safetensors.h"
 #include "quant/double_quant.h"
+#include "train/output_folder.h"
 #include "train/weights.h"
 
 #define SHARD_BYTES ((uint64_t)5000000000) /* as huggingface_hub splits */
 #define PARTS_PER_WEIGHT 6
 #define COPY_BYTES ((size_t)8 << 20)
-#define SMALL_FILE_LIMIT ((size_t)256 << 20)
 #define CONFIG_LIMIT ((size_t)4 << 20)
 
 /* One tensor to write: bytes in memory, or a tensor of the source. */
@@ -253,27 +253,6 @@ done:
     return status;
 }
 
-/* Tokenizer and generation settings, as far as the source has them. */
-static Status copy_small_files(const char *model, const char *out, Error *err) {
-    static const char *const names[] = {
-        "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-        "vocab.json",     "merges.txt",      "chat_template.jinja",   "chat_template.json",      "generation_config.json"};
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        char *from = path_join(model, names[i]), *to = path_join(out, names[i]), *bytes = NULL;
-        size_t length;
-        Status status = OK;
-        if (file_exists(from)) {
-            status = file_read(from, SMALL_FILE_LIMIT, &bytes, &length, err);
-            if (status == OK) status = file_write_atomic(to, bytes, length, err);
-        }
-        memory_free(bytes);
-        memory_free(from);
-        memory_free(to);
-        TRY(status);
-    }
-    return OK;
-}
-
 static Status write_all(Folder *folder, const char *model, const char *out, const Backend *backend, Pool *pool,
                         QuantizedFolder *result, Error *err) {
     WeightOptions options = {.act = DTYPE_F32,
@@ -287,7 +266,7 @@ static Status write_all(Folder *folder, const char *model, const char *out, cons
     folder->buffer = memory_alloc(COPY_BYTES);
     TRY(folder_create(out, err));
     TRY(write_config(folder, model, out, err));
-    TRY(copy_small_files(model, out, err));
+    TRY(output_folder_copy_settings(model, out, err));
     return tensors_write_sharded(out, "model", shard_limit(folder), folder->specs, folder->count, produce, folder, err);
 }
 

@@ -14,8 +14,8 @@ typedef struct QuantizedFolder {
     uint64_t bytes_before, bytes; /* of all weights that the model uses */
 } QuantizedFolder;
 
-/* Writes `out` (created; not atomic: the caller publishes it). spec: NF4, FP4 or INT8. Memory: the quantized linears and the
- * loader's staging. Refuses a model that is quantized already. */
+/* Writes into `out`, which is made; a caller that wants it whole or not at all uses output_folder_write. spec: NF4, FP4 or
+ * INT8. Memory: the quantized linears and the loader's staging. Refuses a model that is quantized already. */
 Status quantize_folder(const char *model, const char *out, const QuantSpec *spec, const Backend *backend, Pool *pool,
                        QuantizedFolder *result, Error *err);
 

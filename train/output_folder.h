@@ -1,0 +1,19 @@
+/* Folders that a command or a run leaves behind. They are written beside their place and renamed: one that is there is whole. */
+#ifndef NIBBLE_TRAIN_OUTPUT_FOLDER_H
+#define NIBBLE_TRAIN_OUTPUT_FOLDER_H
+
+#include "core/error.h"
+
+/* ERR_USAGE unless a model folder may be written at `folder`: nothing or an empty folder is there, or, with `overwrite`, what
+ * looks like a model folder (it has a config.json). */
+Status output_folder_check(const char *folder, int overwrite, Error *err);
+
+/* Calls fill for a new folder "<folder>.tmp-<pid>", which then takes the place of `folder`; without `replace` that must still
+ * be absent or empty. On failure `folder` is as it was and nothing is left beside it. */
+Status output_folder_write(const char *folder, int replace, Status (*fill)(void *context, const char *folder, Error *err),
+                           void *context, Error *err);
+
+/* Copies tokenizer, chat template and generation settings, as far as `model` has them. */
+Status output_folder_copy_settings(const char *model, const char *folder, Error *err);
+
+#endif
