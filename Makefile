@@ -56,12 +56,18 @@ $(STAMP): always
 	@mkdir -p $(@D)
 	@printf '%s\n' '$(FLAGS_NOW)' | cmp -s - $@ || printf '%s\n' '$(FLAGS_NOW)' >$@
 
-$(BUILD)/%.o: %.c $(STAMP)
+# What is missing is named before the first compiler error.
+LIBRARIES := $(BUILD)/libraries
+$(LIBRARIES): $(STAMP)
+	@sh tests/tools/install_deps.sh check '$(CC)'
+	@touch $@
+
+$(BUILD)/%.o: %.c $(STAMP) | $(LIBRARIES)
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS_ALL) -c $< -o $@
 
 define simd_rule
-$$(BUILD)/%.$(1).o: %.c $$(STAMP)
+$$(BUILD)/%.$(1).o: %.c $$(STAMP) | $$(LIBRARIES)
 	@mkdir -p $$(@D)
 	$$(CC) $$(CFLAGS_ALL) $$(SIMD_FLAGS_$(1)) -c $$< -o $$@
 endef

@@ -1,15 +1,19 @@
 #!/bin/sh
 # Installs what nibble needs on Debian and Ubuntu, and only when something is missing: build, test (more), ci (all).
 # Asks for nothing but root or sudo. Elsewhere it names the packages and fails.
+# `check COMPILER` installs nothing: it says which libraries that compiler does not find, and fails.
 set -eu
 
 kind=${1:-}
-case $kind in build | test | ci) ;; *)
-    echo "usage: install_deps.sh build|test|ci" >&2
+case $kind in build | test | ci) compiler=gcc ;; check) compiler=${2:-gcc} ;; *)
+    echo "usage: install_deps.sh build|test|ci|check COMPILER" >&2
     exit 2
     ;;
 esac
 
+# header, library, package
+libraries="cjson/cJSON.h:cjson:libcjson-dev zstd.h:zstd:libzstd-dev pcre2.h:pcre2-8:libpcre2-dev
+utf8proc.h:utf8proc:libutf8proc-dev xxhash.h:xxhash:libxxhash-dev"
 build_packages="gcc libc6-dev make libcjson-dev libzstd-dev libpcre2-dev libutf8proc-dev libxxhash-dev"
 test_packages="libcmocka-dev"
 ci_packages="clang clang-format"
@@ -17,15 +21,16 @@ ci_packages="clang clang-format"
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
-# Whether $1 compiles and links stdin with the flags that follow.
+# Whether $1 (words) compiles and links stdin with the flags that follow.
 links() {
-    compiler=$1
+    words=$1
     shift
-    command -v "$compiler" >/dev/null 2>&1 && "$compiler" -x c - -o "$scratch/probe" "$@" >/dev/null 2>&1
+    # shellcheck disable=SC2086 # "ccache gcc" is two words
+    command -v ${words%% *} >/dev/null 2>&1 && $words -x c - -o "$scratch/probe" "$@" >/dev/null 2>&1
 }
 
 have_build() {
-    command -v make >/dev/null 2>&1 && links gcc -lcjson -lzstd -lpcre2-8 -lutf8proc -lxxhash -lm -pthread <<'C'
+    links "$compiler" -lcjson -lzstd -lpcre2-8 -lutf8proc -lxxhash -lm -pthread <<'C'
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <cjson/cJSON.h>
 #include <pcre2.h>
@@ -65,23 +70,45 @@ C
 }
 
 have_all() {
-    have_build || return 1
+    command -v make >/dev/null 2>&1 && have_build || return 1
     [ "$kind" = build ] && return 0
     have_test || return 1
     [ "$kind" = test ] && return 0
     have_fuzzer && command -v clang-format >/dev/null 2>&1
 }
 
-if have_all; then exit 0; fi
-
-if ! command -v apt-get >/dev/null 2>&1; then
+other_systems() {
     cat >&2 <<'TEXT'
-nibble: a library or tool is missing, and only Debian and Ubuntu are set up automatically. Install and try again:
   Fedora: dnf install gcc make cjson-devel libzstd-devel pcre2-devel utf8proc-devel xxhash-devel
           for tests libcmocka-devel; for fuzzing and the format check clang clang-tools-extra compiler-rt
   Arch:   pacman -S gcc make cjson zstd pcre2 libutf8proc xxhash
           for tests cmocka; for fuzzing and the format check clang compiler-rt
 TEXT
+}
+
+if [ "$kind" = check ]; then
+    if have_build; then exit 0; fi
+    if ! echo 'int main(void) { return 0; }' | links "$compiler"; then
+        echo "nibble: $compiler cannot build a program; Debian and Ubuntu: apt-get install gcc libc6-dev" >&2
+        exit 1
+    fi
+    for row in $libraries; do
+        header=${row%%:*} library=${row#*:} package=${row##*:}
+        library=${library%%:*}
+        printf '#define PCRE2_CODE_UNIT_WIDTH 8\n#include <stddef.h>\n#include <%s>\nint main(void) { return 0; }\n' "$header" |
+            links "$compiler" "-l$library" ||
+            echo "nibble: $compiler does not find <$header> and lib$library; package $package on Debian and Ubuntu" >&2
+    done
+    echo "nibble: want cJSON, zstd, PCRE2, utf8proc and xxHash (0.8 or newer) to build; \`make deps-build\` installs them on Debian and Ubuntu" >&2
+    other_systems
+    exit 1
+fi
+
+if have_all; then exit 0; fi
+
+if ! command -v apt-get >/dev/null 2>&1; then
+    echo "nibble: a library or tool is missing, and only Debian and Ubuntu are set up automatically. Install and try again:" >&2
+    other_systems
     exit 1
 fi
 
