@@ -98,8 +98,10 @@ void bpe_learn(Bpe *bpe, int vocabulary) {
         Token *token = &bpe->tokens[bpe->token_count];
         token->left = left;
         token->right = right;
-        strcpy(token->bytes, bpe->tokens[left].bytes); /* both together are part of a word of at most WORD_BYTES */
-        strcat(token->bytes, bpe->tokens[right].bytes);
+        const char *first = bpe->tokens[left].bytes, *second = bpe->tokens[right].bytes;
+        size_t length = strlen(first); /* both together are part of a word of at most WORD_BYTES */
+        memcpy(token->bytes, first, length);
+        memcpy(token->bytes + length, second, strlen(second) + 1);
         for (int w = 0; w < bpe->word_count; w++)
             merge(&bpe->words[w], left, right, bpe->token_count);
         bpe->token_count++;
