@@ -69,6 +69,7 @@ static Status refuse_unknown(const TensorFiles *files, const ModelConfig *model,
 
 static Status read_structure(Adapter *adapter, const char *folder, const TensorFiles *files, const ModelConfig *model,
                              Error *err) {
+    TRY(adapter_config_apply(adapter, folder, model, err)); /* a kind that is refused is named before its tensors look odd */
     int64_t used = 0;
     for (int64_t layer = 0; layer < adapter->layers; layer++)
         for (int kind = 0; kind < LAYER_LINEARS; kind++)

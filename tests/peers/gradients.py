@@ -33,39 +33,36 @@ def torch_gradients(model, adapter, step):
     return float(loss.detach()), out
 
 
-def compare(name, base, variant, recompute):
-    options = settings(**BASES[base], lora_rank=5, lora_alpha=13, train_recompute=recompute, train_lr=0.0)
+def compare(name, base, runs):
+    options = settings(**BASES[base], lora_rank=5, lora_alpha=13, train_lr=0.0)
     model = random_model(name)
     with Folder() as f:
         save_model(model, f("model"))
         batches = random_batches(11, model.config.vocab_size, 1, 3, (40, 40) if "dynamic" in name else (5, 17, 1, 40, 11))
         write_batches(batches, f("batches"))
         probe("adapter", f("model"), f("adapter"), *options)
-        out = probe("gradients", f("model"), f("batches"), f("out"), "--adapter", f("adapter"), "--cpu", variant, *options)
         if base != "dense":
             probe("dense", f("model"), f("dense"), *options)
             missing, unexpected = model.load_state_dict(read_tensors(f("dense")), strict=False)
             assert not unexpected and set(missing) <= {"lm_head.weight"}, (missing, unexpected)
         loss, want = torch_gradients(model, f("adapter"), batches[0])
-        got = read_tensors(f("out"))
-        label = f"{name} {base} {variant} recompute {recompute}"
-        checks.at_most(f"{label} loss", abs(float(out.split()[0]) - loss), 1e-5)
-        checks.true(f"{label} names", set(got) == set(want), f"{set(got) ^ set(want)}")
-        worst = max(((relative(got[key], want[key]), key) for key in want if key in got), default=(float("nan"), ""))
-        checks.at_most(f"{label}: worst of {len(want)} gradients", worst[0], 1e-4)
-        checks.true(f"{label}: none is zero", all(float(value.norm()) > 0 for value in want.values()))
+        for variant, recompute in runs:
+            out = probe("gradients", f("model"), f("batches"), f("out"), "--adapter", f("adapter"), "--cpu", variant,
+                        *options, *settings(train_recompute=recompute))
+            got = read_tensors(f("out"))
+            label = f"{name} {base} {variant} recompute {recompute}"
+            checks.at_most(f"{label} loss", abs(float(out.split()[0]) - loss), 1e-5)
+            checks.true(f"{label} names", set(got) == set(want), f"{set(got) ^ set(want)}")
+            worst = max((relative(got[key], want[key]) for key in want if key in got), default=float("nan"))
+            checks.at_most(f"{label}: worst of {len(want)} gradients", worst, 1e-4)
+            checks.true(f"{label}: none is zero", all(float(value.norm()) > 0 for value in want.values()))
 
 
+every = [(variant, "none") for variant in variants()] + [(variants()[-1], "layers")]
 for name in MODELS:
-    for variant in variants():
-        compare(name, "dense", variant, "none")
-    compare(name, "dense", variants()[-1], "layers")
-for name in ("llama_gqa", "llama_biases_odd", "qwen3"):
-    for base in BASES:
-        if base == "dense" or (base == "int4" and name == "llama_biases_odd"):  # 36 is no multiple of the group
-            continue
-        if base == "int4" and MODELS[name][1].get("intermediate_size", 56) % 32:
-            continue
-        for variant in variants():
-            compare(name, base, variant, "layers" if variant == "avx2" else "none")
+    compare(name, "dense", every)
+for base in ("nf4", "nf4+dq", "fp4", "int8", "int4"):
+    compare("llama_tied_mha", base, every)
+for base in ("nf4", "nf4+dq", "int8"):
+    compare("llama_biases_odd", base, every)
 checks.finish()

@@ -1,0 +1,26 @@
+#!/bin/bash
+# run.sh BUILD: every comparison with transformers, PEFT and bitsandbytes. PEERS_PYTHON (python3) needs those modules; without
+# one of them nothing is run, and the reason is printed.
+set -u
+build=${1:?usage: run.sh BUILD}
+python=${PEERS_PYTHON:-python3}
+here=$(cd "$(dirname "$0")" && pwd)
+
+if ! missing=$("$python" -c '
+import importlib.util
+print(" ".join(m for m in ("torch", "transformers", "peft", "bitsandbytes", "safetensors") if importlib.util.find_spec(m) is None))'); then
+    echo "SKIP peers: $python does not run"
+    exit 0
+fi
+if [ -n "$missing" ]; then
+    echo "SKIP peers: $python has no module $missing"
+    exit 0
+fi
+
+failed=0
+for name in forward_parity gradients training_parity peft_roundtrip; do
+    echo "== $name"
+    "$python" "$here/$name.py" "$build" || failed=$((failed + 1))
+done
+echo "$failed of the comparisons failed"
+exit $((failed > 0))
