@@ -1,5 +1,6 @@
 /* adapter_config.json: what PEFT's LoraConfig means for a forward pass. */
 #define PCRE2_CODE_UNIT_WIDTH 8
+#include <float.h>
 #include <math.h>
 #include <pcre2.h>
 #include <stdio.h>
@@ -153,8 +154,11 @@ static Status set_scales(Adapter *adapter, const PeftConfig *config, const Model
                 module->alpha = config->patterns[p].alpha;
                 break;
             }
-            double rank = (double)module->rank;
-            module->scale = (float)(module->alpha / (config->rslora ? sqrt(rank) : rank));
+            double rank = (double)module->rank, scale = module->alpha / (config->rslora ? sqrt(rank) : rank);
+            if (!(scale > 0.0 && scale <= FLT_MAX))
+                FAIL("adapter_config.json: an alpha of %g with rank %lld is not possible; want a positive scale", module->alpha,
+                     (long long)module->rank);
+            module->scale = (float)scale;
         }
     return OK;
 }
