@@ -133,10 +133,10 @@ static void list_templates(Text *text) {
 static Status refuse_template(const Run *run, const char *reason, Error *err) {
     Text names = {0};
     list_templates(&names);
-    Status status = error_set(err, ERR_USAGE, "data.template: %s; choose one of %s (layout \"%s\" of %s)", reason, names.data,
-                              run->layout->name, run->options->path);
+    (void)error_set(err, ERR_USAGE, "data.template: %s; choose one of %s (layout \"%s\" of %s)", reason, names.data,
+                    run->layout->name, run->options->path);
     text_free(&names);
-    return status;
+    return ERR_USAGE;
 }
 
 static Status choose_template(const Run *run, const char **name, Error *err) {
