@@ -240,7 +240,7 @@ static void print_json(const Report *r, Text *out) {
 Status command_plan(int argc, char **argv, Error *err) {
     PlanOptions o = {.device = NULL};
     const OptionSpec specs[] = {
-        {"set", OPTION_LIST, "KEY=VALUE", "sets a config key; may be repeated", &o.set},
+        {"set", OPTION_LIST, "KEY=VALUE", "sets a config key", &o.set},
         {"arch", OPTION_STRING, "FILE", "a Hugging Face config.json, or a folder with one: the shape", &o.arch},
         {"device", OPTION_STRING, "NAME", "cpu", &o.device},
         {"memory", OPTION_STRING, "SIZE", "what the run may take, for example 16GiB; left out: train.memory", &o.memory},

@@ -93,7 +93,7 @@ Status command_quantize(int argc, char **argv, Error *err) {
         {"type", OPTION_STRING, "TYPE", "nf4, fp4 or int8", &options.type},
         {"no-double-quant", OPTION_FLAG, NULL, "keep the blocks' constants in FP32 (nf4, fp4)", &options.no_double_quant},
         {"block-size", OPTION_INTEGER, "N", "32 to 4096, a power of two; left out: 64 (nf4, fp4)", &options.block_size},
-        {"threads", OPTION_INTEGER, "N", "threads; 0: one a processor", &options.threads},
+        {"threads", OPTION_INTEGER, "N", "threads; 0: all that this process may use", &options.threads},
         {"overwrite", OPTION_FLAG, NULL, "replace DIR when it is not empty", &options.overwrite},
         {"json", OPTION_FLAG, NULL, "print the result as JSON", &options.json},
     };

@@ -196,7 +196,7 @@ Status command_synth(int argc, char **argv, Error *err) {
         {"out", OPTION_STRING, "DIR", "the folder to write", &out},
         {"seed", OPTION_INTEGER, "N", "decides the weights", &seed},
         {"dtype", OPTION_STRING, "TYPE", "bf16 or f32", &dtype},
-        {"threads", OPTION_INTEGER, "N", "threads; 0: one a processor", &threads},
+        {"threads", OPTION_INTEGER, "N", "threads; 0: all that this process may use", &threads},
         {"overwrite", OPTION_FLAG, NULL, "replace DIR when it is not empty", &overwrite},
     };
     const CommandHelp help = {

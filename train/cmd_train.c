@@ -50,7 +50,7 @@ static int collect(const TrainOptions *options, const char **list, char *device,
 Status command_train(int argc, char **argv, Error *err) {
     TrainOptions options = {0};
     const OptionSpec specs[] = {
-        {"set", OPTION_LIST, "KEY=VALUE", "sets a config key; may be repeated", &options.set},
+        {"set", OPTION_LIST, "KEY=VALUE", "sets a config key", &options.set},
         {"resume", OPTION_FLAG, NULL, "goes on from the newest valid checkpoint of the run folder", &options.resume},
         {"overwrite", OPTION_FLAG, NULL, "replaces an earlier run in the same folder", &options.overwrite},
         {"device", OPTION_STRING, "NAME", "auto or cpu", &options.device},
