@@ -207,31 +207,31 @@ static void pack_best_fit(PackPlan *plan, const Dataset *d, Keyed *order, uint64
     run_free(&run);
 }
 
-Status pack_epoch(PackPlan **out, const Dataset *d, Packing packing, int64_t window, uint64_t seed, int64_t epoch, int shuffle,
-                  Error *err) {
+Status pack_epoch(PackPlan **out, const Dataset *dataset, Packing packing, int64_t window, uint64_t seed, int64_t epoch,
+                  int shuffle, Error *err) {
     *out = NULL;
-    if (d->count == 0) FAIL("there are no sequences to pack");
-    for (int64_t i = 0; i < d->count; i++) {
-        if (length_of(d, i) > window) {
+    if (dataset->count == 0) FAIL("there are no sequences to pack");
+    for (int64_t i = 0; i < dataset->count; i++) {
+        if (length_of(dataset, i) > window) {
             FAIL(
                 "sequence %lld has %lld tokens, more than the window of %lld; lower data.max_length or raise "
                 "train.micro_batch_tokens",
-                (long long)i, (long long)length_of(d, i), (long long)window);
+                (long long)i, (long long)length_of(dataset, i), (long long)window);
         }
     }
-    Keyed *order = memory_alloc((size_t)d->count * sizeof *order);
-    for (int64_t i = 0; i < d->count; i++)
+    Keyed *order = memory_alloc((size_t)dataset->count * sizeof *order);
+    for (int64_t i = 0; i < dataset->count; i++)
         order[i] = (Keyed){shuffle ? random_key(seed, epoch, (uint64_t)i) : (uint64_t)i, i};
-    if (shuffle) qsort(order, (size_t)d->count, sizeof *order, compare_keyed);
+    if (shuffle) qsort(order, (size_t)dataset->count, sizeof *order, compare_keyed);
     PackPlan *plan = memory_calloc(1, sizeof *plan);
     plan->window = window;
-    plan->used = d->tokens;
-    plan->members = memory_alloc((size_t)d->count * sizeof *plan->members);
+    plan->used = dataset->tokens;
+    plan->members = memory_alloc((size_t)dataset->count * sizeof *plan->members);
     plan->start = memory_calloc(1, sizeof *plan->start);
     if (packing == PACKING_BEST_FIT) {
-        pack_best_fit(plan, d, order, seed, epoch, shuffle);
+        pack_best_fit(plan, dataset, order, seed, epoch, shuffle);
     } else {
-        for (int64_t i = 0; i < d->count; i++) {
+        for (int64_t i = 0; i < dataset->count; i++) {
             add_window(plan);
             add_member(plan, order[i].value);
         }

@@ -88,8 +88,9 @@ static void add_tensor(Text *text, const TensorSpec *spec, uint64_t *cursor) {
     text_addf(text, ":{\"dtype\":\"%s\",\"shape\":[", dtype_name(spec->dtype));
     for (int i = 0; i < spec->ndim; i++)
         text_addf(text, i ? ",%lld" : "%lld", (long long)spec->shape[i]);
-    text_addf(text, "],\"data_offsets\":[%llu,%llu]}", (unsigned long long)*cursor, (unsigned long long)(*cursor + bytes));
-    *cursor += bytes;
+    uint64_t end = *cursor + bytes;
+    text_addf(text, "],\"data_offsets\":[%llu,%llu]}", (unsigned long long)*cursor, (unsigned long long)end);
+    *cursor = end;
 }
 
 /* The length and the header itself, padded so that the data starts on a multiple of 8. */

@@ -14,7 +14,7 @@ static const CommandHelp help = {
     .summary = "Trains, and writes a run folder: adapter/, checkpoints/, metrics.jsonl, report.html.",
     .example =
         "nibble train configs/train/tinyllama.json --set train.lr=1e-4 --set output.path=runs/second\n"
-        "  nibble train configs/train/tinyllama.json --resume",
+        "nibble train configs/train/tinyllama.json --resume",
 };
 
 typedef struct TrainOptions {
