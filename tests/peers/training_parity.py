@@ -15,7 +15,7 @@ from parity import ASSETS, Checks, Folder, probe, random_batches, random_model, 
 from parity import save_model, settings, step_loss, variants, write_batches
 from nf4_exactness import find_default  # after parity, which sets the environment
 
-STEPS, RATE, DECAY, CLIP = 50, 3e-3, 0.01, 1.0
+STEPS, RATE, DECAY, CLIP = 50, 1e-3, 0.01, 1.0  # at 3e-3 the runs on random text part like any two roundings do
 checks = Checks()
 reference = torch.library.Library("bitsandbytes", "IMPL")
 for name in ("quantize_4bit", "dequantize_4bit", "quantize_blockwise", "dequantize_blockwise"):
