@@ -110,9 +110,11 @@ static Status linear_backward(const Step *s, const LinearOperand *operands, Erro
             grads[i].lora_a = param_gradient(s, node->lora_a[i]);
             grads[i].lora_b = param_gradient(s, node->lora_b[i]);
         }
-        if (node->weight[i].derived)
-            TRY(s->run->weights->backward(s->run->weights->self, node->weight[i].weight, s->run->exec, s->run->batch, dy[i], x,
-                                          err));
+        if (!node->weight[i].derived) continue;
+        if (s->run->weights->backward == NULL)
+            FAIL("its weight is made of parameters, and the weight source has no backward for it");
+        TRY(s->run->weights->backward(s->run->weights->self, node->weight[i].weight, s->run->exec, s->run->batch, dy[i], x,
+                                      err));
     }
     return s->tape->backend.linear_backward(s->run->exec, shape, s->run->batch, x, operands, s->saved, dy,
                                             shape->need_dx ? gradient(s, node->in[0]) : NULL, grads, s->workspace, err);

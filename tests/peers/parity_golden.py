@@ -5,15 +5,17 @@ golden.safetensors the logits, loss and adapter gradients of step 0, F32, with e
 curve: 50 losses of PEFT + AdamW on values that bitsandbytes' default functions quantized to NF4 (block 64) and decoded.
 """
 
+# parity first: it sets the environment that torch reads
+from parity import MODELS, ROOT, load_model, random_batches, random_model, save_model, step_loss, write_batches
+
 import os
 import shutil
 
 import peft
 import torch
+from nf4_exactness import find_default
 from safetensors.torch import save_file
 
-from parity import MODELS, ROOT, load_model, random_batches, random_model, save_model, step_loss, write_batches
-from nf4_exactness import find_default  # after parity, which sets the environment
 
 OUT = os.path.join(ROOT, "tests", "golden", "parity")
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -5,15 +5,17 @@ bitsandbytes decodes with its Python "default" functions, which are the referenc
 values where the width of a layer is no multiple of the block.
 """
 
+# parity first: it sets the environment that torch reads
+from parity import ASSETS, Checks, Folder, probe, random_batches, random_model, read_tensors, relative
+from parity import save_model, settings, step_loss, variants, write_batches
+
 import os
 
 import peft
 import torch
+from nf4_exactness import find_default
 import transformers
 
-from parity import ASSETS, Checks, Folder, probe, random_batches, random_model, read_tensors, relative
-from parity import save_model, settings, step_loss, variants, write_batches
-from nf4_exactness import find_default  # after parity, which sets the environment
 
 STEPS, RATE, DECAY, CLIP = 50, 1e-3, 0.01, 1.0  # at 3e-3 the runs on random text part like any two roundings do
 checks = Checks()

@@ -1,0 +1,310 @@
+/* The tape: its recording rules, what its areas may share, and that a run touches nothing else. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "autograd/tape_internal.h"
+#include "core/file.h"
+#include "tests/support/compare.h"
+#include "tests/support/replay.h"
+
+#define MODELS "tests/golden/parity/"
+#define CANARY 4096
+
+static Error error;
+
+/* ---- a small tape by hand: embed, norm, linear, head ----------------------------------------------------------------- */
+
+enum { ROWS = 6, VOCAB = 11, HIDDEN = 8 };
+enum { W_TABLE, W_NORM, W_LINEAR, W_HEAD, W_COUNT };
+
+typedef struct Source {
+    float values[W_COUNT][VOCAB * HIDDEN];
+    int taken[W_COUNT], given[W_COUNT], backward_calls;
+    int fails; /* this weight is refused */
+} Source;
+
+static Status source_acquire(void *self, int32_t weight, Pass pass, WeightView *view, Error *err) {
+    (void)pass;
+    Source *s = self;
+    if (weight == s->fails) FAIL("weight %d is not there", weight);
+    int64_t rows = weight == W_NORM ? 1 : weight == W_LINEAR ? HIDDEN : VOCAB;
+    *view = (WeightView){.format = WEIGHT_F32, .rows = rows, .cols = HIDDEN, .data = s->values[weight]};
+    s->taken[weight]++;
+    return OK;
+}
+
+static void source_release(void *self, int32_t weight, Pass pass) {
+    (void)pass;
+    ((Source *)self)->given[weight]++;
+}
+
+static Status source_backward(void *self, int32_t weight, const Exec *exec, const Batch *batch, const void *dy, const void *x,
+                              Error *err) {
+    Source *s = self;
+    (void)exec;
+    (void)err;
+    assert_int_equal(weight, W_LINEAR);
+    for (int64_t i = 0; i < batch->tokens * HIDDEN; i++)
+        assert_true(isfinite(((const float *)dy)[i]) && isfinite(((const float *)x)[i]));
+    s->backward_calls++;
+    return OK;
+}
+
+static void fill_source(Source *s) {
+    memset(s, 0, sizeof *s);
+    s->fails = -1;
+    for (int w = 0; w < W_COUNT; w++)
+        for (int i = 0; i < VOCAB * HIDDEN; i++)
+            s->values[w][i] = (float)((i * 37 + w * 11) % 23 - 11) / 16.0f;
+}
+
+static Tape *start(TapeMode mode, Backend *backend) {
+    cpu_backend_reference(backend);
+    TapeOptions options = {.backend = backend, .exec = {DTYPE_F32, 1}, .mode = mode, .rows = ROWS, .supervised = ROWS};
+    Tape *tape;
+    assert_ok(tape_create(&tape, &options, &error), &error);
+    return tape;
+}
+
+static TapeLinear plain_linear(int derived) {
+    return (TapeLinear){.spec = {.out = HIDDEN, .format = WEIGHT_F32}, .weight = {W_LINEAR, derived, -1}, .bias = WEIGHT_NONE};
+}
+
+static Tape *small_tape(int derived) {
+    Backend backend;
+    Tape *tape = start(derived ? TAPE_TRAIN : TAPE_EVAL, &backend);
+    TensorId x, sum, n, y;
+    TapeLinear linear = plain_linear(derived);
+    assert_ok(tape_embed(tape, "table", WEIGHT_FROZEN(W_TABLE), VOCAB, HIDDEN, &x, &error), &error);
+    assert_ok(tape_norm(tape, "norm", x, TENSOR_NONE, WEIGHT_FROZEN(W_NORM), 1e-5, &sum, &n, &error), &error);
+    assert_ok(tape_linear(tape, "middle", n, &linear, 1, &y, &error), &error);
+    assert_ok(tape_head(tape, "head", y, WEIGHT_FROZEN(W_HEAD), WEIGHT_F32, VOCAB, &error), &error);
+    assert_ok(tape_finish(tape, &error), &error);
+    return tape;
+}
+
+static Status run_small(const Tape *tape, Source *source, int with_backward, float scale, TapeFault *fault) {
+    const int64_t starts[] = {0, 4, 5};
+    const int32_t ids[] = {1, 2, 3, 4, 5}, positions[] = {0, 1, 2, 3, 0}, rows[] = {0, 2}, targets[] = {2, 9};
+    const uint64_t samples[5] = {0};
+    Batch batch = {.tokens = 5,
+                   .sequences = 2,
+                   .starts = starts,
+                   .ids = ids,
+                   .positions = positions,
+                   .samples = samples,
+                   .supervised = 2,
+                   .rows = rows,
+                   .targets = targets,
+                   .grad_scale = scale};
+    WeightSource handed = {source, source_acquire, source_release, with_backward ? source_backward : NULL};
+    Exec exec = {{DTYPE_F32, 1}, NULL};
+    TapePlan plan;
+    tape_plan(tape, &plan);
+    Arena arena;
+    assert_ok(arena_create(&arena, "arena", plan.arena, &error), &error);
+    memset(arena.base, 0xFF, plan.arena);
+    double loss = 0.0;
+    TapeRun run = {.exec = &exec, .batch = &batch, .weights = &handed, .arena = arena.base, .loss_sum = &loss, .watch = fault};
+    Status status = tape_run(tape, &run, &error);
+    if (status == OK && fault == NULL) assert_true(isfinite(loss) && loss > 0.0);
+    arena_free(&arena);
+    return status;
+}
+
+static void test_one_consumer(void **state) {
+    (void)state;
+    Backend backend;
+    TensorId x, y, z;
+    TapeLinear linear = plain_linear(0);
+    Tape *tape = start(TAPE_EVAL, &backend);
+    assert_ok(tape_embed(tape, "table", WEIGHT_FROZEN(W_TABLE), VOCAB, HIDDEN, &x, &error), &error);
+    assert_ok(tape_linear(tape, "first", x, &linear, 1, &y, &error), &error);
+    assert_refused(tape_linear(tape, "second", x, &linear, 1, &z, &error), &error, "already feeds first");
+    assert_refused(tape_gate(tape, "gate", y, y, &z, &error), &error, "one consumer");
+    assert_refused(tape_linear(tape, "third", 99, &linear, 1, &z, &error), &error, "not a tensor");
+    tape_free(tape);
+}
+
+static void test_incomplete(void **state) {
+    (void)state;
+    Backend backend;
+    TensorId x, y;
+    TapeLinear linear = plain_linear(0);
+    Tape *tape = start(TAPE_TRAIN, &backend);
+    assert_ok(tape_embed(tape, "table", WEIGHT_FROZEN(W_TABLE), VOCAB, HIDDEN, &x, &error), &error);
+    assert_refused(tape_finish(tape, &error), &error, "no head");
+    assert_ok(tape_linear(tape, "middle", x, &linear, 1, &y, &error), &error);
+    assert_refused(tape_head(tape, "head", y, WEIGHT_FROZEN(W_HEAD), WEIGHT_F32, VOCAB, &error), &error, "nothing");
+    tape_free(tape);
+
+    tape = small_tape(0);
+    assert_refused(tape_embed(tape, "late", WEIGHT_FROZEN(W_TABLE), VOCAB, HIDDEN, &x, &error), &error, "complete");
+    assert_refused(tape_finish(tape, &error), &error, "already finished");
+    tape_free(tape);
+}
+
+static void test_derived_weight(void **state) {
+    (void)state;
+    Source source;
+    Tape *tape = small_tape(1);
+    fill_source(&source);
+    assert_ok(run_small(tape, &source, 1, 0.5f, NULL), &error);
+    assert_int_equal(source.backward_calls, 1);
+    assert_int_equal(source.taken[W_LINEAR], 2); /* forward and backward */
+    assert_memory_equal(source.taken, source.given, sizeof source.taken);
+    assert_refused(run_small(tape, &source, 0, 0.5f, NULL), &error, "backward"); /* a source that cannot */
+    fill_source(&source);
+    source.fails = W_LINEAR;
+    assert_refused(run_small(tape, &source, 1, 0.5f, NULL), &error, "middle: weight 2 is not there");
+    assert_memory_equal(source.taken, source.given, sizeof source.taken);
+    tape_free(tape);
+}
+
+static void test_watch(void **state) {
+    (void)state;
+    Source source;
+    TapeFault fault = {.found = 0};
+    Tape *tape = small_tape(1);
+    fill_source(&source);
+    fault.found = 0;
+    assert_ok(run_small(tape, &source, 1, 0.5f, &fault), &error);
+    assert_int_equal(fault.found, 0);
+    source.values[W_LINEAR][3] = INFINITY;
+    assert_ok(run_small(tape, &source, 1, 0.5f, &fault), &error);
+    assert_int_equal(fault.found, 1);
+    assert_string_equal(fault.text, "forward of middle");
+    fill_source(&source);
+    fault.found = 0;
+    source.values[W_TABLE][2 * HIDDEN] = NAN; /* an id of the batch: the first op that makes it, not the next that reads it */
+    assert_ok(run_small(tape, &source, 1, 0.5f, &fault), &error);
+    assert_string_equal(fault.text, "forward of table");
+    fill_source(&source);
+    fault.found = 0;
+    assert_ok(run_small(tape, &source, 1, INFINITY, &fault), &error);
+    assert_string_equal(fault.text, "forward of head"); /* the head's gradient comes with its loss */
+    tape_free(tape);
+}
+
+/* ---- the tapes of whole models ---------------------------------------------------------------------------------------- */
+
+static void check_layout(const Tape *tape) {
+    TapePlan plan;
+    tape_plan(tape, &plan);
+    size_t top = 0;
+    for (int32_t a = 0; a < tape->area_count; a++) {
+        const Area *one = &tape->areas[a];
+        assert_true(one->first <= one->last && one->last < tape->instruction_count);
+        assert_int_equal(one->offset % ARENA_ALIGN, 0);
+        if (one->offset + one->bytes > top) top = one->offset + one->bytes;
+        for (int32_t b = 0; b < a; b++) {
+            const Area *other = &tape->areas[b];
+            int together = one->first <= other->last && other->first <= one->last;
+            int overlap = one->offset < other->offset + other->bytes && other->offset < one->offset + one->bytes;
+            if (together && overlap) fail_msg("areas %d and %d live together and overlap", a, b);
+        }
+    }
+    assert_int_equal(top, plan.arena); /* what is planned is what is used */
+    assert_true(plan.activations + plan.saved + plan.gradients + plan.workspace <= plan.arena);
+    assert_int_equal(plan.instructions, tape->instruction_count);
+}
+
+/* Fills everything that no area carries from an earlier instruction into instruction `at` with NaN. */
+static void poison(const Tape *tape, int32_t at, uint8_t *arena, uint8_t *keep) {
+    memset(keep, 0, tape->plan.arena);
+    for (int32_t a = 0; a < tape->area_count; a++)
+        if (tape->areas[a].first < at && at <= tape->areas[a].last)
+            memset(keep + tape->areas[a].offset, 1, tape->areas[a].bytes);
+    for (size_t i = 0; i < tape->plan.arena; i++)
+        if (!keep[i]) arena[i] = 0xFF;
+}
+
+static void check_lifetimes(Trainer *trainer, const Tape *tape, const Batch *batch) {
+    Engine *engine = &trainer->engine;
+    size_t bytes = (size_t)engine->params.elements * sizeof(float), size = tape->plan.arena;
+    float *gradient = engine->state.gradient, *plain = memory_alloc(bytes);
+    uint8_t *keep = memory_alloc(size);
+    Arena arena;
+    double plain_loss = 0.0, loss = 0.0;
+    assert_ok(arena_create(&arena, "poisoned", size + CANARY, &error), &error);
+    memset(arena.base + size, 0xA5, CANARY);
+    TapeRun run = engine_run(engine, batch);
+    run.arena = arena.base;
+    memset(gradient, 0, bytes);
+    run.loss_sum = &plain_loss;
+    memset(arena.base, 0, size);
+    assert_ok(tape_run(tape, &run, &error), &error);
+    memcpy(plain, gradient, bytes);
+    memset(gradient, 0, bytes);
+    run.loss_sum = &loss;
+    for (int32_t at = 0; at < tape->instruction_count; at++) {
+        Tape one = *tape; /* a schedule of one instruction */
+        one.instructions += at;
+        one.instruction_count = 1;
+        poison(tape, at, arena.base, keep);
+        assert_ok(tape_run(&one, &run, &error), &error);
+    }
+    assert_true(loss == plain_loss && isfinite(loss) && loss > 0.0);
+    assert_memory_equal(gradient, plain, bytes);
+    for (size_t i = 0; i < CANARY; i++)
+        assert_int_equal(arena.base[size + i], 0xA5);
+    arena_free(&arena);
+    memory_free(keep);
+    memory_free(plain);
+}
+
+static void check_model(const char *model, const char *const *overrides, int count, const char *cpu) {
+    ReplayData data;
+    Trainer trainer;
+    char *folder = memory_format(MODELS "%s", model), *batches = path_join(folder, "batches");
+    assert_ok(replay_read(&data, batches, &error), &error);
+    ReplayOptions options = {.model = folder, .cpu = cpu, .overrides = overrides, .override_count = count, .threads = 2};
+    assert_ok(replay_open(&trainer, &options, &data, &error), &error);
+    check_layout(trainer.train_tape);
+    check_layout(trainer.eval_tape);
+    Batch batch = {.grad_scale = 0.1f, .seed = 1, .dropout = 1};
+    const int64_t sequences[] = {0, 1};
+    batch_fill(&batch, &trainer.batch, &data.data, sequences, 2, 0);
+    check_lifetimes(&trainer, trainer.train_tape, &batch);
+    TapePlan train, eval;
+    tape_plan(trainer.train_tape, &train);
+    tape_plan(trainer.eval_tape, &eval);
+    assert_true(eval.arena < train.arena);
+    replay_close(&trainer);
+    replay_free(&data);
+    memory_free(batches);
+    memory_free(folder);
+}
+
+static void test_lifetimes(void **state) {
+    (void)state;
+    static const char *const models[] = {"llama_gqa", "llama_biases_odd", "qwen2_window", "qwen3"};
+    static const char *const recomputes[] = {"train.recompute=none", "train.recompute=layers"};
+    static const char *const cpus[] = {"ref", NULL};
+    for (size_t m = 0; m < sizeof models / sizeof *models; m++)
+        for (int r = 0; r < 2; r++)
+            for (int c = 0; c < 2; c++) {
+                const char *all[] = {recomputes[r], "method=lora", "lora.dropout=0.3"};
+                check_model(models[m], all, 3, cpus[c]);
+                const char *part[] = {recomputes[r], "lora.layers=[1]", "lora.target_modules=v_proj"};
+                check_model(models[m], part, 3, cpus[c]);
+                const char *mlp[] = {recomputes[r], "lora.layers=[0]", "lora.target_modules=down_proj"};
+                check_model(models[m], mlp, 3, cpus[c]);
+                const char *full[] = {recomputes[r], "method=full"};
+                check_model(models[m], full, 2, cpus[c]);
+            }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_one_consumer), cmocka_unit_test(test_incomplete), cmocka_unit_test(test_derived_weight),
+        cmocka_unit_test(test_watch),        cmocka_unit_test(test_lifetimes),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
