@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -137,6 +138,18 @@ static Status check_place(const char *path, Error *err) {
     return status;
 }
 
+/* What a run reads must outlive the overwriting of its folder. */
+static Status check_outside(const char *key, const char *input, const char *folder, Error *err) {
+    char *inner = input == NULL ? NULL : realpath(input, NULL), *outer = realpath(folder, NULL);
+    size_t length = outer == NULL ? 0 : strlen(outer);
+    int inside = inner != NULL && outer != NULL && strncmp(inner, outer, length) == 0 &&
+                 (inner[length] == 0 || inner[length] == '/' || length == 1);
+    free(inner);
+    free(outer);
+    if (inside) FAIL_USAGE("output.path: overwriting %s would remove %s, %s", folder, key, input);
+    return OK;
+}
+
 Status run_folder_check(const Config *config, int resume, Error *err) {
     const char *path = config->output.path;
     TRY(check_place(path, err));
@@ -148,7 +161,9 @@ Status run_folder_check(const Config *config, int resume, Error *err) {
                    path);
     if (!is_run(path))
         FAIL_USAGE("output.path: %s does not look like a run's folder, so it is not overwritten; remove it by hand", path);
-    return OK;
+    TRY(check_outside("model.path", config->model.path, path, err));
+    TRY(check_outside("data.path", config->data.path, path, err));
+    return check_outside("data.eval_path", config->data.eval_path, path, err);
 }
 
 /* Under another name first: a kill in the middle leaves no folder that is half a run. */
@@ -161,7 +176,7 @@ static Status remove_run(const char *path, Error *err) {
     return status;
 }
 
-/* What a killed run was writing: NAME.tmp-PID and the folders NAME.tmp-new. Nothing else in a run's folder is named so. */
+/* What a killed run was writing: files and folders NAME.tmp-PID. Nothing else in a run's folder is named so. */
 static Status remove_leftovers(const char *path, Error *err) {
     DIR *folder = opendir(path);
     if (folder == NULL) FAIL("%s: cannot read the folder: %s", path, strerror(errno));

@@ -56,6 +56,8 @@ check "nor resumed into" refuses "it is not a run's folder" thesis --resume
 check "a model's folder is not overwritten" refuses "does not look like a run's folder" model --overwrite
 touch "$work/file"
 check "a file is no folder" refuses "is not a folder" file
+cp -r "$work/bf16" "$work/holds" && cp "$work/data.jsonl" "$work/holds/data.jsonl"
+check "a folder that holds the data is not overwritten" refuses "would remove data.path" holds --overwrite --set data.path="\"$work/holds/data.jsonl\""
 replaced() { cp -r "$work/bf16" "$work/old" && touch "$work/old/stale" && train 0 old --overwrite && [[ ! -e $work/old/stale ]] && same_adapter bf16 old; }
 check "--overwrite replaces the whole folder" replaced
 killed_overwriting() { # at every rename of its beginning: the folder is the old run, nothing, or the new run

@@ -6,10 +6,8 @@
 
 #include "tests/unit/test_core.h"
 
-#include "core/file.h"
 #include "core/memory.h"
-#include "train/commands.h"
-#include "train/trainer.h"
+#include "tests/support/tiny_run.h"
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define OWN_MALLOC 0
@@ -76,72 +74,19 @@ static long address_space(void) {
     return strtol(text, NULL, 10);
 }
 
-/* ---- a tiny run ------------------------------------------------------------------------------------------------------------ */
-
-static const char arch[] =
-    "{\"architectures\": [\"LlamaForCausalLM\"], \"model_type\": \"llama\", \"hidden_act\": \"silu\", \"hidden_size\": 64,"
-    "\"intermediate_size\": 192, \"num_hidden_layers\": 2, \"num_attention_heads\": 4, \"num_key_value_heads\": 2,"
-    "\"vocab_size\": 320, \"max_position_embeddings\": 128, \"rms_norm_eps\": 1e-5, \"rope_theta\": 10000.0,"
-    "\"bos_token_id\": 1, \"eos_token_id\": 2, \"tie_word_embeddings\": false, \"torch_dtype\": \"float32\"}";
-
-static char folder[] = "/tmp/nibble-noalloc-XXXXXX";
-
-static void write_file(const char *name, const char *text) {
-    char *path = path_join(folder, name);
-    Error err;
-    assert_int_equal(file_write_atomic(path, text, strlen(text), &err), OK);
-    memory_free(path);
-}
-
-static int prepare(void **state) {
-    (void)state;
-    assert_non_null(mkdtemp(folder));
-    write_file("arch.json", arch);
-    Text lines = {0}, config = {0};
-    for (int i = 0; i < 40; i++)
-        text_addf(&lines, "{\"prompt\": \"say %d\", \"completion\": \" %.*s\"}\n", i, 1 + i % 17, "abcdefghijklmnopqrst");
-    write_file("data.jsonl", lines.data);
-    text_addf(
-        &config,
-        "{\"model\": {\"path\": \"%s/model\"}, \"data\": {\"path\": \"%s/data.jsonl\"}, \"output\": {\"path\": \"%s/run\"},"
-        "\"train\": {\"steps\": 50, \"micro_batch_tokens\": 128, \"gradient_accumulation\": 2}}",
-        folder, folder, folder);
-    write_file("config.json", config.data);
-    text_free(&lines);
-    text_free(&config);
-    char words[6][64] = {"synth", "--arch", "", "--out", ""};
-    (void)snprintf(words[2], sizeof words[2], "%s/arch.json", folder);
-    (void)snprintf(words[4], sizeof words[4], "%s/model", folder);
-    char *argv[] = {words[0], words[1], words[2], words[3], words[4], NULL};
-    Error err = {0};
-    Status status = command_synth(5, argv, &err);
-    if (status != OK) print_error("%s\n", err.text);
-    return (int)status;
-}
-
-static int clean(void **state) {
-    (void)state;
-    return (int)folder_remove(folder, NULL);
-}
-
 typedef struct Case {
     const char *name;
-    const char *overrides[4];
+    const char *overrides[TINY_RUN_OVERRIDES];
     int threads;
 } Case;
 
 /* Steps of one run, across the end of an epoch: micro-batches of all sizes come. */
 static void run_case(const Case *c) {
-    char *config = path_join(folder, "config.json");
-    Trainer *trainer = memory_calloc(1, sizeof *trainer);
-    const char *overrides[5] = {"output.overwrite=true"};
-    int count = 1;
-    for (int i = 0; i < 4 && c->overrides[i] != NULL; i++)
-        overrides[count++] = c->overrides[i];
     Error err = {0};
-    Status status = trainer_open(trainer, config, overrides, count, 0, c->threads, &err);
-    if (status != OK) print_error("%s: %s\n", c->name, err.text);
-    assert_int_equal(status, OK);
+    Status status;
+    Trainer *trainer = tiny_run_open(c->overrides, c->threads);
+    if (trainer == NULL) print_error("%s\n", c->name);
+    assert_non_null(trainer);
     int64_t supervised = 0;
     for (int step = 0; step < 12; step++) {
         StepResult result;
@@ -163,7 +108,6 @@ static void run_case(const Case *c) {
     assert_true(trainer->stream.epoch > 0);
     trainer_close(trainer);
     memory_free(trainer);
-    memory_free(config);
 }
 
 static void nothing_is_allocated(void **state) {
@@ -213,5 +157,5 @@ static void the_counters_count(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(the_counters_count), cmocka_unit_test(nothing_is_allocated)};
-    return cmocka_run_group_tests(tests, prepare, clean);
+    return cmocka_run_group_tests(tests, tiny_run_prepare, tiny_run_clean);
 }
