@@ -7,6 +7,7 @@
 #include "data/safetensors.h"
 #include "train/adapter_internal.h"
 #include "train/adapter_peft.h"
+#include "train/output_folder.h"
 
 #define NAME_BYTES 256
 
@@ -176,19 +177,25 @@ static Status write_tensors(const char *folder, const ParamSet *params, const Mo
     return status;
 }
 
+typedef struct AdapterFolder {
+    const Adapter *adapter;
+    const ParamSet *params;
+    const ModelConfig *model;
+    const AdapterInfo *info;
+    const void *values;
+    DType act;
+} AdapterFolder;
+
+static Status fill(void *context, const char *folder, Error *err) {
+    const AdapterFolder *c = context;
+    TRY(write_tensors(folder, c->params, c->model, c->values, c->act, err));
+    return adapter_config_write(c->adapter, folder, c->info, err);
+}
+
 Status adapter_write(const Adapter *adapter, const ParamSet *params, const char *folder, const ModelConfig *model,
                      const AdapterInfo *info, const void *values, DType act, Error *err) {
-    char *temporary = memory_format("%s.tmp-new", folder);
-    Status status = folder_remove(temporary, err);
-    if (status == OK) status = folder_create(temporary, err);
-    if (status == OK) status = write_tensors(temporary, params, model, values, act, err);
-    if (status == OK) status = adapter_config_write(adapter, temporary, info, err);
-    if (status == OK) status = folder_replace(temporary, folder, err);
-    if (status != OK) {
-        Error ignored;
-        (void)folder_remove(temporary, &ignored);
-        error_prefix(err, "%s", folder);
-    }
-    memory_free(temporary);
+    AdapterFolder context = {adapter, params, model, info, values, act};
+    Status status = output_folder_write(folder, 1, fill, &context, err);
+    if (status != OK) error_prefix(err, "%s", folder);
     return status;
 }
