@@ -1,41 +1,7 @@
 #!/bin/bash
 # The command line from outside: help, exit statuses, messages, configs, and a model folder of random weights. Speaks TAP.
-set -u
 cd "$(dirname "$0")/../.." || exit 2
-nibble=$PWD/nibble
-work=$(mktemp -d) || exit 2
-trap 'rm -rf "$work"' EXIT
-number=0
-
-# check NAME COMMAND...: the command must succeed.
-check() {
-    local name=$1
-    shift
-    number=$((number + 1))
-    if "$@"; then
-        echo "ok $number - $name"
-    else
-        echo "not ok $number - $name"
-        sed 's/^/# /' "$work/out" "$work/err" 2>/dev/null
-    fi
-}
-
-# run STATUS WORDS...: exit status; output and messages are kept apart in $work/out and $work/err.
-run() {
-    local want=$1 got
-    shift
-    "$nibble" "$@" >"$work/out" 2>"$work/err" </dev/null
-    got=$?
-    ((got == want)) || echo "# nibble $*: want status $want, got $got"
-    ((got == want))
-}
-out_has() { grep -qF -- "$1" "$work/out"; }
-err_has() { grep -qF -- "$1" "$work/err"; }
-fails_with() { # MESSAGE WORDS...: status 2, nothing on stdout, the message on stderr with the program's name
-    local message=$1
-    shift
-    run 2 "$@" && [[ ! -s $work/out ]] && err_has "nibble: error: " && err_has "$message"
-}
+. tests/support/e2e.sh
 
 help_lists_commands() {
     run 0 --help || return 1
@@ -148,4 +114,4 @@ broken_arch() {
 }
 check "a shape that is not supported leaves no folder" broken_arch
 
-echo "1..$number"
+finish

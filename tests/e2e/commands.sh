@@ -1,47 +1,9 @@
 #!/bin/bash
 # generate, eval, plan, inspect and bench from outside: on a tiny model of random weights, and on real ones where they are. TAP.
-set -u
 cd "$(dirname "$0")/../.." || exit 2
-nibble=$PWD/nibble
+. tests/support/e2e.sh
 assets=$PWD/../shared/assets
-work=$(mktemp -d) || exit 2
-trap 'rm -rf "$work"' EXIT
-number=0
 
-# check NAME COMMAND...: the command must succeed; status 77 is a skip, whose reason it left in $work/skip.
-check() {
-    local name=$1 status
-    shift
-    number=$((number + 1))
-    "$@"
-    status=$?
-    case $status in
-        0) echo "ok $number - $name" ;;
-        77) echo "ok $number - $name # SKIP $(cat "$work/skip")" ;;
-        *)
-            echo "not ok $number - $name"
-            head -c 2000 "$work/out" "$work/err" 2>/dev/null | sed 's/^/# /'
-            ;;
-    esac
-}
-skip() { echo "$1" >"$work/skip" && return 77; }
-
-# run STATUS WORDS...: exit status; output and messages are kept apart in $work/out and $work/err.
-run() {
-    local want=$1 got
-    shift
-    "$nibble" "$@" >"$work/out" 2>"$work/err" </dev/null
-    got=$?
-    ((got == want)) || echo "# nibble $*: want status $want, got $got"
-    ((got == want))
-}
-out_has() { grep -qF -- "$1" "$work/out"; }
-err_has() { grep -qF -- "$1" "$work/err"; }
-fails_with() { # MESSAGE WORDS...: status 2, nothing on stdout, the message on stderr
-    local message=$1
-    shift
-    run 2 "$@" && [[ ! -s $work/out ]] && err_has "nibble: error: " && err_has "$message"
-}
 is_json() { # one valid JSON object on stdout
     if command -v python3 >/dev/null; then
         python3 -c 'import json,sys; sys.exit(not isinstance(json.load(open(sys.argv[1])), dict))' "$work/out"
@@ -283,8 +245,8 @@ check "bench: a model for cpu" fails_with "bench cpu takes only" bench cpu "$tin
 # ---- real models -------------------------------------------------------------------------------------------------------
 # Against reference.json, which an independent double-precision forward pass made.
 real_ready() {
-    [[ -s $assets/models/stories3M/hf/model.safetensors ]] || { skip "no ../shared/assets"; return; }
-    command -v python3 >/dev/null || { skip "no python3 to read reference.json"; return; }
+    [[ -s $assets/models/stories3M/hf/model.safetensors ]] || { cannot "no ../shared/assets"; return; }
+    command -v python3 >/dev/null || { cannot "no python3 to read reference.json"; return; }
 }
 reference() { # EXPRESSION of r
     python3 -c 'import json,sys; r = json.load(open(sys.argv[1])); print(eval(sys.argv[2]))' \
@@ -317,4 +279,4 @@ open(sys.argv[2], "w").write(documents[int(sys.argv[3])])' "$assets/datasets/pre
 }
 check "stories3M: losses equal the reference's" real_loss
 
-echo "1..$number"
+finish

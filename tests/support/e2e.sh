@@ -7,18 +7,25 @@ work=$(mktemp -d) || exit 2
 trap 'rm -rf "$work"' EXIT
 number=0
 
-# check NAME COMMAND...: the command must succeed; its last messages are shown where it does not.
+# check NAME COMMAND...: the command must succeed; what nibble last printed is shown where it does not. A command that finds
+# that it cannot do its work here returns `cannot REASON`: that is a skip.
 check() {
-    local name=$1
+    local name=$1 status
     shift
     number=$((number + 1))
-    if "$@"; then
+    rm -f "$work/reason"
+    "$@"
+    status=$?
+    if ((status == 0)); then
         echo "ok $number - $name"
+    elif ((status == 77)) && [[ -s $work/reason ]]; then
+        echo "ok $number - $name # SKIP $(cat "$work/reason")"
     else
         echo "not ok $number - $name"
-        tail -n 25 "$work/err" 2>/dev/null | sed 's/^/# /'
+        { head -c 2000 "$work/out" && tail -n 25 "$work/err"; } 2>/dev/null | sed 's/^/# /'
     fi
 }
+cannot() { echo "$1" >"$work/reason" && return 77; }
 
 skip() { # NAME REASON
     number=$((number + 1))
@@ -27,6 +34,7 @@ skip() { # NAME REASON
 
 finish() { echo "1..$number"; }
 
+out_has() { grep -qF -- "$1" "$work/out" || { echo "# want in the results: $1"; false; }; }
 err_has() { grep -qF -- "$1" "$work/err" || { echo "# want in the messages: $1"; false; }; }
 err_lacks() { ! grep -qF -- "$1" "$work/err" || { echo "# want not in the messages: $1"; false; }; }
 
@@ -38,6 +46,12 @@ run() {
     got=$?
     ((got == want)) || echo "# nibble $*: want status $want, got $got"
     ((got == want))
+}
+
+fails_with() { # MESSAGE WORDS...: status 2, nothing on stdout, the message on stderr with the program's name
+    local message=$1
+    shift
+    run 2 "$@" && [[ ! -s $work/out ]] && err_has "nibble: error: " && err_has "$message"
 }
 
 # A model of random weights, 2 layers of width 64, and $1 (60) ragged prompts with answers.
