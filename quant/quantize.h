@@ -63,7 +63,7 @@ typedef struct Quantizer Quantizer;
 int64_t quant_nested_constants(const QuantSpec *spec, int64_t rows, int64_t cols);
 
 /* backend and pool (NULL: the caller alone) are borrowed. max_constants: see quant_nested_constants. */
-Status quantizer_create(Quantizer **quantizer, const Backend *backend, Pool *pool, int64_t max_constants, Error *err);
+Status quantizer_create(Quantizer **out, const Backend *backend, Pool *pool, int64_t max_constants, Error *err);
 void quantizer_free(Quantizer *quantizer); /* NULL is fine */
 
 /* Starts over with a tensor that quantized_take filled in; it is complete after quantizer_finish. */

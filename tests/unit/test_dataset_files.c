@@ -205,7 +205,7 @@ static void test_threads_agree(void **state) {
 }
 
 static void check_split(const Dataset *all, double fraction, uint64_t seed, int64_t want) {
-    Dataset train, held, again[2];
+    Dataset train = {0}, held = {0}, again[2] = {0};
     assert_int_equal(dataset_split(all, fraction, seed, &train, &held, NULL), OK);
     assert_int_equal(dataset_split(all, fraction, seed, &again[0], &again[1], NULL), OK);
     assert_true(train.hash == again[0].hash && held.hash == again[1].hash);
