@@ -115,8 +115,9 @@ static Status check_unexpected(WeightCheck *check, Error *err) {
             more++;
     }
     if (first == NULL) return OK;
-    FAIL("%s: unexpected tensor %.*s (and %lld more); %s", check->folder, WEIGHT_NAME_MAX, first, (long long)more,
-         unexpected_hint(first));
+    char others[40] = "";
+    if (more > 0) (void)snprintf(others, sizeof others, " (and %lld more)", (long long)more);
+    FAIL("%s: unexpected tensor %.*s%s; %s", check->folder, WEIGHT_NAME_MAX, first, others, unexpected_hint(first));
 }
 
 static Status find_all(const TensorFiles *files, const char *folder, const ModelConfig *config, WeightEntry *entries,
@@ -131,8 +132,9 @@ static Status find_all(const TensorFiles *files, const char *folder, const Model
     if (missing == 0) return OK;
     if (strcmp(first, "lm_head.weight") == 0)
         FAIL("%s: lm_head.weight is missing, and config.json does not set tie_word_embeddings", folder);
-    FAIL("%s: %s is missing (and %lld more); check num_hidden_layers and model_type in config.json", folder, first,
-         (long long)(missing - 1));
+    char others[40] = "";
+    if (missing > 1) (void)snprintf(others, sizeof others, " (and %lld more)", (long long)(missing - 1));
+    FAIL("%s: %s is missing%s; check num_hidden_layers and model_type in config.json", folder, first, others);
 }
 
 Status weights_check(const TensorFiles *files, const char *folder, const ModelConfig *config, const WeightOptions *options,

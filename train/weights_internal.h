@@ -80,7 +80,7 @@ Status bnb4_read(const TensorFiles *files, WeightEntry *entry, int drop_cache, E
 Status bnb8_find(WeightCheck *check, const char *name, WeightEntry *entry, int *found, Error *err);
 
 /* Staging: the reader thread fills STAGE_COUNT buffers of at most STAGE_BYTES (or one row) in turn. */
-#define STAGE_BYTES ((size_t)8 << 20)
+#define STAGE_BYTES ((size_t)2 << 20)
 #define STAGE_COUNT 3
 int64_t stage_rows(const WeightEntry *entry, DType file_dtype);
 size_t stage_bytes(const WeightEntry *entry, DType file_dtype);
