@@ -95,14 +95,15 @@ Status batch_stream_total(const BatchStream *stream, double epochs, int64_t *tot
                         .seed = stream->seed,
                         .shuffle = stream->shuffle};
     *total = 0;
-    for (int64_t epoch = 0; epochs > 0.0; epoch++, epochs -= 1.0) {
+    for (int64_t epoch = 0; (double)epoch < epochs; epoch++) {
         Status status = open_epoch(&walk, epoch, err);
         if (status != OK) {
             batch_stream_close(&walk);
             return status;
         }
         int64_t count = pack_count(walk.plan);
-        *total += epochs >= 1.0 ? count : (int64_t)(epochs * (double)count);
+        double share = epochs - (double)epoch; /* of this epoch */
+        *total += share >= 1.0 ? count : (int64_t)(share * (double)count);
     }
     batch_stream_close(&walk);
     if (*total < 1) *total = 1;
