@@ -71,7 +71,7 @@ static Status open_engine(StepBench *b, const char *folder, Error *err) {
     b->recompute = strcmp(config->train.recompute, "layers") == 0 ? RECOMPUTE_LAYERS : RECOMPUTE_NONE;
     int64_t tokens = b->options->tokens;
     TRY(engine_tape(&b->engine, TAPE_TRAIN, b->recompute, tokens, tokens, 0, &b->tape, err));
-    return engine_reserve(&b->engine, &b->tape, 1, tokens, err);
+    return engine_reserve(&b->engine, &b->tape, 1, tokens, tokens, err);
 }
 
 /* Sequences of one length, the last one shorter where they do not fill the micro-batch; every token but the first is trained. */

@@ -120,7 +120,7 @@ static Status run_loss(Evaluation *e, Error *err) {
     e->rows = needed > usual ? needed : usual;
     TRY(model_options_open(&e->engine, &o->model, e->folder, &e->model, 0, err));
     TRY(engine_tape(&e->engine, TAPE_EVAL, RECOMPUTE_NONE, e->rows, e->rows, 0, &e->tape, err));
-    TRY(engine_reserve(&e->engine, &e->tape, 1, e->rows, err));
+    TRY(engine_reserve(&e->engine, &e->tape, 1, e->rows, needed, err));
     TRY(take_buffer(e, err));
     if (e->window > 0)
         return perplexity_sliding(&e->engine, e->tape, &e->data, e->window, e->stride, e->rows, &e->buffer, &e->result, err);
@@ -136,7 +136,7 @@ static Status open_generator(Evaluation *e, int64_t capacity, int64_t logit_rows
     TRY(model_options_open(&e->engine, &o->model, e->folder, &e->model, cache, err));
     TRY(generator_create(&e->generator, &e->engine, capacity, chunk, logit_rows, err));
     Tape *tape = generator_tape(e->generator);
-    return engine_reserve(&e->engine, &tape, 1, capacity, err);
+    return engine_reserve(&e->engine, &tape, 1, capacity, capacity, err);
 }
 
 static Status run_exact_match(Evaluation *e, Error *err) {

@@ -243,7 +243,7 @@ static Status open_generation(Generation *s, const Options *o, const char *folde
     TRY(model_options_open(&s->engine, &o->model, folder, &s->model, cache, err));
     TRY(generator_create(&s->generator, &s->engine, s->capacity, chunk, 1, err));
     Tape *tape = generator_tape(s->generator);
-    TRY(engine_reserve(&s->engine, &tape, 1, s->capacity, err));
+    TRY(engine_reserve(&s->engine, &tape, 1, s->capacity, s->capacity, err));
     s->answer.ids = memory_alloc((size_t)(s->capacity + 1) * sizeof *s->answer.ids);
     s->answer.show = !o->json;
     s->answer.err = err;

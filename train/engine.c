@@ -193,7 +193,7 @@ Status engine_tape(Engine *engine, TapeMode mode, Recompute recompute, int64_t r
     return model_record(tape, &shape, &options, err);
 }
 
-Status engine_reserve(Engine *engine, Tape *const *tapes, int count, int64_t positions, Error *err) {
+Status engine_reserve(Engine *engine, Tape *const *tapes, int count, int64_t positions, int64_t longest, Error *err) {
     size_t bytes = 0;
     for (int i = 0; i < count; i++) {
         TapePlan plan;
@@ -202,7 +202,7 @@ Status engine_reserve(Engine *engine, Tape *const *tapes, int count, int64_t pos
         if (plan.arena > bytes) bytes = plan.arena;
     }
     TRY(arena_create(&engine->arena, "activations", bytes, err));
-    return rope_memory_create(&engine->rope, &engine->model, positions, positions, err);
+    return rope_memory_create(&engine->rope, &engine->model, positions, longest, err);
 }
 
 TapeRun engine_run(const Engine *engine, const Batch *batch) {

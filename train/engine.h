@@ -55,8 +55,9 @@ ModelShape engine_shape(const Engine *engine);
 /* Records a tape of the engine's model. */
 Status engine_tape(Engine *engine, TapeMode mode, Recompute recompute, int64_t rows, int64_t supervised, int64_t cache_rows,
                    Tape **tape, Error *err);
-/* After the tapes are recorded: the arena of the largest, and the RoPE table for `positions` positions. */
-Status engine_reserve(Engine *engine, Tape *const *tapes, int count, int64_t positions, Error *err);
+/* After the tapes are recorded: the arena of the largest, and the RoPE table for `positions` positions, scaled for sequences of
+ * up to `longest` tokens. */
+Status engine_reserve(Engine *engine, Tape *const *tapes, int count, int64_t positions, int64_t longest, Error *err);
 /* The common part of a TapeRun. */
 TapeRun engine_run(const Engine *engine, const Batch *batch);
 

@@ -151,7 +151,7 @@ static Status open_tapes(Trainer *trainer, Error *err) {
                              err));
         tapes[2] = generator_tape(trainer->generator);
     }
-    return engine_reserve(engine, tapes, 3, window, err);
+    return engine_reserve(engine, tapes, 3, window, trainer->plan.max_length, err);
 }
 
 /* ---- the whole -------------------------------------------------------------------------------------------------------------- */

@@ -116,7 +116,7 @@ static void add_logits(Trainer *trainer, const Dataset *data, Tensors *out) {
     arena_free(&engine->arena);
     rope_memory_free(&engine->rope);
     Tape *tape = generator_tape(generator);
-    check(engine_reserve(engine, &tape, 1, data->longest, &error));
+    check(engine_reserve(engine, &tape, 1, data->longest, data->longest, &error));
     for (int64_t s = 0; s < data->count; s++) {
         int64_t begin = data->start[s], count = data->start[s + 1] - begin;
         float *logits = tensor_new(out, memory_format("logits.%lld", (long long)s), count, engine->model.vocab);

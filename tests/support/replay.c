@@ -149,9 +149,7 @@ Status replay_open(Trainer *trainer, const ReplayOptions *options, const ReplayD
     if (!options->frozen) TRY(engine_tape(engine, TAPE_TRAIN, recompute, rows, rows, 0, &trainer->train_tape, err));
     TRY(engine_tape(engine, TAPE_EVAL, RECOMPUTE_NONE, rows, rows, 0, &trainer->eval_tape, err));
     Tape *tapes[] = {trainer->train_tape, trainer->eval_tape};
-    TRY(engine_reserve(engine, tapes, 2, rows, err));
-    rope_memory_free(&engine->rope); /* a table as long, whose scaling knows the longest sequence */
-    TRY(rope_memory_create(&engine->rope, &engine->model, rows, data->data.longest, err));
+    TRY(engine_reserve(engine, tapes, 2, rows, data->data.longest, err));
     TRY(arena_create(&trainer->buffers, "batches", batch_buffer_bytes(rows), err));
     TRY(batch_buffer_take(&trainer->batch, &trainer->buffers, rows, err));
     trainer->train_data = data->data;

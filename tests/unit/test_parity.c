@@ -91,7 +91,7 @@ static void check_logits(const char *name, const char *variant) {
     arena_free(&engine->arena);
     rope_memory_free(&engine->rope);
     Tape *tape = generator_tape(generator);
-    assert_ok(engine_reserve(engine, &tape, 1, c.data.data.longest, &error), &error);
+    assert_ok(engine_reserve(engine, &tape, 1, c.data.data.longest, c.data.data.longest, &error), &error);
     for (int64_t s = 0; s < c.data.data.count; s++) {
         int64_t begin = c.data.data.start[s], count = c.data.data.start[s + 1] - begin, numbers = count * engine->model.vocab;
         char tensor[32];
