@@ -9,6 +9,21 @@
 #include "core/memory.h"
 #include "data/tokenizer_internal.h"
 
+/* Unicode's White_Space, and Alphabetic with marks, decimal digits and connectors (Ruby's \w), as members of a class, in categories:
+ * PCRE2 knows these properties by name from 10.40 on only. Each ends in a range, so that a '-' after it stands for itself. */
+#define SPACES "\\p{Z}\\x{85}\\x{09}-\\x{0D}"
+#define NO_SPACES \
+    "\\p{L}\\p{M}\\p{N}\\p{P}\\p{S}\\p{Cf}\\p{Cn}\\p{Co}\\p{Cs}\\x{00}-\\x{08}\\x{0E}-\\x{1F}\\x{7F}-\\x{84}\\x{86}-\\x{9F}"
+#define WORD \
+    "\\p{L}\\p{Nl}\\p{M}\\p{Nd}\\p{Pc}\\x{24B6}-\\x{24E9}\\x{1F130}-\\x{1F149}\\x{1F150}-\\x{1F169}\\x{1F170}-\\x{1F189}"
+
+/* Before 10.40 a script's bare name did not bring its extensions, and there was no prefix. */
+#if PCRE2_MAJOR > 10 || PCRE2_MINOR >= 40
+#define SCRIPT "sc:"
+#else
+#define SCRIPT ""
+#endif
+
 typedef struct Translation {
     const char *regex, *at, *what;
     Text out;
@@ -28,7 +43,7 @@ static Status translate_property(Translation *t, Error *err) {
     int negated = *name == '^';
     size_t length = (size_t)(close - name) - (size_t)negated;
     int script = length > 2 && !(length == 3 && strncmp(name + negated, "Any", 3) == 0);
-    text_addf(&t->out, "\\%c{%s%s%.*s}", letter, negated ? "^" : "", script ? "sc:" : "", (int)length, name + negated);
+    text_addf(&t->out, "\\%c{%s%s%.*s}", letter, negated ? "^" : "", script ? SCRIPT : "", (int)length, name + negated);
     t->at = close + 1;
     return OK;
 }
@@ -38,14 +53,12 @@ static Status translate_escape(Translation *t, Error *err) {
     switch (c) {
         case 'p':
         case 'P': return translate_property(t, err);
-        case 's': text_adds(&t->out, "\\p{White_Space}"); break;
-        case 'S': text_adds(&t->out, "\\P{White_Space}"); break;
-        case 'w':
-            text_adds(&t->out, t->in_class ? "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}" : "[\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}]");
-            break;
+        case 's': text_adds(&t->out, t->in_class ? SPACES : "[" SPACES "]"); break;
+        case 'S': text_adds(&t->out, t->in_class ? NO_SPACES : "[^" SPACES "]"); break;
+        case 'w': text_adds(&t->out, t->in_class ? WORD : "[" WORD "]"); break;
         case 'W':
             if (t->in_class) return refuse(t, "\\W inside of brackets", err);
-            text_adds(&t->out, "[^\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}]");
+            text_adds(&t->out, "[^" WORD "]");
             break;
         case 'v': text_adds(&t->out, "\\x0B"); break;
         default:

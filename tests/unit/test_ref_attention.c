@@ -154,7 +154,8 @@ static void check_cached(DType act, int64_t window) {
     KvLayer cache = {scope_nan(&c.scope, act, ROWS * K), scope_nan(&c.scope, act, ROWS * K)};
     for (int64_t past = 0, rows = 0; past < TOKENS; past += rows) {
         rows = past == 0 ? 3 : past == 3 ? 2 : 1;
-        Batch part = {.tokens = rows, .sequences = 1, .starts = (int64_t[]){0, rows}};
+        int64_t starts[2] = {0, rows};
+        Batch part = {.tokens = rows, .sequences = 1, .starts = starts};
         char *o = scope_nan(&c.scope, act, rows * Q);
         assert_ok(c.backend.attention_cached(&c.exec, &c.shape, &part, (char *)c.q + (size_t)(past * Q) * size,
                                              (char *)c.k + (size_t)(past * K) * size, (char *)c.v + (size_t)(past * K) * size,
@@ -229,7 +230,8 @@ static void test_refusals(void **state) {
     bad.head_dim = 5;
     assert_refused(c.backend.attention_plan(&c.exec.config, &bad, &plan, &err), &err, "even");
     KvLayer cache = {c.k, c.v};
-    Batch one = {.tokens = 1, .sequences = 1, .starts = (int64_t[]){0, 1}};
+    int64_t starts[2] = {0, 1};
+    Batch one = {.tokens = 1, .sequences = 1, .starts = starts};
     assert_refused(c.backend.attention_cached(&c.exec, &c.shape, &one, c.q, c.k, c.v, &cache, ROWS, c.o, NULL, &err), &err,
                    "cache");
     c.batch.starts = (int64_t[]){0, 1, 1, 10, TOKENS};

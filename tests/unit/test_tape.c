@@ -73,7 +73,8 @@ static Tape *start(TapeMode mode, Backend *backend) {
 }
 
 static TapeLinear plain_linear(int derived) {
-    return (TapeLinear){.spec = {.out = HIDDEN, .format = WEIGHT_F32}, .weight = {W_LINEAR, derived, -1}, .bias = WEIGHT_NONE};
+    WeightRef weight = {W_LINEAR, derived, -1};
+    return (TapeLinear){.spec = {.out = HIDDEN, .format = WEIGHT_F32}, .weight = weight, .bias = WEIGHT_NONE};
 }
 
 static Tape *small_tape(int derived) {
