@@ -70,9 +70,9 @@ typedef struct WeightBytes {
 Status weights_plan(const ModelConfig *config, const WeightOptions *options, DType file_dtype, WeightBytes *bytes, Error *err);
 
 typedef struct ModelWeights ModelWeights;
-/* quantizer: the backend whose quantize_4bit and dequantize are used. Logs what a reader should know (an INT8 folder was
+/* backend: its quantize_4bit and dequantize are used. Logs what a reader should know (an INT8 folder was
  * dequantized; a pre-quantized folder overrides the config's type). */
-Status weights_load(ModelWeights **weights, const char *folder, const ModelConfig *config, const WeightOptions *options,
+Status weights_load(ModelWeights **out, const char *folder, const ModelConfig *config, const WeightOptions *options,
                     const Backend *backend, Pool *pool, Error *err);
 void weights_free(ModelWeights *weights); /* NULL is fine */
 /* The frozen weight as it lies in memory; valid as long as the weights. rows 0 when the model has none. */
