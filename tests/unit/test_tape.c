@@ -73,8 +73,9 @@ static Tape *start(TapeMode mode, Backend *backend) {
 }
 
 static TapeLinear plain_linear(int derived) {
-    WeightRef weight = {W_LINEAR, derived, -1};
-    return (TapeLinear){.spec = {.out = HIDDEN, .format = WEIGHT_F32}, .weight = weight, .bias = WEIGHT_NONE};
+    TapeLinear linear = {.spec = {.out = HIDDEN, .format = WEIGHT_F32}, .weight = {W_LINEAR, derived, -1}};
+    linear.bias = WEIGHT_NONE;
+    return linear;
 }
 
 static Tape *small_tape(int derived) {
