@@ -179,8 +179,8 @@ format-check:
 # tidy_files FILES, FLAGS
 tidy_files = printf '%s\n' $(1) | xargs -P $(JOBS) -n 4 sh -c 'exec clang-tidy --quiet "$$@" -- $(filter-out -MMD -MP -Werror,$(CFLAGS_ALL)) $(2)' tidy
 tidy:
-	$(call tidy_files,$(filter-out $(SIMD_SOURCES),$(filter %.c,$(SOURCE_FILES))))
-	$(foreach isa,$(SIMD_ISAS),$(call tidy_files,$(SIMD_SOURCES),$(SIMD_FLAGS_$(isa))) &&) true
+	@$(call tidy_files,$(filter-out $(SIMD_SOURCES),$(filter %.c,$(SOURCE_FILES))))
+	@$(foreach isa,$(SIMD_ISAS),$(call tidy_files,$(SIMD_SOURCES),$(SIMD_FLAGS_$(isa))) &&) true
 
 .PHONY: help
 help:
