@@ -272,9 +272,9 @@ typedef struct Backend {
     } variant;
 } Backend;
 
-/* Supervised rows a chunk of the head's logits has, so that a chunk stays about 16 MiB. */
+/* Supervised rows a chunk of the head's logits has, so that a chunk stays about 32 MiB. */
 static inline int64_t head_chunk_rows(int64_t vocab) {
-    int64_t rows = (int64_t)4194304 / (vocab > 0 ? vocab : 1);
+    int64_t rows = (int64_t)8388608 / (vocab > 0 ? vocab : 1);
     return rows < 16 ? 16 : rows > 1024 ? 1024 : rows;
 }
 
