@@ -5,25 +5,14 @@
 #include "core/memory.h"
 #include "core/text.h"
 #include "tests/support/model_folder.h"
+#include "tests/support/scratch.h"
 #include "tests/unit/test_core.h"
 #include "train/adapter.h"
 
-static char folder[] = "/tmp/nibble-adapter-XXXXXX";
 static ModelConfig model;
 
-static char *in_folder(const char *name) {
-    return path_join(folder, name);
-}
-
-static void write_bytes(const char *name, const char *bytes, size_t length) {
-    char *path = in_folder(name);
-    Error err = {0};
-    assert_int_equal(file_write_atomic(path, bytes, length, &err), OK);
-    memory_free(path);
-}
-
 static char *read_bytes(const char *name, size_t *length) {
-    char *path = in_folder(name), *bytes;
+    char *path = scratch_path(name), *bytes;
     Error err = {0};
     assert_int_equal(file_read(path, (size_t)1 << 24, &bytes, length, &err), OK);
     memory_free(path);
@@ -37,8 +26,8 @@ static void write_good(void) {
     Adapter adapter = {0};
     ParamSet params = {0};
     Error err = {0};
-    write_bytes("config.json", text, sizeof text - 1);
-    char *path = in_folder("config.json"), *good = in_folder("good");
+    scratch_write("config.json", text, sizeof text - 1);
+    char *path = scratch_path("config.json"), *good = scratch_path("good");
     assert_int_equal(config_load(&config, path, NULL, 0, &err), OK);
     assert_int_equal(adapter_create(&adapter, &params, &config, &model, &err), OK);
     float *values = memory_calloc((size_t)params.elements, sizeof *values);
@@ -57,22 +46,17 @@ static int prepare(void **state) {
     (void)state;
     static const char text[] = TINY_CONFIG("llama", "");
     Error err = {0};
-    if (mkdtemp(folder) == NULL) return -1;
+    if (scratch_make(state) != 0) return -1;
     if (model_config_parse("config.json", text, sizeof text - 1, &model, &err) != OK) return -1;
     write_good();
     return 0;
-}
-
-static int clean(void **state) {
-    (void)state;
-    return (int)folder_remove(folder, NULL);
 }
 
 /* Structure and values of FOLDER/name, as generate and eval read them. */
 static Status read_adapter(const char *name, const ModelConfig *base, Error *err) {
     Adapter adapter = {0};
     ParamSet params = {0};
-    char *path = in_folder(name);
+    char *path = scratch_path(name);
     Status status = adapter_read(&adapter, &params, path, base, err);
     if (status == OK) {
         float *values = memory_calloc((size_t)params.elements, sizeof *values);
@@ -95,7 +79,7 @@ static void the_good_one_is_read(void **state) {
 static void make_bad(const char *file, const char *from, const char *to) {
     static const char *const names[] = {"adapter_config.json", "adapter_model.safetensors"};
     Error err = {0};
-    char *bad = in_folder("bad");
+    char *bad = scratch_path("bad");
     assert_int_equal(folder_remove(bad, &err), OK);
     assert_int_equal(folder_create(bad, &err), OK);
     for (int i = 0; i < 2; i++) {
@@ -111,10 +95,10 @@ static void make_bad(const char *file, const char *from, const char *to) {
             text_add(&text, bytes, at);
             text_adds(&text, to);
             text_add(&text, bytes + at + count, length - at - count);
-            write_bytes(target, text.data, text.length);
+            scratch_write(target, text.data, text.length);
             text_free(&text);
         } else {
-            write_bytes(target, bytes, length);
+            scratch_write(target, bytes, length);
         }
         memory_free(bytes);
         memory_free(source);
@@ -128,7 +112,7 @@ static void assert_refused(const char *what, const ModelConfig *base, const char
     Status status = read_adapter("bad", base, &err);
     if (status != ERR_FAILED || strstr(err.text, message) == NULL)
         fail_msg("%s: want status 1 and \"%s\", got %d: %s", what, message, (int)status, err.text);
-    assert_non_null(strstr(err.text, folder)); /* which adapter */
+    assert_non_null(strstr(err.text, scratch_folder())); /* which adapter */
 }
 
 #define CONFIG "adapter_config.json"
@@ -191,7 +175,7 @@ static void truncated_files_are_refused(void **state) {
         size_t stride = length / 97 + 1, kept = f == 0 ? 3 : 1; /* the last brace and line end of a text may be one of two */
         make_bad(CONFIG, "{", "{");
         for (size_t cut = 0; cut + kept <= length; cut += stride) {
-            write_bytes(target, bytes, cut);
+            scratch_write(target, bytes, cut);
             assert_refused("a truncated file", &model, names[f] == NULL ? "" : "adapter");
         }
         memory_free(bytes);
@@ -205,7 +189,7 @@ static void missing_files_are_refused(void **state) {
     static const char *const names[] = {"bad/" CONFIG, "bad/" MODEL};
     for (int f = 0; f < 2; f++) {
         make_bad(CONFIG, "{", "{");
-        char *path = in_folder(names[f]);
+        char *path = scratch_path(names[f]);
         assert_int_equal(unlink(path), 0);
         assert_refused(names[f], &model, "adapter");
         memory_free(path);
@@ -221,7 +205,7 @@ static void numbers_that_are_not_finite_are_refused(void **state) {
         size_t length;
         char *bytes = read_bytes("bad/" MODEL, &length);
         memcpy(bytes + length - 4, &patterns[p], 4);
-        write_bytes("bad/" MODEL, bytes, length);
+        scratch_write("bad/" MODEL, bytes, length);
         assert_refused("a number that is not finite", &model, "NaN or Inf");
         memory_free(bytes);
     }
@@ -238,7 +222,7 @@ static void flipped_bits_do_no_harm(void **state) {
     for (size_t at = 0; at < 8 + header; at++) {
         char flipped = (char)(1 << at % 8);
         bytes[at] ^= flipped;
-        write_bytes("bad/" MODEL, bytes, length);
+        scratch_write("bad/" MODEL, bytes, length);
         Error err = {0};
         Status status = read_adapter("bad", &model, &err);
         assert_true(status == OK || (status == ERR_FAILED && err.text[0] != 0));
@@ -280,5 +264,5 @@ int main(void) {
                                        cmocka_unit_test(numbers_that_are_not_finite_are_refused),
                                        cmocka_unit_test(flipped_bits_do_no_harm),
                                        cmocka_unit_test(adapters_of_other_models_are_refused)};
-    return cmocka_run_group_tests(tests, prepare, clean);
+    return cmocka_run_group_tests(tests, prepare, scratch_remove);
 }

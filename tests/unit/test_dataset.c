@@ -354,5 +354,5 @@ int main(void) {
                                        cmocka_unit_test(test_text),
                                        cmocka_unit_test(test_long_text_is_split),
                                        cmocka_unit_test(test_truncation)};
-    return cmocka_run_group_tests(tests, make_folder, remove_folder);
+    return cmocka_run_group_tests(tests, scratch_make, scratch_remove);
 }

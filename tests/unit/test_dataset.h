@@ -18,6 +18,7 @@
 #include "core/text.h"
 #include "data/dataset.h"
 #include "data/json.h"
+#include "tests/support/scratch.h"
 
 /* 256 bytes (id = byte), two merges, then added tokens; "<tool>" is not special. */
 enum { ID_HI = 256, ID_BC, ID_BOS, ID_EOS, ID_START, ID_END, ID_TOOL, ID_COUNT };
@@ -26,21 +27,6 @@ static const char *const id_spelling[] = {"Hi", "bc", "<s>", "</s>", "<|im_start
 #define CHATML                                                                                                              \
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}" \
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-
-static char folder[64];
-
-static char *in_folder(const char *name) {
-    return path_join(folder, name);
-}
-
-static void write_file(const char *name, const char *bytes, size_t length) {
-    char *path = in_folder(name);
-    FILE *file = fopen(path, "wb");
-    assert_non_null(file);
-    assert_int_equal(fwrite(bytes, 1, length, file), length);
-    assert_int_equal(fclose(file), 0);
-    memory_free(path);
-}
 
 /* GPT-2's stand-in character for a byte. */
 static uint32_t stand_in(unsigned byte) {
@@ -86,11 +72,11 @@ static Tokenizer *make_tokenizer(int adds_bos, const char *chat_template) {
         text_add_json_string(&config, chat_template, strlen(chat_template));
     }
     text_adds(&config, "}");
-    write_file("tokenizer.json", json.data, json.length);
-    write_file("tokenizer_config.json", config.data, config.length);
+    scratch_write("tokenizer.json", json.data, json.length);
+    scratch_write("tokenizer_config.json", config.data, config.length);
     Tokenizer *tokenizer = NULL;
     Error error = {0};
-    if (tokenizer_open(&tokenizer, folder, &error) != OK) fail_msg("%s", error.text);
+    if (tokenizer_open(&tokenizer, scratch_folder(), &error) != OK) fail_msg("%s", error.text);
     text_free(&json);
     text_free(&config);
     return tokenizer;
@@ -98,8 +84,8 @@ static Tokenizer *make_tokenizer(int adds_bos, const char *chat_template) {
 
 /* Writes `text` as file `name` and reads it; options->path is set here. */
 static Status read_text(const char *name, const char *text, DatasetOptions options, Dataset *out, Error *error) {
-    write_file(name, text, strlen(text));
-    char *path = in_folder(name);
+    scratch_write(name, text, strlen(text));
+    char *path = scratch_path(name);
     options.path = path;
     Status status = dataset_read(&options, out, error);
     memory_free(path);
@@ -146,17 +132,6 @@ static void check_spelled(const Dataset *d, int64_t i, const char *all, const ch
     assert_string_equal(targets, trained);
     memory_free(whole);
     memory_free(targets);
-}
-
-static int make_folder(void **state) {
-    (void)state;
-    snprintf(folder, sizeof folder, "/tmp/nibble-test-XXXXXX");
-    return mkdtemp(folder) == NULL;
-}
-
-static int remove_folder(void **state) {
-    (void)state;
-    return folder_remove(folder, NULL) != OK;
 }
 
 #endif

@@ -339,5 +339,5 @@ int main(void) {
                                        cmocka_unit_test(test_malformed_files), cmocka_unit_test(test_templates_are_chosen),
                                        cmocka_unit_test(test_threads_agree),   cmocka_unit_test(test_split),
                                        cmocka_unit_test(test_real_data)};
-    return cmocka_run_group_tests(tests, make_folder, remove_folder);
+    return cmocka_run_group_tests(tests, scratch_make, scratch_remove);
 }

@@ -1,4 +1,5 @@
 /* What a run shows and leaves: lines, metrics.jsonl, TensorBoard events; before and after a resume. */
+#include "tests/support/scratch.h"
 #include "tests/unit/test_reporter.h"
 
 #include <dirent.h>
@@ -8,10 +9,8 @@
 #include "train/reporter_line.h"
 #include "train/tensorboard.h"
 
-static char root[] = "/tmp/nibble-test-reporter-XXXXXX";
-
 static char *in_root(const char *run, const char *name) {
-    return memory_format("%s/%s/%s", root, run, name);
+    return memory_format("%s/%s/%s", scratch_folder(), run, name);
 }
 
 static char *read_all(const char *run, const char *name, size_t *length) {
@@ -56,7 +55,7 @@ static void the_line_fits(void **state) {
 /* Runs `steps` steps with stderr at fd, and puts it back. */
 static void run_into(int fd, const char *run, int64_t steps) {
     Error err;
-    char *path = memory_format("%s/%s", root, run);
+    char *path = memory_format("%s/%s", scratch_folder(), run);
     ReporterFacts facts = example_facts();
     Reporter *reporter;
     fflush(stderr);
@@ -87,7 +86,7 @@ static int count_of(const char *text, const char *part) {
 
 static void plain_lines_are_few(void **state) {
     (void)state;
-    char *path = memory_format("%s/plain", root);
+    char *path = memory_format("%s/plain", scratch_folder());
     int fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     memory_free(path);
     assert_true(fd >= 0);
@@ -215,7 +214,7 @@ static void malformed_lines_are_refused(void **state) {
 /* Steps first..last with an evaluation every 25 of them. */
 static void run_part(const char *run, int64_t resume, int64_t first, int64_t last, int close_it) {
     Error err;
-    char *path = memory_format("%s/%s", root, run);
+    char *path = memory_format("%s/%s", scratch_folder(), run);
     ReporterFacts facts = example_facts();
     Reporter *reporter;
     assert_ok(folder_create(path, &err), &err);
@@ -267,7 +266,7 @@ static void count_visit(void *context, const MetricsRecord *record) {
 static void endless_lines_are_dropped(void **state) {
     (void)state;
     Error err;
-    char *path = memory_format("%s/long.jsonl", root);
+    char *path = memory_format("%s/long.jsonl", scratch_folder());
     Text text = {0};
     text_adds(&text, "{\"kind\":\"event\",\"step\":1,\"text\":\"kept\"}\n{\"kind\":\"event\",\"step\":1,\"text\":\"");
     size_t begin = text.length;
@@ -319,7 +318,7 @@ static void events_have_their_exact_bytes(void **state) {
 }
 
 static char *event_file(const char *run) {
-    char *path = memory_format("%s/%s", root, run), *found = NULL;
+    char *path = memory_format("%s/%s", scratch_folder(), run), *found = NULL;
     DIR *folder = opendir(path);
     assert_non_null(folder);
     for (struct dirent *entry; found == NULL && (entry = readdir(folder)) != NULL;)
@@ -363,17 +362,6 @@ static void a_folder_that_is_not_there_is_an_error(void **state) {
     assert_null(reporter);
 }
 
-static int setup(void **state) {
-    (void)state;
-    return mkdtemp(root) == NULL;
-}
-
-static int teardown(void **state) {
-    (void)state;
-    Error err;
-    return (int)folder_remove(root, &err);
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_line_fits),
@@ -387,5 +375,5 @@ int main(void) {
         cmocka_unit_test(event_files_are_framed),
         cmocka_unit_test(a_folder_that_is_not_there_is_an_error),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, scratch_make, scratch_remove);
 }

@@ -16,34 +16,7 @@
 #include "core/memory.h"
 #include "core/text.h"
 #include "data/safetensors.h"
-
-static char folder[64];
-
-static int make_folder(void **state) {
-    (void)state;
-    (void)snprintf(folder, sizeof folder, "/tmp/nibble-safetensors-XXXXXX");
-    return mkdtemp(folder) == NULL;
-}
-
-static int remove_folder(void **state) {
-    (void)state;
-    Error err = {0};
-    return folder_remove(folder, &err) != OK;
-}
-
-/* A path inside the test's folder; the caller frees it. */
-static char *in_folder(const char *name) {
-    return path_join(folder, name);
-}
-
-static void write_raw(const char *name, const void *bytes, size_t length) {
-    char *path = in_folder(name);
-    FILE *file = fopen(path, "wb");
-    assert_non_null(file);
-    assert_int_equal(fwrite(bytes, 1, length, file), length);
-    assert_int_equal(fclose(file), 0);
-    memory_free(path);
-}
+#include "tests/support/scratch.h"
 
 /* The header's length, the header, `data_bytes` bytes that count up. */
 static void write_tensors(const char *name, const char *header, size_t data_bytes) {
@@ -54,7 +27,7 @@ static void write_tensors(const char *name, const char *header, size_t data_byte
     memcpy(bytes + 8, header, length);
     for (size_t i = 0; i < data_bytes; i++)
         bytes[8 + length + i] = (unsigned char)i;
-    write_raw(name, bytes, 8 + length + data_bytes);
+    scratch_write(name, bytes, 8 + length + data_bytes);
     memory_free(bytes);
 }
 
@@ -132,7 +105,7 @@ static const struct {
 
 static void test_hostile_headers(void **state) {
     (void)state;
-    char *path = in_folder("bad.safetensors");
+    char *path = scratch_path("bad.safetensors");
     for (size_t i = 0; i < sizeof hostile / sizeof *hostile; i++) {
         write_tensors("bad.safetensors", hostile[i].header, hostile[i].data);
         expect_refused(path, "bad.safetensors");
@@ -157,9 +130,9 @@ static void test_hostile_lengths(void **state) {
         {{0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, '{', '}'}, 10, "header length|got 18446744073709551615"},
         {{0xF8, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x7F, '{', '}'}, 10, "header length"},
     };
-    char *path = in_folder("short.safetensors");
+    char *path = scratch_path("short.safetensors");
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        write_raw("short.safetensors", cases[i].bytes, cases[i].length);
+        scratch_write("short.safetensors", cases[i].bytes, cases[i].length);
         expect_refused(path, cases[i].words);
     }
     memory_free(path);
@@ -173,7 +146,7 @@ static void test_long_name_and_many_names(void **state) {
         text_adds(&text, "n");
     text_adds(&text, "\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}");
     write_tensors("long.safetensors", text.data, 1);
-    char *path = in_folder("long.safetensors");
+    char *path = scratch_path("long.safetensors");
     expect_refused(path, "at most 1024 bytes, got 1025");
     text_clear(&text);
     for (int i = 0; i < 5000; i++)
@@ -211,7 +184,7 @@ static void test_accepts_odd_but_legal(void **state) {
         "\"e\":{\"dtype\":\"F64\",\"shape\":[3,0],\"data_offsets\":[1,1]},"
         "\"by\\u0074e\":{\"dtype\":\"U8\",\"shape\":[1,1],\"data_offsets\":[0,1]}}  ";
     write_tensors("odd.safetensors", header, 5);
-    char *path = in_folder("odd.safetensors");
+    char *path = scratch_path("odd.safetensors");
     TensorFiles *files = NULL;
     Error err = {0};
     if (tensors_open(&files, path, NULL, &err) != OK) fail_msg("%s", err.text);
@@ -265,15 +238,15 @@ static void test_hostile_index(void **state) {
         {"{\"weight_map\":{\"a\":\"one.safetensors\"}}]", "want nothing after"},
     };
     Error err = {0};
-    char *model = in_folder("sharded"), *index = in_folder("sharded/model.safetensors.index.json");
+    char *model = scratch_path("sharded"), *index = scratch_path("sharded/model.safetensors.index.json");
     assert_int_equal(folder_create(model, &err), OK);
     expect_refused(model, "neither");
     write_tensors("sharded/one.safetensors", "{" T_A "}", 8);
     write_tensors("sharded/again.safetensors", "{" T_A "}", 8);
     write_tensors("sharded/two.safetensors", "{\"c\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 8);
-    write_raw("sharded/bad.safetensors", "", 0);
+    scratch_write("sharded/bad.safetensors", "", 0);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        write_raw("sharded/model.safetensors.index.json", cases[i].index, strlen(cases[i].index));
+        scratch_write("sharded/model.safetensors.index.json", cases[i].index, strlen(cases[i].index));
         expect_refused(model, cases[i].words);
     }
     memory_free(model);
@@ -282,7 +255,7 @@ static void test_hostile_index(void **state) {
 
 static void test_missing_path_is_named(void **state) {
     (void)state;
-    char *path = in_folder("nowhere.safetensors");
+    char *path = scratch_path("nowhere.safetensors");
     expect_refused(path, "nowhere.safetensors");
     memory_free(path);
 }
@@ -343,7 +316,7 @@ static void test_write_one_file(void **state) {
     static const char *const metadata[] = {"who", "a \"test\"\n", NULL};
     Source source = {.pieces = 3};
     Error err = {0};
-    char *path = in_folder("out.safetensors");
+    char *path = scratch_path("out.safetensors");
     if (tensors_write(path, specs, SPECS, metadata, produce, &source, &err) != OK) fail_msg("%s", err.text);
     assert_string_equal(source.order, "sefabu"); /* I64, F32 by name, BF16 by name, U8 */
     char *bytes = NULL;
@@ -368,7 +341,7 @@ static void test_failed_write_leaves_nothing(void **state) {
     static const TensorSpec named[] = {{"__metadata__", DTYPE_U8, 1, {1}}};
     static const char *const format[] = {"format", "tf", NULL};
     Error err = {0};
-    char *path = in_folder("never.safetensors");
+    char *path = scratch_path("never.safetensors");
     for (int extra = -1; extra <= 1; extra += 2) {
         Source source = {.pieces = 2, .extra = extra};
         assert_int_equal(tensors_write(path, specs, SPECS, NULL, produce, &source, &err), ERR_FAILED);
@@ -390,7 +363,7 @@ static void test_write_sharded(void **state) {
     (void)state;
     Source source = {.pieces = 1};
     Error err = {0};
-    char *model = in_folder("written"), *index = in_folder("written/model.safetensors.index.json");
+    char *model = scratch_path("written"), *index = scratch_path("written/model.safetensors.index.json");
     assert_int_equal(folder_create(model, &err), OK);
     /* Bytes in order: b 30, a 14, u 5, f 32, s 8, e 0. Limit 20: b alone, a + u, f alone, s + e. The index numbers them. */
     if (tensors_write_sharded(model, NULL, 20, specs, SPECS, produce, &source, &err) != OK) fail_msg("%s", err.text);
@@ -421,7 +394,7 @@ static void test_one_shard_needs_no_index(void **state) {
     (void)state;
     Source source = {.pieces = 1};
     Error err = {0};
-    char *model = in_folder("single"), *index = in_folder("single/adapter_model.safetensors.index.json");
+    char *model = scratch_path("single"), *index = scratch_path("single/adapter_model.safetensors.index.json");
     assert_int_equal(folder_create(model, &err), OK);
     assert_int_equal(tensors_write_sharded(model, "adapter_model", 89, specs, SPECS, produce, &source, &err), OK);
     assert_false(file_exists(index));
@@ -492,5 +465,5 @@ int main(void) {
         cmocka_unit_test(test_one_shard_needs_no_index),
         cmocka_unit_test(test_real_models),
     };
-    return cmocka_run_group_tests(tests, make_folder, remove_folder);
+    return cmocka_run_group_tests(tests, scratch_make, scratch_remove);
 }

@@ -1,4 +1,5 @@
 /* Loading a base model: what is held, in which type, that the plan is exact, and that nothing but the file decides a byte. */
+#include "tests/support/scratch.h"
 #include "tests/unit/test_core.h"
 
 #include <unistd.h>
@@ -11,24 +12,11 @@
 #include "train/quantize_folder.h"
 #include "train/weights.h"
 
-static char root[64];
 static Backend backend;
 
 static int open_all(void **state) {
-    (void)state;
     Error err = {0};
-    (void)snprintf(root, sizeof root, "/tmp/nibble-weights-XXXXXX");
-    return mkdtemp(root) == NULL || cpu_backend(&backend, NULL, &err) != OK;
-}
-
-static int remove_all(void **state) {
-    (void)state;
-    Error err = {0};
-    return folder_remove(root, &err) != OK;
-}
-
-static char *place(const char *name) {
-    return path_join(root, name);
+    return scratch_make(state) != 0 || cpu_backend(&backend, NULL, &err) != OK;
 }
 
 static ModelWeights *load(const char *folder, const WeightOptions *options, int threads, ModelConfig *config) {
@@ -98,7 +86,7 @@ static void check_quantized(const WeightView *view, const float *values, const W
 static void test_every_weight_of_every_kind(void **state) {
     (void)state;
     for (size_t c = 0; c < sizeof configs / sizeof *configs; c++) {
-        char *folder = place("every");
+        char *folder = scratch_path("every");
         DType file_type = config_types[c];
         model_folder_write(folder, configs[c], file_type);
         for (size_t o = 0; o < sizeof loads / sizeof *loads; o++) {
@@ -131,7 +119,7 @@ static void test_every_weight_of_every_kind(void **state) {
 static void test_plan_is_exact(void **state) {
     (void)state;
     for (size_t c = 0; c < sizeof configs / sizeof *configs; c++) {
-        char *folder = place("plan");
+        char *folder = scratch_path("plan");
         model_folder_write(folder, configs[c], config_types[c]);
         for (size_t o = 0; o < sizeof loads / sizeof *loads; o++) {
             Error err = {0};
@@ -150,7 +138,7 @@ static void test_plan_is_exact(void **state) {
 
 static void test_threads_change_nothing(void **state) {
     (void)state;
-    char *folder = place("threads");
+    char *folder = scratch_path("threads");
     model_folder_write(folder, configs[0], DTYPE_F32);
     for (size_t o = 0; o < sizeof loads / sizeof *loads; o++) {
         ModelConfig config;
@@ -167,7 +155,7 @@ static void test_threads_change_nothing(void **state) {
 
 static void test_source_hands_out_views_without_allocating(void **state) {
     (void)state;
-    char *folder = place("source");
+    char *folder = scratch_path("source");
     model_folder_write(folder, configs[2], DTYPE_BF16);
     Error err = {0};
     ModelConfig config;
@@ -202,7 +190,7 @@ static void test_prequantized_equals_quantized(void **state) {
     (void)state;
     static const QuantSpec specs[] = {
         {WEIGHT_NF4, 0, 64}, {WEIGHT_NF4, 1, 64}, {WEIGHT_FP4, 0, 64}, {WEIGHT_FP4, 1, 64}, {WEIGHT_NF4, 1, 256}};
-    char *dense = place("dense"), *folder = place("prequantized");
+    char *dense = scratch_path("dense"), *folder = scratch_path("prequantized");
     model_folder_write(dense, configs[0], DTYPE_F32);
     for (size_t s = 0; s < sizeof specs / sizeof *specs; s++) {
         Error err = {0};
@@ -229,7 +217,7 @@ static void test_prequantized_equals_quantized(void **state) {
 
 static void test_int8_folder_loads_dequantized(void **state) {
     (void)state;
-    char *dense = place("dense8"), *folder = place("int8");
+    char *dense = scratch_path("dense8"), *folder = scratch_path("int8");
     model_folder_write(dense, configs[0], DTYPE_F32);
     quantize(dense, folder, &(QuantSpec){WEIGHT_INT8, 0, 0});
     ModelConfig config;
@@ -261,7 +249,7 @@ static void test_int8_folder_loads_dequantized(void **state) {
 
 static void test_linears_only(void **state) {
     (void)state;
-    char *folder = place("linears");
+    char *folder = scratch_path("linears");
     model_folder_write(folder, configs[1], DTYPE_BF16);
     WeightOptions options = loads[2];
     options.linears_only = 1;
@@ -283,5 +271,5 @@ int main(void) {
         cmocka_unit_test(test_int8_folder_loads_dequantized),
         cmocka_unit_test(test_linears_only),
     };
-    return cmocka_run_group_tests(tests, open_all, remove_all);
+    return cmocka_run_group_tests(tests, open_all, scratch_remove);
 }

@@ -1,4 +1,5 @@
 /* Model folders with one thing wrong: each is refused by the tensor's name, and none crashes. */
+#include "tests/support/scratch.h"
 #include "tests/unit/test_core.h"
 
 #include <unistd.h>
@@ -10,7 +11,6 @@
 #include "train/quantize_folder.h"
 #include "train/weights.h"
 
-static char root[64];
 static Backend backend;
 static char *dense, *nested, *plain, *int8;
 
@@ -22,14 +22,12 @@ static void quantize(const char *to, const QuantSpec *spec) {
 }
 
 static int open_all(void **state) {
-    (void)state;
     Error err = {0};
-    (void)snprintf(root, sizeof root, "/tmp/nibble-hostile-XXXXXX");
-    if (mkdtemp(root) == NULL || cpu_backend(&backend, NULL, &err) != OK) return 1;
-    dense = path_join(root, "dense");
-    nested = path_join(root, "nested");
-    plain = path_join(root, "plain");
-    int8 = path_join(root, "int8");
+    if (scratch_make(state) != 0 || cpu_backend(&backend, NULL, &err) != OK) return 1;
+    dense = scratch_path("dense");
+    nested = scratch_path("nested");
+    plain = scratch_path("plain");
+    int8 = scratch_path("int8");
     model_folder_write(dense, CONFIG, DTYPE_F32);
     quantize(nested, &(QuantSpec){WEIGHT_NF4, 1, 64});
     quantize(plain, &(QuantSpec){WEIGHT_FP4, 0, 32});
@@ -38,13 +36,11 @@ static int open_all(void **state) {
 }
 
 static int remove_all(void **state) {
-    (void)state;
-    Error err = {0};
     memory_free(dense);
     memory_free(nested);
     memory_free(plain);
     memory_free(int8);
-    return folder_remove(root, &err) != OK;
+    return scratch_remove(state);
 }
 
 static Status try_load(const char *folder, const WeightOptions *options, Error *err) {
@@ -65,7 +61,7 @@ static const WeightOptions nf4 = {DTYPE_BF16, WEIGHT_NF4, 1, 64, 0}, bf16_dense 
 /* says NULL: loads. */
 static void check(const char *from, const Mutation *mutation, const WeightOptions *options, const char *says) {
     Error err = {0};
-    char *folder = path_join(root, "mutated");
+    char *folder = scratch_path("mutated");
     model_folder_mutate(from, folder, mutation);
     Status status = try_load(folder, options, &err);
     if (says == NULL) {
