@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the scripts in tests/e2e: a scratch folder, TAP lines, a tiny model with its data, and runs of `nibble train`.
 # NIBBLE names another binary (a sanitizer's). Nothing outside the scratch folder is written.
 set -u
