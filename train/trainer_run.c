@@ -156,6 +156,7 @@ static Status report_step(Trainer *trainer, const StepResult *result, double sec
     double rate = (double)trainer->step.tokens / seconds;
     trainer->smoothed_rate = trainer->smoothed_rate > 0.0 ? 0.9 * trainer->smoothed_rate + 0.1 * rate : rate;
     double flops = rate * trainer->plan.flops_per_token;
+    if (flops > trainer->gemm_peak) trainer->gemm_peak = flops; /* the ceiling was measured while the machine did other work */
     StepRecord record = {.step = progress->step,
                          .steps = trainer->steps,
                          .loss = result->loss,
