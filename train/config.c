@@ -7,6 +7,7 @@
 
 #include "core/file.h"
 #include "core/memory.h"
+#include "core/text.h"
 #include "train/config_table.h"
 
 #define CONFIG_FILE_MAX ((size_t)1 << 20)
@@ -24,8 +25,36 @@ const char *config_source_name(const ConfigLoader *loader, const ConfigSource *s
 
 /* ---- unknown keys ---------------------------------------------------------------------------------------------------- */
 
-/* The known key that was probably meant by `path`, or NULL: the same name in another section, then the nearest name in the
- * same section, then the nearest of all. */
+/* What other trainers call a key. */
+static const char *foreign_key(const char *leaf) {
+    static const char *const names[][2] = {{"learning_rate", "train.lr"},
+                                           {"lr_scheduler_type", "train.schedule"},
+                                           {"lr_scheduler", "train.schedule"},
+                                           {"warmup_ratio", "train.warmup"},
+                                           {"warmup_steps", "train.warmup"},
+                                           {"num_train_epochs", "train.epochs"},
+                                           {"num_epochs", "train.epochs"},
+                                           {"max_steps", "train.steps"},
+                                           {"batch_size", "train.micro_batch_tokens"},
+                                           {"save_steps", "train.save_every"},
+                                           {"micro_batch_size", "train.micro_batch_tokens"},
+                                           {"eval_steps", "train.eval_every"},
+                                           {"r", "lora.rank"},
+                                           {"lora_r", "lora.rank"},
+                                           {"lora_alpha", "lora.alpha"},
+                                           {"lora_dropout", "lora.dropout"},
+                                           {"base_model", "model.path"},
+                                           {"model_name_or_path", "model.path"},
+                                           {"max_seq_length", "data.max_length"},
+                                           {"sequence_len", "data.max_length"},
+                                           {"output_dir", "output.path"}};
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
+        if (strcmp(leaf, names[i][0]) == 0) return names[i][1];
+    return NULL;
+}
+
+/* The known key that was probably meant by `path`, or NULL: the same name in another section, then another trainer's word for
+ * it, then the nearest name in the same section, then the nearest of all. */
 static const char *nearest_key(const char *path) {
     const char *names[CONFIG_KEYS_MAX + CONFIG_SECTIONS_MAX];
     int indices[CONFIG_KEYS_MAX];
@@ -34,6 +63,7 @@ static const char *nearest_key(const char *path) {
     size_t section = config_section_length(path);
     for (int i = 0; i < config_key_count; i++)
         if (strcmp(config_leaf(config_keys[i].path), leaf) == 0) return config_keys[i].path;
+    if (foreign_key(leaf) != NULL) return foreign_key(leaf);
     for (int i = 0; i < config_key_count; i++) {
         const char *candidate = config_keys[i].path;
         if (config_section_length(candidate) != section || strncmp(candidate, path, section) != 0) continue;
@@ -63,7 +93,19 @@ static const char *nearest_key(const char *path) {
 static Status fail_unknown(const char *where, const char *path, Error *err) {
     const char *near = nearest_key(path);
     if (near != NULL) FAIL_USAGE("%s: %.200s is not a key; did you mean %s?", where, path, near);
-    FAIL_USAGE("%s: %.200s is not a key; `nibble config --defaults` prints them all", where, path);
+    size_t section = config_section_length(path);
+    Text known = {0};
+    for (int i = 0; i < config_key_count; i++) {
+        const char *candidate = config_keys[i].path;
+        if (config_section_length(candidate) == section && strncmp(candidate, path, section) == 0)
+            text_addf(&known, "%s%s", known.length > 0 ? ", " : "", candidate);
+    }
+    for (int i = 0; section == 0 && i < config_section_count; i++)
+        text_addf(&known, ", %s", config_sections[i].name);
+    (void)error_set(err, ERR_USAGE, "%s: %.200s is not a key; the keys there are %s", where, path,
+                    known.length > 0 ? known.data : "none");
+    text_free(&known);
+    return ERR_USAGE;
 }
 
 /* ---- walking parsed JSON --------------------------------------------------------------------------------------------- */
