@@ -34,8 +34,11 @@ Status quant_check(const QuantSpec *spec, int64_t rows, int64_t cols, Error *err
             if (spec->block_size != 32 && spec->block_size != 64 && spec->block_size != 128)
                 FAIL("int4: block_size: want 32, 64 or 128, got %d", (int)spec->block_size);
             if (cols % spec->block_size != 0)
-                FAIL("int4: groups of %d do not divide the width %lld; try a smaller block_size, or nf4, which takes any width",
-                     (int)spec->block_size, (long long)cols);
+                FAIL_USAGE("int4: groups of %d do not divide the width %lld; %s, and nf4 takes any width",
+                           (int)spec->block_size, (long long)cols,
+                           cols % 64 == 0   ? "a block_size of 64 or 32 does"
+                           : cols % 32 == 0 ? "a block_size of 32 does"
+                                            : "neither do 32, 64 and 128");
             return OK;
         case WEIGHT_INT8: return OK;
         case WEIGHT_F32:

@@ -139,8 +139,12 @@ static void test_dense_folders(void **state) {
 static void test_group_that_does_not_divide(void **state) {
     (void)state;
     WeightOptions options = {DTYPE_F32, WEIGHT_INT4, 0, 128, 0};
-    check(dense, &(Mutation){.change = CHANGE_NOTHING}, &options,
-          "model.layers.0.self_attn.q_proj.weight: int4: groups of 128 do not divide the width 64");
+    Error err = {0};
+    Status status = try_load(dense, &options, &err);
+    assert_refused(
+        status, &err,
+        "model.layers.0.self_attn.q_proj.weight: int4: groups of 128 do not divide the width 64; a block_size of 64");
+    assert_int_equal(status, ERR_USAGE); /* the config's mistake, not the folder's */
 }
 
 #define STATE "layers.0.mlp.up_proj.weight.quant_state.bitsandbytes__nf4"
