@@ -197,7 +197,10 @@ static Status answer_prompt(const Options *o, Generator *generator, int64_t capa
     TRY(answer->status);
     TRY(token_stream_flush(answer->stream, &text, &length, err));
     emit(answer, text, length);
-    if (answer->show) (void)fputc('\n', stdout);
+    if (answer->show) {
+        (void)fputc('\n', stdout);
+        (void)fflush(stdout); /* before the line on stderr, where both go to one place */
+    }
     *stop = signals_pending()                           ? "interrupted"
             : generated == o->max_tokens                ? "length"
             : prompt->count + generated == capacity + 1 ? "context"

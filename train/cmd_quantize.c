@@ -15,7 +15,7 @@
 #include "train/quantize_folder.h"
 
 typedef struct Options {
-    const char *type, *out;
+    const char *device, *type, *out;
     int no_double_quant, overwrite, json;
     int64_t block_size, threads; /* block_size 0: not given */
 } Options;
@@ -29,6 +29,8 @@ static Status check_options(const Options *options, QuantSpec *spec, Error *err)
     if (int8 && options->block_size != 0) FAIL_USAGE("--block-size: int8 has one scale a row, no blocks");
     if (options->block_size < 0 || options->block_size > 4096)
         FAIL_USAGE("--block-size: want a power of two from 32 to 4096, got %lld", (long long)options->block_size);
+    if (strcmp(options->device, "auto") != 0 && strcmp(options->device, "cpu") != 0)
+        FAIL_USAGE("--device %.60s is not supported yet: this build runs on cpu", options->device);
     if (options->threads < 0 || options->threads > 1024)
         FAIL_USAGE("--threads: want 0 to 1024, got %lld", (long long)options->threads);
     *spec = (QuantSpec){.format = int8  ? WEIGHT_INT8
@@ -85,7 +87,7 @@ static Status run(const Options *options, const char *model, const QuantSpec *sp
 }
 
 Status command_quantize(int argc, char **argv, Error *err) {
-    Options options = {.type = "nf4"};
+    Options options = {.device = "auto", .type = "nf4"};
     const char *model = NULL;
     int count, helped;
     const OptionSpec specs[] = {
@@ -93,6 +95,7 @@ Status command_quantize(int argc, char **argv, Error *err) {
         {"type", OPTION_STRING, "TYPE", "nf4, fp4 or int8", &options.type},
         {"no-double-quant", OPTION_FLAG, NULL, "keep the blocks' constants in FP32 (nf4, fp4)", &options.no_double_quant},
         {"block-size", OPTION_INTEGER, "N", "32 to 4096, a power of two; left out: 64 (nf4, fp4)", &options.block_size},
+        {"device", OPTION_STRING, "NAME", "auto or cpu", &options.device},
         {"threads", OPTION_INTEGER, "N", "threads; 0: all that this process may use", &options.threads},
         {"overwrite", OPTION_FLAG, NULL, "replace DIR when it is not empty", &options.overwrite},
         {"json", OPTION_FLAG, NULL, "print the result as JSON", &options.json},

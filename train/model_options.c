@@ -39,10 +39,14 @@ Status model_options_check(const ModelOptions *options, const char *folder, Mode
         FAIL_USAGE("--no-double-quant: --quant %s has no double quantization", options->quant);
     if (strcmp(options->precision, "bf16") != 0 && strcmp(options->precision, "f32") != 0)
         FAIL_USAGE("--precision: want bf16 or f32, got \"%.60s\"", options->precision);
+    if (strcmp(options->device, "auto") != 0 && strcmp(options->device, "cpu") != 0)
+        FAIL_USAGE("--device %.60s is not supported yet: this build runs on cpu", options->device);
     if (options->threads < 0 || options->threads > 1024)
         FAIL_USAGE("--threads: want 0 (all) to 1024, got %lld", (long long)options->threads);
     if (has_file(folder, "metrics.jsonl") && has_file(folder, "adapter"))
         FAIL_USAGE("%s: is a run folder; give the base model, and --adapter %s/adapter", folder, folder);
+    if (options->adapter != NULL && has_file(options->adapter, "metrics.jsonl") && has_file(options->adapter, "adapter"))
+        FAIL_USAGE("--adapter %s: is a run folder; give --adapter %s/adapter", options->adapter, options->adapter);
     TRY(model_config_read(folder, model, err));
     if (model->prequant != PREQUANT_NONE && type != 0)
         FAIL_USAGE("--quant %s: %s is quantized already; leave --quant out to use it as it is", options->quant, folder);

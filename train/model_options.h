@@ -7,19 +7,20 @@
 #include "train/options.h"
 
 typedef struct ModelOptions {
-    const char *adapter, *quant, *precision;
+    const char *device, *adapter, *quant, *precision;
     int no_double_quant;
     int64_t threads;
 } ModelOptions;
 #define MODEL_OPTIONS_DEFAULT \
-    { .quant = "none", .precision = "bf16" }
+    { .device = "auto", .quant = "none", .precision = "bf16" }
 
 /* Entries of an OptionSpec table. */
 #define MODEL_OPTION_SPECS(o)                                                                                           \
     {"adapter", OPTION_STRING, "DIR", "a PEFT folder, for example runs/first/adapter", &(o)->adapter},                  \
         {"quant", OPTION_STRING, "TYPE", "quantize on load: none, nf4, fp4, int8 or int4", &(o)->quant},                \
         {"no-double-quant", OPTION_FLAG, NULL, "keep the blocks' constants in FP32 (nf4, fp4)", &(o)->no_double_quant}, \
-        {"precision", OPTION_STRING, "TYPE", "bf16 or f32 (nothing is rounded to BF16)", &(o)->precision}, {            \
+        {"precision", OPTION_STRING, "TYPE", "bf16 or f32 (nothing is rounded to BF16)", &(o)->precision},              \
+        {"device", OPTION_STRING, "NAME", "auto or cpu", &(o)->device}, {                                               \
         "threads", OPTION_INTEGER, "N", "threads; 0: all that this process may use", &(o)->threads                      \
     }
 

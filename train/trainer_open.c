@@ -55,6 +55,9 @@ static Status open_data(Trainer *trainer, const ModelConfig *model, Pool *pool, 
     if (tokenizer_vocab_size(trainer->tokenizer) > model->vocab)
         log_warning("the tokenizer knows %lld tokens and the model %lld; text that uses the others is refused",
                     (long long)tokenizer_vocab_size(trainer->tokenizer), (long long)model->vocab);
+    if (config->data.max_length != CONFIG_AUTO && config->data.max_length > model->context)
+        log_warning("data.max_length: %lld tokens are more than the model's context of %lld",
+                    (long long)config->data.max_length, (long long)model->context);
     DatasetOptions options = dataset_options(trainer, model, pool);
     Dataset all;
     TRY(dataset_read(&options, &all, err));

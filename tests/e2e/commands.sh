@@ -98,6 +98,12 @@ check "generate: greedy with --top-p" fails_with "give --temperature" generate "
 check "generate: unknown template" fails_with "not a built-in template" generate "$tiny" --prompt x --template chatm
 check "generate: --system without a template" fails_with "--system" generate "$tiny" --prompt x --system y
 check "generate: a run folder has a hint" fails_with "--adapter $work/run/adapter" generate "$work/run" --prompt x
+check "generate: a run folder as adapter has a hint" fails_with "--adapter $work/run/adapter" generate "$tiny" --adapter "$work/run" --prompt x
+check "generate: a device that is not supported yet" fails_with "--device cuda is not supported yet" generate "$tiny" --prompt x --device cuda
+newline_first() {
+    "$nibble" generate "$tiny" --prompt "red is " --max-tokens 3 --device cpu >"$work/both" 2>&1 && grep -q '^nibble: 3 tokens' "$work/both"
+}
+check "generate: the text's line ends before the figures begin" newline_first
 check "generate: unknown quantization" fails_with "--quant" generate "$tiny" --prompt x --quant nf5
 
 # ---- eval --------------------------------------------------------------------------------------------------------------

@@ -84,11 +84,14 @@ check "a feature that has not landed" early "not supported yet" --set device='"c
 check "a contradiction" early "max_length" --set data.max_length=4096 --set train.micro_batch_tokens=128
 check "a target that the model does not have" early "nonesuch" --set lora.target_modules='["nonesuch"]'
 check "a group that does not divide the width" early "48" --set quant.type='"int4"' --set quant.block_size=48
+check "a group that does not divide this model's width" early "groups of 128 do not divide the width" --set quant.type='"int4"' --set quant.block_size=128
 late_mistake() { train 2 bf16 --resume --set train.lr=5e-3 && err_has "train.lr: 0.001"; }
 check "another config on a resume, with no weights there" late_mistake
 no_weights() { train 1 none && err_has "safetensors" && [[ ! -e $work/none ]]; }
 check "missing weights are a failure, not a mistake" no_weights
 mv "$work/weights" "$work/model/model.safetensors"
+long_warns() { train 0 long --set train.steps=1 --set train.micro_batch_tokens=4096 --set data.max_length=4096 && err_has "data.max_length: 4096 tokens are more than the model's context"; }
+check "a max_length above the model's context is a warning" long_warns
 no_model() { train 1 none --set model.path="\"$work/nowhere\"" && err_has "nowhere" && [[ ! -e $work/none ]]; }
 check "a missing model is a failure" no_model
 no_data() { train 1 none --set data.path="\"$work/nothing.jsonl\"" && err_has "nothing.jsonl" && [[ ! -e $work/none ]]; }
