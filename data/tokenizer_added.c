@@ -35,10 +35,26 @@ static Status added_parse_one(AddedToken *token, JsonReader *reader, Error *err)
         }
     }
     if (id < 0 || token->content == NULL) FAIL("%s: added_tokens: an entry has no id or no content", reader->what);
-    if (token->length == 0 || token->length > TOKENIZER_CONTENT_LIMIT)
-        FAIL("%s: added_tokens: id %lld: want a content of 1 to %d bytes, got %zu", reader->what, (long long)id,
-             TOKENIZER_CONTENT_LIMIT, token->length);
     token->id = (int32_t)id;
+    return OK;
+}
+
+Status added_add(AddedTokens *added, const AddedToken *token, const char *where, Error *err) {
+    if (token->length == 0 || token->length > TOKENIZER_CONTENT_LIMIT)
+        FAIL("%s: added token %d: want a content of 1 to %d bytes, got %zu", where, token->id, TOKENIZER_CONTENT_LIMIT,
+             token->length);
+    if (added->count == ADDED_LIMIT) FAIL("%s: added_tokens: want at most %d, got more", where, ADDED_LIMIT);
+    if (added->count == added->capacity) {
+        added->capacity = added->capacity ? added->capacity * 2 : 64;
+        added->list = memory_resize(added->list, added->capacity * sizeof *added->list);
+    }
+    AddedToken *copy = &added->list[added->count++];
+    *copy = *token;
+    copy->content = memory_alloc(token->length + 1);
+    memcpy(copy->content, token->content, token->length);
+    copy->content[token->length] = 0;
+    copy->pattern = NULL;
+    copy->pattern_length = 0;
     return OK;
 }
 
@@ -53,13 +69,11 @@ Status added_parse(AddedTokens *added, JsonReader *reader, Error *err) {
         if (token.kind == JSON_ARRAY_END) return OK;
         if (token.kind != JSON_OBJECT_BEGIN)
             FAIL("%s: added_tokens: want objects, got %s", reader->what, json_kind_name(token.kind));
-        if (added->count == ADDED_LIMIT) FAIL("%s: added_tokens: want at most %d, got more", reader->what, ADDED_LIMIT);
-        if (added->count == added->capacity) {
-            added->capacity = added->capacity ? added->capacity * 2 : 64;
-            added->list = memory_resize(added->list, added->capacity * sizeof *added->list);
-        }
-        added->list[added->count++] = (AddedToken){0};
-        TRY(added_parse_one(&added->list[added->count - 1], reader, err));
+        AddedToken one = {0};
+        Status status = added_parse_one(&one, reader, err);
+        if (status == OK) status = added_add(added, &one, reader->what, err);
+        memory_free(one.content);
+        TRY(status);
     }
 }
 
@@ -82,7 +96,7 @@ static Status set_pattern(AddedToken *token, const Tokenizer *tokenizer, Encoder
     if (token->normalized) {
         encoder->now.length = 0;
         encoder->pieces.count = encoder->next_pieces.count = 0;
-        TRY(aligned_repair(&encoder->now, token->content, token->length, err));
+        TRY(aligned_repair(&encoder->now, token->content, token->length, tokenizer->is_sentencepiece, err));
         pieces_add(&encoder->pieces, (Piece){.begin = 0, .end = encoder->now.length, .id = -1});
         TRY(encoder_run(encoder, &tokenizer->normalizer, err));
         pattern = encoder->now.text;
@@ -178,6 +192,10 @@ static const AddedToken *longest_at(const AddedTokens *added, const uint32_t *or
         if (low < high && added->list[order[low]].pattern_length == depth + 1) best = &added->list[order[low++]];
     }
     return best;
+}
+
+const AddedToken *added_longest(const AddedTokens *added, const char *text, size_t available) {
+    return added->raw_count ? longest_at(added, added->raw, added->raw_count, text, available) : NULL;
 }
 
 static int stands_alone(const char *text, size_t length, size_t begin, size_t end) {

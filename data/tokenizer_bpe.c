@@ -31,6 +31,7 @@ const MergeSlot *bpe_merge(const Bpe *bpe, int32_t left, int32_t right) {
 
 void bpe_free(Bpe *bpe) {
     memory_free(bpe->slots);
+    added_free(&bpe->frozen);
     *bpe = (Bpe){0};
 }
 
@@ -103,8 +104,9 @@ static void add_symbols(const Tokenizer *tokenizer, Encoder *encoder, const char
     encoder->symbols_count = 0;
     for (size_t i = 0, end; i < length; i = end) {
         uint32_t code;
-        end = i + (size_t)utf8_decode(text + i, length - i, &code);
-        int32_t id = vocab_find(&tokenizer->vocab, text + i, end - i);
+        const AddedToken *frozen = added_longest(&bpe->frozen, text + i, length - i);
+        end = i + (frozen ? frozen->length : (size_t)utf8_decode(text + i, length - i, &code));
+        int32_t id = frozen ? frozen->id : vocab_find(&tokenizer->vocab, text + i, end - i);
         if (id < 0 && (add_bytes(bpe, encoder, text, i, end) || bpe->unk < 0)) continue;
         if (unknown_end > unknown && (id >= 0 || !bpe->fuse_unk)) {
             symbol_add(encoder, bpe->unk, unknown, unknown_end);

@@ -6,8 +6,9 @@
 static const ComponentKind *const normalizers[] = {&normalizer_prepend,   &normalizer_replace, &normalizer_strip,
                                                    &normalizer_lowercase, &normalizer_nfc,     &normalizer_nfd,
                                                    &normalizer_nfkc,      &normalizer_nfkd,    NULL};
-static const ComponentKind *const pre_tokenizers[] = {&pre_tokenizer_split, &pre_tokenizer_digits, &pre_tokenizer_metaspace,
-                                                      &pre_tokenizer_byte_level, NULL};
+static const ComponentKind *const pre_tokenizers[] = {&pre_tokenizer_split,       &pre_tokenizer_digits,
+                                                      &pre_tokenizer_punctuation, &pre_tokenizer_metaspace,
+                                                      &pre_tokenizer_byte_level,  NULL};
 static const ComponentKind *const post_processors[] = {&post_processor_byte_level, &post_processor_template, NULL};
 static const ComponentKind *const decoders[] = {
     &decoder_byte_level, &decoder_replace, &decoder_byte_fallback, &decoder_fuse, &decoder_strip, &decoder_metaspace, NULL};

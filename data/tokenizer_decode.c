@@ -40,7 +40,8 @@ Status decoder_id(Decoder *decoder, int32_t id, Error *err) {
     /* The reference spells an added token as it was searched for, and looks that spelling up among the special ones. */
     if (added != NULL) {
         int plain = added->pattern_length == added->length && memcmp(added->pattern, added->content, added->length) == 0;
-        if (decoder->skip_special && added->special && plain) return OK;
+        if (decoder->skip_special && added->special && plain)
+            return tokenizer->is_sentencepiece ? decoder_push(decoder, 0, "", 0, err) : OK;
         return decoder_push(decoder, 0, added->pattern, added->pattern_length, err);
     }
     size_t length;

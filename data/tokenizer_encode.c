@@ -19,6 +19,7 @@ void encoder_free(Encoder *encoder) {
     memory_free(encoder->heap);
     memory_free(encoder->codes);
     memory_free(encoder->cache);
+    memory_free(encoder->nodes);
     memory_free(encoder);
 }
 
@@ -112,11 +113,14 @@ static Encoder *encoder_of(const Tokenizer *tokenizer, TokenBuffer *out) {
 static void encode_pieces(const Tokenizer *tokenizer, Encoder *encoder, TokenBuffer *out) {
     for (size_t i = 0; i < encoder->pieces.count; i++) {
         const Piece *piece = &encoder->pieces.data[i];
+        const char *text = encoder->now.text + piece->begin;
+        const Span *align = encoder->now.align + piece->begin;
         if (piece->id >= 0)
             tokens_add(out, piece->id, piece->source);
+        else if (tokenizer->unigram)
+            unigram_encode(tokenizer->unigram, encoder, text, align, piece->end - piece->begin, out);
         else
-            bpe_encode(tokenizer, encoder, encoder->now.text + piece->begin, encoder->now.align + piece->begin,
-                       piece->end - piece->begin, out);
+            bpe_encode(tokenizer, encoder, text, align, piece->end - piece->begin, out);
     }
 }
 
@@ -126,7 +130,7 @@ static Status encode(const Tokenizer *tokenizer, Encoder *encoder, const char *t
     Status status = OK;
     for (size_t i = 0; add_special && i < tokenizer->around.before_count; i++)
         tokens_add(out, tokenizer->around.before[i], (Span){0, 0});
-    TRY_GOTO(aligned_repair(&encoder->now, text, length, err));
+    TRY_GOTO(aligned_repair(&encoder->now, text, length, tokenizer->is_sentencepiece, err));
     if (encoder->now.length)
         pieces_add(&encoder->pieces, (Piece){.begin = 0, .end = encoder->now.length, .origin = 0, .id = -1});
     if (parse_special) TRY_GOTO(added_split(&tokenizer->added, 0, encoder, err));

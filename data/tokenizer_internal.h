@@ -60,8 +60,8 @@ typedef struct Aligned {
 Status aligned_add(Aligned *aligned, const char *text, const Span *align, size_t length, Error *err);
 Status aligned_add_at(Aligned *aligned, const char *text, size_t length, Span span, Error *err); /* all bytes stand for span */
 void aligned_free(Aligned *aligned);
-/* The caller's text with ill-formed bytes replaced by U+FFFD, one per maximal subpart. */
-Status aligned_repair(Aligned *aligned, const char *text, size_t length, Error *err);
+/* The caller's text with ill-formed bytes replaced by U+FFFD: one per maximal subpart, or, `bytewise`, one per byte. */
+Status aligned_repair(Aligned *aligned, const char *text, size_t length, int bytewise, Error *err);
 
 typedef enum Utf8State { UTF8_WHOLE, UTF8_BROKEN, UTF8_PARTIAL } Utf8State;
 /* Length of the sequence at p, or of the longest start of one; PARTIAL when more bytes could complete it. */
@@ -176,6 +176,7 @@ void components_free(Components *components);
 extern const ComponentKind normalizer_prepend, normalizer_replace, normalizer_strip, normalizer_lowercase;
 extern const ComponentKind normalizer_nfc, normalizer_nfd, normalizer_nfkc, normalizer_nfkd;
 extern const ComponentKind pre_tokenizer_split, pre_tokenizer_digits, pre_tokenizer_metaspace, pre_tokenizer_byte_level;
+extern const ComponentKind pre_tokenizer_punctuation;
 extern const ComponentKind post_processor_byte_level, post_processor_template;
 extern const ComponentKind decoder_byte_level, decoder_replace, decoder_byte_fallback, decoder_fuse, decoder_strip;
 extern const ComponentKind decoder_metaspace;
@@ -185,6 +186,7 @@ struct Surround {
     int32_t *before, *after;
     size_t before_count, after_count;
 };
+void surround_add(Surround *around, int32_t id, int after); /* behind what is there already on that side */
 
 /* ---- tokenizer_bytelevel.c ---- */
 uint32_t byte_level_code(uint8_t byte); /* the character that stands for a byte */
@@ -207,9 +209,13 @@ typedef struct AddedTokens {
     size_t raw_count, cooked_count;
 } AddedTokens;
 Status added_parse(AddedTokens *added, JsonReader *reader, Error *err);
+/* Takes a copy of the content; refuses an empty or too long one, and more than the cap. `where` begins the message. */
+Status added_add(AddedTokens *added, const AddedToken *token, const char *where, Error *err);
 Status added_index(AddedTokens *added, const Tokenizer *tokenizer, const char *path, Error *err);
 const AddedToken *added_find(const AddedTokens *added, int32_t id);
 const AddedToken *added_named(const AddedTokens *added, const char *content);
+/* The longest raw one that `text` starts with; NULL when there is none. */
+const AddedToken *added_longest(const AddedTokens *added, const char *text, size_t available);
 Status added_split(const AddedTokens *added, int cooked, Encoder *encoder, Error *err);
 void added_free(AddedTokens *added);
 
@@ -227,8 +233,16 @@ typedef struct Bpe {
     int fuse_unk, ignore_merges, byte_fallback;
     int words_apart;    /* no merge joins a `▁` to another character before it */
     int32_t bytes[256]; /* ids of <0xXX>, -1 */
+    AddedTokens frozen; /* whole strings that are cut out first and never merged: sentencepiece's user-defined symbols */
 } Bpe;
 Status model_parse(Tokenizer *tokenizer, JsonReader *reader, const char *path, Error *err);
+/* The same model from the texts of vocab.json and merges.txt; `path` is for messages. */
+Status model_parse_files(Tokenizer *tokenizer, const char *path, const char *vocab, size_t vocab_length, const char *merges,
+                         size_t merges_length, Error *err);
+/* Where no merges are written down: two tokens merge when their texts together are a token. ranks: per id, the order of
+ * merging, UINT32_MAX for ids that are neither merged nor made. The vocabulary is indexed. */
+Status bpe_derive_merges(Tokenizer *tokenizer, const uint32_t *ranks, const char *path, Error *err);
+void bpe_find_bytes(Tokenizer *tokenizer); /* fills bytes */
 void bpe_free(Bpe *bpe);
 const MergeSlot *bpe_merge(const Bpe *bpe, int32_t left, int32_t right); /* NULL when the pair does not merge */
 MergeSlot *bpe_slot(const Bpe *bpe, int32_t left, int32_t right);        /* its slot, or the free one */
@@ -259,9 +273,17 @@ typedef struct CachedWord { /* ids of a short word; empty when length is 0 */
     int32_t ids[CACHE_TOKENS];
 } CachedWord;
 
+/* ---- sentencepiece_unigram.c: the other model of sentencepiece ---- */
+typedef struct Unigram Unigram;
+void unigram_free(Unigram *unigram);
+void unigram_encode(const Unigram *unigram, Encoder *encoder, const char *text, const Span *align, size_t length,
+                    TokenBuffer *out);
+
 /* ---- the whole ---- */
 struct Tokenizer {
     char *path;
+    Unigram *unigram;     /* instead of bpe; NULL */
+    int is_sentencepiece; /* faults are replaced per byte, and a special token ends a run of byte tokens */
     Vocab vocab;
     AddedTokens added;
     Components normalizer, pre_tokenizer, post_processor, decoder;
@@ -272,8 +294,12 @@ struct Tokenizer {
     int32_t bos, eos, pad;
     char *chat_template;
 };
+/* Empty, without special ids; its hash is that of `bytes`. */
+Tokenizer *tokenizer_new(const char *path, const char *bytes, size_t length);
 /* The text of a tokenizer.json; `path` is for messages. No files are read: bos, eos, pad and the template are absent. */
 Status tokenizer_parse(Tokenizer **tokenizer, const char *path, const char *text, size_t length, Error *err);
+/* Indexes the added tokens and asks the post-processors. */
+Status tokenizer_finish(Tokenizer *tokenizer, Error *err);
 /* bos, eos, pad and the chat template from the files in `folder`; absent files are fine. */
 Status tokenizer_config_read(Tokenizer *tokenizer, const char *folder, Error *err);
 
@@ -291,6 +317,8 @@ struct Encoder {
     int32_t *codes; /* normalization forms: one segment */
     size_t codes_capacity;
     CachedWord *cache;
+    struct UnigramNode *nodes; /* of the best paths */
+    size_t nodes_capacity;
 };
 Encoder *encoder_create(void);
 void encoder_free(Encoder *encoder);

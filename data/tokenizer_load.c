@@ -1,7 +1,6 @@
-/* tokenizer.json: opening, closing, and the small questions about a tokenizer. */
+/* tokenizer.json: parsing, closing, and the small questions about a tokenizer. */
 #include <string.h>
 
-#include "core/file.h"
 #include "core/hash.h"
 #include "core/memory.h"
 #include "data/tokenizer_internal.h"
@@ -55,7 +54,7 @@ static Status read_sections(Tokenizer *t, JsonReader *reader, Error *err) {
     return json_expect(reader, JSON_END, "the end of the file", &key, err);
 }
 
-static Status finish(Tokenizer *t, Error *err) {
+Status tokenizer_finish(Tokenizer *t, Error *err) {
     TRY(added_index(&t->added, t, t->path, err));
     t->size = t->vocab.ids;
     if (t->added.count && t->added.list[t->added.count - 1].id >= t->size)
@@ -71,43 +70,26 @@ static Status finish(Tokenizer *t, Error *err) {
     return OK;
 }
 
-Status tokenizer_parse(Tokenizer **tokenizer, const char *path, const char *text, size_t length, Error *err) {
+Tokenizer *tokenizer_new(const char *path, const char *bytes, size_t length) {
     Tokenizer *t = memory_calloc(1, sizeof *t);
     t->bos = t->eos = t->pad = -1;
     t->path = memory_strdup(path);
-    t->hash = hash_bytes(text, length);
+    t->hash = hash_bytes(bytes, length);
+    return t;
+}
+
+Status tokenizer_parse(Tokenizer **tokenizer, const char *path, const char *text, size_t length, Error *err) {
+    Tokenizer *t = tokenizer_new(path, text, length);
     JsonReader reader;
     json_open(&reader, t->path, text, length, 1, (JsonLimits){.depth = 32, .string_bytes = TOKENIZER_STRING_LIMIT});
     Status status = read_sections(t, &reader, err);
     json_close(&reader);
-    if (status == OK) status = finish(t, err);
+    if (status == OK) status = tokenizer_finish(t, err);
     if (status != OK) {
         tokenizer_close(t);
         t = NULL;
     }
     *tokenizer = t;
-    return status;
-}
-
-Status tokenizer_open(Tokenizer **tokenizer, const char *path, Error *err) {
-    const char *slash = strrchr(path, '/');
-    int is_folder = file_is_folder(path);
-    char *file = is_folder ? path_join(path, "tokenizer.json") : memory_strdup(path), *text = NULL;
-    char *folder = is_folder ? memory_strdup(path)
-                   : slash   ? memory_format("%.*s", (int)(slash - path) + 1, path)
-                             : memory_strdup(".");
-    size_t length;
-    *tokenizer = NULL;
-    Status status = file_read(file, TOKENIZER_FILE_LIMIT, &text, &length, err);
-    if (status == OK) status = tokenizer_parse(tokenizer, file, text, length, err);
-    if (status == OK) status = tokenizer_config_read(*tokenizer, folder, err);
-    memory_free(text);
-    memory_free(file);
-    memory_free(folder);
-    if (status != OK) {
-        tokenizer_close(*tokenizer);
-        *tokenizer = NULL;
-    }
     return status;
 }
 
@@ -121,6 +103,7 @@ void tokenizer_close(Tokenizer *t) {
     components_free(&t->post_processor);
     components_free(&t->decoder);
     bpe_free(&t->bpe);
+    unigram_free(t->unigram);
     memory_free(t->around.before);
     memory_free(t->around.after);
     memory_free(t->chat_template);

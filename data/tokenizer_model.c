@@ -253,17 +253,44 @@ static Status build_model(Tokenizer *tokenizer, const ModelFile *file, Error *er
     TRY(build_merges(tokenizer, file, err));
     TRY(find_unknown(tokenizer, file, err));
     tokenizer->bpe.words_apart = merges_keep_words_apart(tokenizer, file);
-    for (int byte = 0; byte < 256; byte++) {
-        static const char digits[] = "0123456789ABCDEF";
-        char name[] = {'<', '0', 'x', digits[byte >> 4], digits[byte & 15], '>'};
-        tokenizer->bpe.bytes[byte] = vocab_find(&tokenizer->vocab, name, sizeof name);
-    }
+    bpe_find_bytes(tokenizer);
     return OK;
 }
 
 Status model_parse(Tokenizer *tokenizer, JsonReader *reader, const char *path, Error *err) {
     ModelFile file = {.path = path};
     Status status = read_model(tokenizer, &file, reader, err);
+    if (status == OK) status = build_model(tokenizer, &file, err);
+    model_file_free(&file);
+    return status;
+}
+
+/* merges.txt: "left right" per line; the first may be a "#version" line, which is skipped as in the reference. */
+static Status read_merge_lines(ModelFile *file, const char *text, size_t length, Error *err) {
+    JsonToken line = {.kind = JSON_STRING};
+    for (size_t at = 0; at < length; at += line.length + 1) {
+        const char *end = memchr(text + at, '\n', length - at);
+        line.line++;
+        line.text = text + at;
+        line.length = end ? (size_t)(end - line.text) : length - at;
+        JsonToken trimmed = line;
+        if (trimmed.length && trimmed.text[trimmed.length - 1] == '\r') trimmed.length--;
+        if (trimmed.length) TRY(add_spelled_merge(file, &trimmed, err));
+    }
+    file->has_merges = 1;
+    return OK;
+}
+
+Status model_parse_files(Tokenizer *tokenizer, const char *path, const char *vocab, size_t vocab_length, const char *merges,
+                         size_t merges_length, Error *err) {
+    ModelFile file = {.path = path};
+    JsonReader reader;
+    JsonToken end;
+    json_open(&reader, path, vocab, vocab_length, 1, (JsonLimits){.depth = 2, .string_bytes = TOKENIZER_STRING_LIMIT});
+    Status status = read_vocab(tokenizer, &file, &reader, err);
+    if (status == OK) status = json_expect(&reader, JSON_END, "the end of the file", &end, err);
+    json_close(&reader);
+    if (status == OK) status = read_merge_lines(&file, merges, merges_length, err);
     if (status == OK) status = build_model(tokenizer, &file, err);
     model_file_free(&file);
     return status;

@@ -23,6 +23,13 @@ static void ids_add(int32_t **ids, size_t *count, int32_t id) {
     (*ids)[(*count)++] = id;
 }
 
+void surround_add(Surround *around, int32_t id, int after) {
+    if (after)
+        ids_add(&around->after, &around->after_count, id);
+    else
+        ids_add(&around->before, &around->before_count, id);
+}
+
 static void template_close(void *state) {
     Surround *own = state;
     memory_free(own->before);

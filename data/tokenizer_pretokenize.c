@@ -1,4 +1,4 @@
-/* Pre-tokenizers other than ByteLevel: Split, Digits, Metaspace. */
+/* Pre-tokenizers other than ByteLevel: Split, Digits, Punctuation, Metaspace. */
 #include <string.h>
 #include <utf8proc.h>
 
@@ -45,17 +45,22 @@ static void split_close(void *state) {
     memory_free(split);
 }
 
-static Status split_parse(void **state, const Tree *json, Error *err) {
+static Status behaviour_parse(const Tree *json, const char *what, Behaviour *out, Error *err) {
     static const char *const names[] = {"Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"};
-    const char *what = "pre_tokenizer: Split";
-    Split *split = *state = memory_calloc(1, sizeof *split);
     const Tree *behaviour;
     TRY(tree_string(json, "behavior", what, &behaviour, err));
     size_t i = 0, count = sizeof names / sizeof *names;
     while (i < count && strcmp(names[i], behaviour->text) != 0)
         i++;
     if (i == count) FAIL("%s: the behavior '%.80s' is not supported", what, behaviour->text);
-    split->behaviour = (Behaviour)i;
+    *out = (Behaviour)i;
+    return OK;
+}
+
+static Status split_parse(void **state, const Tree *json, Error *err) {
+    const char *what = "pre_tokenizer: Split";
+    Split *split = *state = memory_calloc(1, sizeof *split);
+    TRY(behaviour_parse(json, what, &split->behaviour, err));
     TRY(tree_flag(json, "invert", 0, what, &split->invert, err));
     return pattern_parse(&split->pattern, json, what, err);
 }
@@ -122,6 +127,36 @@ static Status digits_rewrite(const void *state, Encoder *encoder, Error *err) {
 
 const ComponentKind pre_tokenizer_digits = {
     .type = "Digits", .parse = digits_parse, .close = memory_free, .rewrite = digits_rewrite};
+
+/* ---- Punctuation: ASCII's punctuation and symbols, and the categories P* ---- */
+static Status punctuation_parse(void **state, const Tree *json, Error *err) {
+    Behaviour *behaviour = *state = memory_calloc(1, sizeof *behaviour);
+    *behaviour = ISOLATED;
+    return tree_get(json, "behavior") ? behaviour_parse(json, "pre_tokenizer: Punctuation", behaviour, err) : OK;
+}
+
+static int is_punctuation(uint32_t code, uint32_t argument) {
+    (void)argument;
+    if (code < 128)
+        return (code >= 33 && code <= 47) || (code >= 58 && code <= 64) || (code >= 91 && code <= 96) ||
+               (code >= 123 && code <= 126);
+    utf8proc_category_t category = utf8proc_category((utf8proc_int32_t)code);
+    return category >= UTF8PROC_CATEGORY_PC && category <= UTF8PROC_CATEGORY_PO;
+}
+
+static Status punctuation_piece(const void *state, Encoder *encoder, const Piece *piece, Error *err) {
+    (void)err;
+    find_characters(encoder, piece, is_punctuation, 0);
+    cut_matches(encoder, piece, *(const Behaviour *)state);
+    return OK;
+}
+
+static Status punctuation_rewrite(const void *state, Encoder *encoder, Error *err) {
+    return encoder_divide(encoder, punctuation_piece, state, err);
+}
+
+const ComponentKind pre_tokenizer_punctuation = {
+    .type = "Punctuation", .parse = punctuation_parse, .close = memory_free, .rewrite = punctuation_rewrite};
 
 /* ---- Metaspace: spaces become `▁`, one may be put in front, and words may be cut before each ---- */
 typedef struct Metaspace {

@@ -67,7 +67,7 @@ size_t utf8_scan(const char *p, size_t available, Utf8State *state) {
     return want;
 }
 
-Status aligned_repair(Aligned *aligned, const char *text, size_t length, Error *err) {
+Status aligned_repair(Aligned *aligned, const char *text, size_t length, int bytewise, Error *err) {
     if (length > TOKENIZER_TEXT_LIMIT)
         FAIL("text: want at most %zu bytes, got %zu; split the text", TOKENIZER_TEXT_LIMIT, length);
     TRY(aligned_reserve(aligned, length, err));
@@ -75,6 +75,7 @@ Status aligned_repair(Aligned *aligned, const char *text, size_t length, Error *
         Utf8State state;
         size_t n = utf8_scan(text + i, length - i, &state);
         if (state != UTF8_WHOLE) {
+            if (bytewise) n = 1;
             TRY(aligned_add_at(aligned, "\xEF\xBF\xBD", 3, (Span){(int32_t)i, (int32_t)(i + n)}, err));
             i += n;
             continue;

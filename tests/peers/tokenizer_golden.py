@@ -22,6 +22,16 @@ TEXT = [
 ] * 3
 L3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
       r"\s+(?!\S)|\s+")
+O200K = "|".join([  # gpt-oss
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+    r"\p{N}{1,3}", r" ?[^\s\p{L}\p{N}]+[\r\n/]*", r"\s*[\r\n]+", r"\s+(?!\S)", r"\s+"])
+CL100K = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+          r"\s+(?!\S)|\s+")  # Phi-4: cut out as matches of an inverted, removing split
+DEEPSEEK_CODER = [r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+"]
+DEEPSEEK_V3 = [r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+",
+               r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|"
+               r"\s*[\r\n]+|\s+(?!\S)|\s+"]
 Q2 = L3.replace(r"\p{N}{1,3}", r"\p{N}")
 SAMPLES = [
     "", " ", "Hello, world", "  The cat's  12345 sacks\n\n  WE'LL see\tnow \r\n ", "x'ſ it'S 'Ll", "Müller Mu\u0308ller ﬁne ﬃ Ⅻ ½ x²",
@@ -46,11 +56,12 @@ def train(tokenizer, size, special, initial=()):
     return tokenizer
 
 
-def byte_level(name, first, normalizer, special, post, **model):
+def byte_level(name, first, normalizer, special, post, last=(), **model):
     t = Tokenizer(models.BPE(**model))
     if normalizer:
         t.normalizer = normalizer
-    t.pre_tokenizer = pre_tokenizers.Sequence([*first, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    last = last or [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    t.pre_tokenizer = pre_tokenizers.Sequence([*first, *last])
     t.decoder = decoders.ByteLevel()
     train(t, 480, special, pre_tokenizers.ByteLevel.alphabet())
     t.post_processor = post(t)
@@ -79,6 +90,14 @@ def sentencepiece(name, normalizer, pre, decoder, add):
     return save(name, t)
 
 
+def split(regex):
+    return pre_tokenizers.Split(Regex(regex), "isolated")
+
+
+def trimless(_):
+    return processors.ByteLevel(trim_offsets=False)
+
+
 def main():
     begin = ("<|begin_of_text|>", 0)
     out = [
@@ -92,6 +111,18 @@ def main():
                                     pre_tokenizers.Split(Regex(r"\w+"), "contiguous", invert=True)],
                    normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase(), normalizers.Strip()]), ["<s>"],
                    lambda t: processors.ByteLevel(trim_offsets=False)),
+        byte_level("o200k_style", [split(O200K)], None, ["<|startoftext|>", "<|endoftext|>"], trimless),
+        byte_level("phi4_style", [pre_tokenizers.Split(Regex(CL100K), "removed", invert=True)], None, ["<|endoftext|>"], trimless),
+        byte_level("deepseek_coder_style", [*map(split, DEEPSEEK_CODER), pre_tokenizers.Digits(individual_digits=True)], None,
+                   ["<|EOT|>"], trimless),
+        byte_level("deepseek_v3_style", [*map(split, DEEPSEEK_V3)], None, ["<|end_of_sentence|>"], trimless),
+        byte_level("starcoder_style", [pre_tokenizers.Digits(individual_digits=True)], None, ["<|endoftext|>"], trimless,
+                   [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]),
+        byte_level("falcon_style", [pre_tokenizers.Punctuation("contiguous")], None, [">>TITLE<<", "<|endoftext|>"], trimless,
+                   [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True), pre_tokenizers.Digits(individual_digits=False),
+                    split("[0-9][0-9][0-9]")]),
+        sentencepiece("gemma2_style", normalizers.Replace(" ", "▁"), pre_tokenizers.Split(" ", "merged_with_previous"),
+                      decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]), True),
         sentencepiece("llama2_style", normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]), None,
                       decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
                                          decoders.Strip(" ", 1, 0)]), True),

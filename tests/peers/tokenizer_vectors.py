@@ -10,7 +10,7 @@ text that the streaming decoder gives for ids that came from text. Characters ar
 because the engines' newer Unicode tables differ (PCRE2 and utf8proc against Oniguruma and Rust crates).
 Needs: pip install tokenizers. Prints one line per tokenizer, exits 1 on any difference.
 """
-import argparse, ctypes, json, os, pathlib, random, subprocess, sys, tempfile, unicodedata
+import argparse, ctypes, json, os, pathlib, random, shutil, subprocess, sys, tempfile, unicodedata
 
 from tokenizers import Tokenizer
 
@@ -29,7 +29,9 @@ class Error(ctypes.Structure):
 
 def build(folder):
     library = os.path.join(folder, "tokenizer.so")
-    sources = [str(p) for p in sorted(ROOT.glob("data/tokenizer*.c"))] + [str(ROOT / "data/json.c")]
+    sources = [str(p) for p in sorted(ROOT.glob("data/tokenizer*.c"))] + [str(ROOT / f"data/{n}.c") for n in (
+        "json", "tiktoken", "sentencepiece", "sentencepiece_build", "sentencepiece_decode", "sentencepiece_normalize",
+        "sentencepiece_unigram")]
     sources += [str(ROOT / f"core/{n}.c") for n in ("error", "memory", "text", "file", "folder", "fault", "hash", "cgroup")]
     subprocess.run([os.environ.get("CC", "cc"), "-std=gnu17", "-D_GNU_SOURCE=", "-O2", "-g", "-fPIC", "-shared", f"-I{ROOT}", "-o", library,
                     *sources, "-lpcre2-8", "-lutf8proc", "-lxxhash", "-lm", "-pthread"], check=True)
@@ -138,8 +140,20 @@ def normal_form(data):
     return "NF" in json.dumps(data["normalizer"])
 
 
-def compare(lib, name, path, args, folder):
-    ours = Nibble(lib, path)
+def compare_to(lib, name, path, args, folder):
+    """A folder of vocab.json and merges.txt, without any tokenizer.json, against the package's assembly of them."""
+    bare = pathlib.Path(folder) / "bare"
+    shutil.rmtree(bare, ignore_errors=True)
+    bare.mkdir()
+    for part in ("vocab.json", "merges.txt", "tokenizer_config.json"):
+        shutil.copyfile(path.parent / part, bare / part)
+    assembled = pathlib.Path(folder) / "assembled.json"
+    (qwen if "qwen" in name else gpt2)(bare, assembled)
+    return compare(lib, name, assembled, args, folder, Nibble(lib, bare))
+
+
+def compare(lib, name, path, args, folder, ours=None):
+    ours = ours or Nibble(lib, path)
     theirs, data = untrimmed(path, folder)
     added = [t["content"] for t in data["added_tokens"]]
     composes, size, tally, shown = normal_form(data), theirs.get_vocab_size(), {}, 0
@@ -185,7 +199,7 @@ def compare(lib, name, path, args, folder):
 
 def qwen(folder, out):
     """Qwen2.5's tokenizer.json assembled from its vocab.json and merges.txt by the package."""
-    from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
+    from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
     t = Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
     t.normalizer = normalizers.NFC()
     regex = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
@@ -193,10 +207,24 @@ def qwen(folder, out):
     t.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(regex), "isolated"),
                                                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     t.post_processor, t.decoder = processors.ByteLevel(trim_offsets=False), decoders.ByteLevel()
+    add_tokens(t, folder)
+    t.save(str(out))
+
+
+def gpt2(folder, out):
+    from tokenizers import decoders, models, pre_tokenizers, processors
+    t = Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
+    t.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    t.post_processor, t.decoder = processors.ByteLevel(trim_offsets=False), decoders.ByteLevel()
+    add_tokens(t, folder)
+    t.save(str(out))
+
+
+def add_tokens(t, folder):
+    from tokenizers import AddedToken
     config = json.loads((folder / "tokenizer_config.json").read_text())["added_tokens_decoder"]
     t.add_tokens([AddedToken(v["content"], single_word=v["single_word"], lstrip=v["lstrip"], rstrip=v["rstrip"],
                              normalized=v["normalized"], special=v["special"]) for _, v in sorted(config.items(), key=lambda x: int(x[0]))])
-    t.save(str(out))
 
 
 def main():

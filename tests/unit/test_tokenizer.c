@@ -98,7 +98,7 @@ static void test_golden(void **state) {
         tokenizer_close(tokenizer);
         memory_free(path);
     }
-    assert_int_equal(compared, 6 * 14);
+    assert_int_equal(compared, 13 * 14);
     token_buffer_free(&tokens);
     cJSON_Delete(json);
 }
@@ -186,6 +186,8 @@ static void test_ggml_vectors(void **state) {
     check_ggml("gpt2", "gpt-2");
     check_ggml("tinyllama", "llama-spm");
     check_ggml("phi-3-mini", "phi-3");
+    check_ggml("llama2/tokenizer.model", "llama-spm");
+    check_ggml("qwen2.5", "qwen2"); /* vocab.json and merges.txt */
 }
 
 static void check_transformers(const char *folder, const char *name, int special) {
