@@ -1,0 +1,48 @@
+/* What ggml.c and the quantizers of its types share. Not for other folders' use. */
+#ifndef NIBBLE_QUANT_GGML_INTERNAL_H
+#define NIBBLE_QUANT_GGML_INTERNAL_H
+
+#include <stdint.h>
+
+#include "quant/ggml.h"
+
+/* One row: cols is a multiple of the type's block; importance is NULL or [cols]. Values are finite. */
+typedef void GgmlQuantizeRow(const float *x, int64_t cols, const float *importance, void *out);
+typedef void GgmlDequantizeRow(const void *data, int64_t cols, float *x);
+
+GgmlQuantizeRow ggml_quantize_q4_0, ggml_quantize_q4_1, ggml_quantize_q5_0, ggml_quantize_q5_1, ggml_quantize_q8_0;
+GgmlQuantizeRow ggml_quantize_q2_k, ggml_quantize_q3_k, ggml_quantize_q4_k, ggml_quantize_q5_k, ggml_quantize_q6_k;
+GgmlDequantizeRow ggml_dequantize_q4_0, ggml_dequantize_q4_1, ggml_dequantize_q5_0, ggml_dequantize_q5_1, ggml_dequantize_q8_0;
+GgmlDequantizeRow ggml_dequantize_q2_k, ggml_dequantize_q3_k, ggml_dequantize_q4_k, ggml_dequantize_q5_k, ggml_dequantize_q6_k;
+
+/* Nearest integer, ties to even, of |value| < 2^22, by the sum with 1.5 * 2^23. Beyond that (and for Inf and NaN, which the
+ * searches produce from denormal blocks) it gives the low bits of that sum, as the reference does. */
+int ggml_nearest(float value);
+
+static inline int ggml_clamp(int value, int low, int high) {
+    return value < low ? low : value > high ? high : value;
+}
+
+/* ---- searches (ggml_search.c): codes of n values (n <= 32) and the scale that goes with them ------------------------------ */
+
+/* x ~ scale * (code - levels), code in [0, 2 * levels): tries 19 scales around -levels / (the value of largest magnitude) and
+ * keeps the one that explains most. weights NULL: x^2. Returns the scale; all codes 0 where |x| < 1e-15. */
+float ggml_search_signed(int n, int levels, const float *x, const float *weights, uint8_t *codes);
+
+/* The same form with weights x^2, improved one code at a time: at most five rounds. */
+float ggml_search_signed_descent(int n, int levels, const float *x, uint8_t *codes);
+
+typedef struct GgmlMinSearch {
+    int levels;        /* the largest code */
+    float first, step; /* trials: (first + step * i + levels) / (max - min), i = 0 ... steps */
+    int steps;
+    int is_absolute; /* the error is |difference|, not its square */
+} GgmlMinSearch;
+
+/* x ~ scale * code - *min, code in [0, levels], *min >= 0. */
+float ggml_search_min(const GgmlMinSearch *search, int n, const float *x, const float *weights, uint8_t *codes, float *min);
+
+/* x ~ scale * code for x >= 0, code in [0, levels]: the scales and mins of a super-block. */
+float ggml_search_positive(int n, int levels, const float *x, const float *weights, uint8_t *codes);
+
+#endif

@@ -1,0 +1,231 @@
+/* Super-blocks with a scale and a min for each sub-block: Q2_K, Q4_K, Q5_K.
+ * Source: ggml 0.25.3 src/ggml-quants.c, quantize_row_q{2,4,5}_K_ref, _impl and dequantize_row_q{2,4,5}_K. */
+#include <math.h>
+#include <string.h>
+
+#include "core/dtype.h"
+#include "quant/ggml_internal.h"
+
+#define SUB_BLOCKS_MAX 16
+
+/* What differs between the types. */
+typedef struct SuperForm {
+    int size;       /* elements of a sub-block: 16 or 32 */
+    int scale_max;  /* largest code of a scale or a min: 15 or 63 */
+    float variance; /* with an importance: sigma2 is so many times the mean square */
+    GgmlMinSearch plain, weighted;
+} SuperForm;
+
+static const SuperForm q2_form = {.size = 16,
+                                  .scale_max = 15,
+                                  .variance = 1.0f,
+                                  .plain = {.levels = 3, .first = -0.5f, .step = 0.1f, .steps = 15, .is_absolute = 1},
+                                  .weighted = {.levels = 3, .first = -0.9f, .step = 0.05f, .steps = 36}};
+static const SuperForm q4_form = {.size = 32,
+                                  .scale_max = 63,
+                                  .variance = 2.0f,
+                                  .plain = {.levels = 15, .first = -1.0f, .step = 0.1f, .steps = 20},
+                                  .weighted = {.levels = 15, .first = -0.9f, .step = 0.05f, .steps = 36}};
+static const SuperForm q5_form = {.size = 32,
+                                  .scale_max = 63,
+                                  .variance = 2.0f,
+                                  .plain = {.levels = 31, .first = -0.5f, .step = 0.1f, .steps = 15},
+                                  .weighted = {.levels = 31, .first = -0.9f, .step = 0.05f, .steps = 36}};
+
+/* A super-block before it is packed. */
+typedef struct SuperBlock {
+    uint8_t codes[GGML_SUPER];
+    uint8_t scales[SUB_BLOCKS_MAX], mins[SUB_BLOCKS_MAX];
+    f16 d, dmin;
+} SuperBlock;
+
+/* Codes of the sub-blocks' scales (or mins) relative to the largest, and the factor. */
+static float scales_plain(const SuperForm *form, const float *values, uint8_t *codes) {
+    int count = GGML_SUPER / form->size;
+    float largest = 0.0f, top = (float)form->scale_max;
+    for (int j = 0; j < count; j++)
+        if (values[j] > largest) largest = values[j];
+    float inverse = largest > 0.0f ? top / largest : 0.0f;
+    for (int j = 0; j < count; j++) {
+        uint8_t code = (uint8_t)ggml_nearest(inverse * values[j]);
+        codes[j] = code < form->scale_max ? code : (uint8_t)form->scale_max;
+    }
+    return largest / top;
+}
+
+static void plain_weights(const SuperForm *form, const float *x, float *weights) {
+    float base = 0.0f;
+    if (form->size == 32) { /* Q2_K weighs by the magnitude alone */
+        float sum = 0.0f;
+        for (int i = 0; i < 32; i++)
+            sum += x[i] * x[i];
+        base = sqrtf(sum / 32.0f);
+    }
+    for (int i = 0; i < form->size; i++)
+        weights[i] = base + fabsf(x[i]);
+}
+
+static void search_plain(const SuperForm *form, const float *x, SuperBlock *out) {
+    float weights[GGML_BLOCK], scales[SUB_BLOCKS_MAX], mins[SUB_BLOCKS_MAX];
+    for (int j = 0; j < GGML_SUPER / form->size; j++) {
+        const float *part = x + j * form->size;
+        plain_weights(form, part, weights);
+        scales[j] = ggml_search_min(&form->plain, form->size, part, weights, out->codes + j * form->size, &mins[j]);
+    }
+    out->d = f16_from_float(scales_plain(form, scales, out->scales));
+    out->dmin = f16_from_float(scales_plain(form, mins, out->mins));
+}
+
+static void search_weighted(const SuperForm *form, const float *x, const float *importance, SuperBlock *out) {
+    float weights[GGML_BLOCK], scales[SUB_BLOCKS_MAX], mins[SUB_BLOCKS_MAX], totals[SUB_BLOCKS_MAX];
+    int count = GGML_SUPER / form->size;
+    float sum = 0.0f;
+    for (int i = 0; i < GGML_SUPER; i++)
+        sum += x[i] * x[i];
+    float sigma2 = form->variance * sum / (float)GGML_SUPER;
+    for (int j = 0; j < count; j++) {
+        const float *part = x + j * form->size, *weight = importance + j * form->size;
+        totals[j] = 0.0f;
+        for (int i = 0; i < form->size; i++) {
+            weights[i] = weight[i] * sqrtf(sigma2 + part[i] * part[i]);
+            totals[j] += weights[i];
+        }
+        scales[j] = ggml_search_min(&form->weighted, form->size, part, weights, out->codes + j * form->size, &mins[j]);
+    }
+    out->d = f16_from_float(ggml_search_positive(count, form->scale_max, scales, totals, out->scales));
+    out->dmin = f16_from_float(ggml_search_positive(count, form->scale_max, mins, totals, out->mins));
+}
+
+/* Codes again, with the scales as they are stored. Where a factor is 0 the codes of the search stay: they decode to nothing, but
+ * they are bytes of the file. */
+static void requantize(const SuperForm *form, const float *x, SuperBlock *out) {
+    float d_all = f16_to_float(out->d), min_all = f16_to_float(out->dmin);
+    for (int j = 0; j < GGML_SUPER / form->size; j++) {
+        float d = d_all * (float)out->scales[j], min = min_all * (float)out->mins[j];
+        if (d == 0.0f) continue;
+        for (int i = j * form->size; i < (j + 1) * form->size; i++)
+            out->codes[i] = (uint8_t)ggml_clamp(ggml_nearest((x[i] + min) / d), 0, form->plain.levels);
+    }
+}
+
+static void super_quantize(const SuperForm *form, const float *x, const float *importance, SuperBlock *out) {
+    if (importance == NULL)
+        search_plain(form, x, out);
+    else
+        search_weighted(form, x, importance, out);
+    requantize(form, x, out);
+}
+
+/* ---- packing ------------------------------------------------------------------------------------------------------------- */
+
+static void pack_scales(const SuperBlock *from, uint8_t scales[12]) {
+    for (int j = 0; j < 4; j++) {
+        int scale = from->scales[j + 4], min = from->mins[j + 4];
+        scales[j] = (uint8_t)(from->scales[j] | (scale >> 4) << 6);
+        scales[j + 4] = (uint8_t)(from->mins[j] | (min >> 4) << 6);
+        scales[j + 8] = (uint8_t)((scale & 15) | (min & 15) << 4);
+    }
+}
+
+static void pack_nibbles(const uint8_t *codes, uint8_t *qs) {
+    for (int i = 0; i < GGML_SUPER / 2; i++) {
+        const uint8_t *chunk = codes + i / 32 * 64 + i % 32;
+        qs[i] = (uint8_t)((chunk[0] & 15) | (chunk[32] & 15) << 4);
+    }
+}
+
+static const float *at(const float *importance, int64_t i) {
+    return importance != NULL ? importance + i : NULL;
+}
+
+void ggml_quantize_q2_k(const float *x, int64_t cols, const float *importance, void *out) {
+    GgmlBlockQ2_K *block = out;
+    for (int64_t i = 0; i < cols; i += GGML_SUPER, block++) {
+        SuperBlock super;
+        super_quantize(&q2_form, x + i, at(importance, i), &super);
+        block->d = super.d;
+        block->dmin = super.dmin;
+        for (int j = 0; j < 16; j++)
+            block->scales[j] = (uint8_t)(super.scales[j] | super.mins[j] << 4);
+        for (int j = 0; j < 64; j++) {
+            const uint8_t *c = super.codes + j / 32 * 128 + j % 32;
+            block->qs[j] = (uint8_t)(c[0] | c[32] << 2 | c[64] << 4 | c[96] << 6);
+        }
+    }
+}
+
+void ggml_quantize_q4_k(const float *x, int64_t cols, const float *importance, void *out) {
+    GgmlBlockQ4_K *block = out;
+    for (int64_t i = 0; i < cols; i += GGML_SUPER, block++) {
+        SuperBlock super;
+        super_quantize(&q4_form, x + i, at(importance, i), &super);
+        block->d = super.d;
+        block->dmin = super.dmin;
+        pack_scales(&super, block->scales);
+        pack_nibbles(super.codes, block->qs);
+    }
+}
+
+void ggml_quantize_q5_k(const float *x, int64_t cols, const float *importance, void *out) {
+    GgmlBlockQ5_K *block = out;
+    for (int64_t i = 0; i < cols; i += GGML_SUPER, block++) {
+        SuperBlock super;
+        super_quantize(&q5_form, x + i, at(importance, i), &super);
+        block->d = super.d;
+        block->dmin = super.dmin;
+        pack_scales(&super, block->scales);
+        pack_nibbles(super.codes, block->qs);
+        memset(block->qh, 0, sizeof block->qh);
+        for (int j = 0; j < GGML_SUPER; j++)
+            block->qh[j % 32] = (uint8_t)(block->qh[j % 32] | (super.codes[j] >> 4) << j / 32);
+    }
+}
+
+/* ---- decoding ------------------------------------------------------------------------------------------------------------ */
+
+void ggml_dequantize_q2_k(const void *data, int64_t cols, float *x) {
+    const GgmlBlockQ2_K *block = data;
+    for (int64_t i = 0; i < cols; i += GGML_SUPER, block++) {
+        float d_all = f16_to_float(block->d), min_all = f16_to_float(block->dmin);
+        for (int j = 0; j < GGML_SUPER; j++) {
+            uint8_t scales = block->scales[j / 16];
+            float d = d_all * (float)(scales & 15), min = min_all * (float)(scales >> 4);
+            int code = (block->qs[j / 128 * 32 + j % 32] >> 2 * (j % 128 / 32)) & 3;
+            x[i + j] = d * (float)code - min;
+        }
+    }
+}
+
+/* The scale and min of sub-block j of Q4_K and Q5_K. */
+static void sub_block(f16 d, f16 dmin, const uint8_t scales[12], int j, float *scale, float *min) {
+    int scale_code, min_code;
+    ggml_scale_min(scales, j, &scale_code, &min_code);
+    *scale = f16_to_float(d) * (float)scale_code;
+    *min = f16_to_float(dmin) * (float)min_code;
+}
+
+void ggml_dequantize_q4_k(const void *data, int64_t cols, float *x) {
+    const GgmlBlockQ4_K *block = data;
+    for (int64_t i = 0; i < cols; i += GGML_SUPER, block++)
+        for (int j = 0; j < 8; j++) {
+            float d, min;
+            sub_block(block->d, block->dmin, block->scales, j, &d, &min);
+            const uint8_t *qs = block->qs + j / 2 * 32;
+            for (int l = 0; l < 32; l++)
+                x[i + j * 32 + l] = d * (float)((qs[l] >> 4 * (j & 1)) & 15) - min;
+        }
+}
+
+void ggml_dequantize_q5_k(const void *data, int64_t cols, float *x) {
+    const GgmlBlockQ5_K *block = data;
+    for (int64_t i = 0; i < cols; i += GGML_SUPER, block++)
+        for (int j = 0; j < 8; j++) {
+            float d, min;
+            sub_block(block->d, block->dmin, block->scales, j, &d, &min);
+            const uint8_t *qs = block->qs + j / 2 * 32;
+            for (int l = 0; l < 32; l++) {
+                int code = ((qs[l] >> 4 * (j & 1)) & 15) | ((block->qh[l] >> j) & 1) << 4;
+                x[i + j * 32 + l] = d * (float)code - min;
+            }
+        }
+}
