@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -178,7 +179,7 @@ Status reporter_eval(Reporter *reporter, int64_t step, double loss, int64_t toke
         .kind = METRICS_EVAL, .step = {.step = step, .loss = loss, .tokens = tokens, .seconds = seconds}, .is_best = is_best};
     char text[32];
     leave_line(reporter);
-    log_info("evaluation at step %lld: loss %.4f on %lld tokens in %s%s", (long long)step, loss, (long long)tokens,
+    log_info("evaluation at step %lld: loss %.4f on %lld tokens in %s%s", (long long)step, fabs(loss), (long long)tokens,
              format_duration(seconds, text, sizeof text), is_best && step > 0 ? ", the best so far" : "");
     TRY(append(reporter, &metrics, err));
     return tensorboard_scalars(&reporter->board, step, &(TensorboardScalar){"eval/loss", loss}, 1, err);

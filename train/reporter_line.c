@@ -23,8 +23,9 @@ static void describe(const StepRecord *r, int form, LineField *f) {
     int digits = snprintf(NULL, 0, "%lld", (long long)r->steps);
     (void)snprintf(f[0].text, FIELD_BYTES, "%s%*lld/%lld", form == LINE_BRIEFEST ? "" : "step ", brief ? 0 : digits,
                    (long long)r->step, (long long)r->steps);
-    (void)snprintf(f[1].text, FIELD_BYTES, r->skipped ? "loss %.4f skipped" : "loss %.4f", r->loss);
-    (void)snprintf(f[2].text, FIELD_BYTES, "grad %.3g", r->grad_norm);
+    (void)snprintf(f[1].text, FIELD_BYTES, r->skipped ? "loss %.4f skipped" : "loss %.4f",
+                   fabs(r->loss)); /* a NaN without its sign */
+    (void)snprintf(f[2].text, FIELD_BYTES, "grad %.3g", fabs(r->grad_norm));
     (void)snprintf(f[3].text, FIELD_BYTES, "lr %.*e", LINE_BRIEFEST - form, r->lr);
     (void)snprintf(f[4].text, FIELD_BYTES, "%.*f tok/s", r->tokens_per_second < 100.0 ? 1 : 0, r->tokens_per_second);
     f[5].text[0] = 0;
