@@ -1,11 +1,13 @@
 /* From a config to a run that is ready: cheap checks first, weights last. */
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "core/file.h"
 #include "core/log.h"
 #include "train/ceiling.h"
+#include "train/embedding_check.h"
 #include "train/run_folder.h"
 #include "train/trainer.h"
 
@@ -181,6 +183,25 @@ static Status open_engine(Trainer *trainer, int threads, Error *err) {
     return OK;
 }
 
+static const char *token_text(const Trainer *trainer, int32_t id) {
+    const char *text = tokenizer_token(trainer->tokenizer, id);
+    return text != NULL ? text : "a token without a name";
+}
+
+static void warn_of_untrained_tokens(const Trainer *trainer) {
+    if (trainer->engine.weights == NULL) return; /* method full trains the embeddings as well */
+    WeightView embedding = weights_view(trainer->engine.weights, WEIGHT_EMBED);
+    EmbeddingFaults faults = embedding_check(&embedding, trainer->train_data.ids, trainer->train_data.tokens);
+    if (faults.example < 0) return;
+    char other[96] = "is near zero";
+    if (faults.equal_to >= 0) (void)snprintf(other, sizeof other, "equals that of %.60s", token_text(trainer, faults.equal_to));
+    log_warning(
+        "%lld of the data's %lld different tokens look untrained in the base, and adapters leave embeddings as they are: "
+        "the embedding of %.60s (id %d) %s; a template whose tokens the base knows may suit it better",
+        (long long)(faults.zero + faults.equal), (long long)faults.used, token_text(trainer, faults.example),
+        (int)faults.example, other);
+}
+
 static Status resume_from_checkpoint(Trainer *trainer, Error *err) {
     Engine *engine = &trainer->engine;
     CheckpointState fresh = trainer->progress;
@@ -252,6 +273,7 @@ Status trainer_open(Trainer *trainer, const char *config_path, const char *const
     TRY(run_folder_check(&trainer->config, resume, err));
     TRY(open_rest(trainer, threads, err));
     TRY(open_engine(trainer, threads, err));
+    warn_of_untrained_tokens(trainer);
     TRY(open_tapes(trainer, err));
     TRY(take_buffers(trainer, err));
     TRY(check_plan(trainer, err));
