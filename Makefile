@@ -26,7 +26,7 @@ endif
 
 # IEEE arithmetic everywhere: quantized bytes and resumed runs are compared bit for bit.
 CFLAGS_ALL := -std=gnu17 -D_GNU_SOURCE= -I. $(WARN) $(OPT) -ffp-contract=off -fno-math-errno -pthread -MMD -MP $(CFLAGS)
-LIBS := -lcjson -lzstd -lpcre2-8 -lutf8proc -lxxhash -lm -pthread
+LIBS := -lcjson -lzstd -lz -lpcre2-8 -lutf8proc -lxxhash -lm -pthread
 LDFLAGS_ALL := $(OPT) $(LDFLAGS)
 
 COMMON_SOURCES := $(wildcard core/*.c kernels/*.c kernels/cpu/*.c kernels/cpu/ref/*.c quant/*.c autograd/*.c data/*.c)

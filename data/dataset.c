@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "core/memory.h"
+#include "data/data_files.h"
 #include "data/dataset_internal.h"
 
 #define BATCH_RECORDS 1024
@@ -18,12 +19,15 @@ typedef struct Slot {
     int64_t line, number;
     Encoded encoded;
     Status status;
-    char *reason; /* of a failure */
+    char *reason; /* of a failure; set before encoding: what the reader found to be no record */
 } Slot;
 
 typedef struct Run {
     const DatasetOptions *options;
-    const Layout *layout; /* NULL until a record showed it */
+    const char *path; /* of the file being read */
+    int64_t numbers;  /* of records in the files before; last_number is the last one in this file */
+    int64_t last_number;
+    const Layout *layout; /* NULL until a record of the file showed it */
     EncodeRules rules;
     RecordFile file;
     Text text; /* of the batch */
@@ -36,7 +40,7 @@ typedef struct Run {
 
 static Status encode_slot(const Run *run, const Slot *slot, EncodeScratch *scratch, Encoded *encoded, Error *err) {
     const char *text = run->text.data + slot->offset;
-    const char *path = run->options->path;
+    const char *path = run->path;
     record_clear(&scratch->record);
     if (run->file.form == FORM_DOCUMENTS) {
         scratch->record.text = memory_alloc(slot->length);
@@ -45,6 +49,7 @@ static Status encode_slot(const Run *run, const Slot *slot, EncodeScratch *scrat
     } else {
         TRY(layout_read_record(run->layout, path, text, slot->length, slot->line, &scratch->record, err));
     }
+    if (run->layout->id == LAYOUT_PREFERENCE) return OK; /* valid, and all there is to do with it */
     if (strcmp(run->rules.template_name, "alpaca") != 0) record_join_input(&scratch->record);
     Status status = run->layout->id == LAYOUT_TEXT ? encode_text(&run->rules, scratch, encoded, err)
                                                    : encode_conversation(&run->rules, scratch, encoded, err);
@@ -57,9 +62,10 @@ static void encode_item(void *context, int64_t item, int worker) {
     Slot *slot = &run->slots[item];
     Error error = {0};
     const Layout *unused = NULL;
-    slot->status = run->layout == NULL ? layout_detect(run->options->path, run->text.data + slot->offset, slot->length,
-                                                       slot->line, &unused, &error)
-                                       : encode_slot(run, slot, &run->scratch[worker], &slot->encoded, &error);
+    if (slot->reason != NULL) return;
+    slot->status = run->layout == NULL
+                       ? layout_detect(run->path, run->text.data + slot->offset, slot->length, slot->line, &unused, &error)
+                       : encode_slot(run, slot, &run->scratch[worker], &slot->encoded, &error);
     if (slot->status != OK) slot->reason = memory_strdup(error.text);
 }
 
@@ -70,6 +76,8 @@ static void append_encoded(const Run *run, const Slot *slot) {
     const Encoded *e = &slot->encoded;
     int64_t trained = 0, longest = run->options->max_length;
     out->truncated += e->truncated;
+    out->dropped += e->dropped;
+    if (e->dropped) return;
     for (int64_t t = 0; t < e->count; t++)
         trained += e->train[t];
     if (trained == 0) {
@@ -79,13 +87,14 @@ static void append_encoded(const Run *run, const Slot *slot) {
     out->split += e->count > longest;
     for (int64_t at = 0; at == 0 || at + 1 < e->count; at += longest - 1) {
         int64_t left = e->count - at;
-        dataset_append(out, e->ids + at, e->train + at, left < longest ? left : longest, slot->number);
+        dataset_append(out, e->ids + at, e->train + at, left < longest ? left : longest, run->numbers + slot->number);
     }
 }
 
 static Status collect_slot(Run *run, Slot *slot, Error *err) {
     Dataset *out = run->out;
     out->records++;
+    out->files[out->file_count - 1].records++;
     if (slot->status == OK) {
         append_encoded(run, slot);
         return OK;
@@ -116,8 +125,13 @@ static Status fill_batch(Run *run, Error *err) {
     while (run->count < BATCH_RECORDS && run->text.length < BATCH_BYTES) {
         TRY(record_file_next(&run->file, &bytes, &found, err));
         if (!found) break;
-        run->slots[run->count++] =
-            (Slot){.offset = run->text.length, .length = bytes.length, .line = bytes.line, .number = bytes.number};
+        Slot *slot = &run->slots[run->count++];
+        *slot = (Slot){.offset = run->text.length, .length = bytes.length, .line = bytes.line, .number = bytes.number};
+        if (bytes.bad != NULL) {
+            slot->status = ERR_FAILED;
+            slot->reason = memory_format("%s: line %lld: %s", run->path, (long long)bytes.line, bytes.bad);
+        }
+        run->last_number = bytes.number;
         text_add(&run->text, bytes.text, bytes.length);
     }
     if (run->text.data == NULL) text_add(&run->text, "", 0);
@@ -134,7 +148,7 @@ static Status refuse_template(const Run *run, const char *reason, Error *err) {
     Text names = {0};
     list_templates(&names);
     (void)error_set(err, ERR_USAGE, "data.template: %s; choose one of %s (layout \"%s\" of %s)", reason, names.data,
-                    run->layout->name, run->options->path);
+                    run->layout->name, run->path);
     text_free(&names);
     return ERR_USAGE;
 }
@@ -145,8 +159,7 @@ static Status choose_template(const Run *run, const char **name, Error *err) {
     const char *jinja = tokenizer_chat_template(run->options->tokenizer);
     if (run->layout->id == LAYOUT_TEXT) {
         if (!is_auto && strcmp(wanted, "plain") != 0) {
-            FAIL_USAGE("data.template: \"%s\" has nothing to render in plain text (%s); set it to \"auto\"", wanted,
-                       run->options->path);
+            FAIL_USAGE("data.template: \"%s\" has nothing to render in plain text (%s); set it to \"auto\"", wanted, run->path);
         }
         *name = "plain";
         return OK;
@@ -173,6 +186,24 @@ static const char *spelling(const Tokenizer *tokenizer, int32_t id) {
     return text == NULL ? "" : text;
 }
 
+static Status name_file(Run *run) {
+    DatasetFile *file = &run->out->files[run->out->file_count - 1];
+    file->layout = run->layout->id;
+    if (run->rules.template_name != NULL)
+        strncpy(file->template_name, run->rules.template_name, sizeof file->template_name - 1);
+    return OK;
+}
+
+static Status set_too_long(Run *run, Error *err) {
+    int is_text = run->layout->id == LAYOUT_TEXT;
+    if (run->rules.too_long == TOO_LONG_AUTO) run->rules.too_long = is_text ? TOO_LONG_SPLIT : TOO_LONG_TRUNCATE;
+    if (run->rules.too_long != TOO_LONG_SPLIT || is_text) return OK;
+    FAIL_USAGE(
+        "data.too_long: \"split\" is for plain text, and %s has the layout \"%s\", whose pieces would lose their "
+        "question; choose truncate or drop",
+        run->path, run->layout->name);
+}
+
 /* Once the layout is known: the template, and the tokens that begin and end. */
 static Status set_rules(Run *run, Error *err) {
     const DatasetOptions *o = run->options;
@@ -182,7 +213,10 @@ static Status set_rules(Run *run, Error *err) {
                            .eos_id = o->eos_id >= 0 ? o->eos_id : tokenizer_eos(o->tokenizer),
                            .open_documents = o->open_documents,
                            .train_on = o->train_on,
-                           .max_length = o->max_length};
+                           .max_length = o->max_length,
+                           .too_long = o->too_long};
+    if (run->layout->id == LAYOUT_PREFERENCE) return name_file(run);
+    TRY(set_too_long(run, err));
     TRY(choose_template(run, &rules->template_name, err));
     rules->bos = spelling(o->tokenizer, rules->bos_id);
     rules->eos = spelling(o->tokenizer, rules->eos_id);
@@ -196,9 +230,7 @@ static Status set_rules(Run *run, Error *err) {
             "tokenizer_config.json",
             rules->template_name);
     }
-    run->out->layout = run->layout->id;
-    strncpy(run->out->template_name, rules->template_name, sizeof run->out->template_name - 1);
-    return OK;
+    return name_file(run);
 }
 
 /* The first record that is one decides. */
@@ -206,14 +238,15 @@ static Status find_layout(Run *run, Error *err) {
     if (run->file.form == FORM_DOCUMENTS) {
         if (run->options->layout != LAYOUT_AUTO && run->options->layout != LAYOUT_TEXT) {
             FAIL_USAGE("data.layout: \"%s\" wants JSON records, and %s is a plain text file", layout_name(run->options->layout),
-                       run->options->path);
+                       run->path);
         }
         run->layout = &layout_text;
     } else {
         run->layout = layout_find(run->options->layout);
     }
     for (int64_t i = 0; i < run->count && run->layout == NULL; i++) {
-        Status status = layout_detect(run->options->path, run->text.data + run->slots[i].offset, run->slots[i].length,
+        if (run->slots[i].reason != NULL) continue;
+        Status status = layout_detect(run->path, run->text.data + run->slots[i].offset, run->slots[i].length,
                                       run->slots[i].line, &run->layout, err);
         if (status != OK && run->options->on_error == ON_ERROR_FAIL) return status;
     }
@@ -232,38 +265,84 @@ static Status read_batches(Run *run, Error *err) {
     }
 }
 
+/* ---- all files ----------------------------------------------------------------------------------------------------------- */
+
 static Status check_result(const DatasetOptions *options, const Dataset *d, Error *err) {
+    const char *path = d->files[0].path, *more = d->file_count > 1 ? " (and the files after it)" : "";
+    for (int64_t f = 0; f < d->file_count; f++) {
+        if (d->files[f].layout != LAYOUT_PREFERENCE) continue;
+        FAIL(
+            "%s: preference pairs (chosen and rejected): %lld records are read and valid, %lld bad ones were skipped; "
+            "preference training has not landed. To train on the chosen answers, write them as messages, or prompt and "
+            "completion",
+            d->files[f].path, (long long)(d->files[f].records - (d->file_count == 1 ? d->skipped_bad : 0)),
+            (long long)d->skipped_bad);
+    }
     if (d->count > 0) return OK;
-    if (d->records == 0) FAIL("%s: there are no records in it", options->path);
+    if (d->records == 0) FAIL("%s%s: there are no records in it", path, more);
     FAIL(
-        "%s: nothing in it is trained: of %lld records %lld were bad%s%s%s, and %lld had no trained token (%lld of them or "
-        "others "
-        "were cut at data.max_length %lld; raise it if answers come late, and look at data.train_on and at empty texts)",
-        options->path, (long long)d->records, (long long)d->skipped_bad, d->first_skip != NULL ? " (first: " : "",
-        d->first_skip != NULL ? d->first_skip : "", d->first_skip != NULL ? ")" : "", (long long)d->skipped_untrained,
-        (long long)d->truncated, (long long)options->max_length);
+        "%s%s: nothing in it is trained: of %lld records %lld were bad%s%s%s, %lld were dropped for their length, and %lld had "
+        "no trained token (%lld of them or others were cut at data.max_length %lld; raise it if answers come late, and look at "
+        "data.train_on and at empty texts)",
+        path, more, (long long)d->records, (long long)d->skipped_bad, d->first_skip != NULL ? " (first: " : "",
+        d->first_skip != NULL ? d->first_skip : "", d->first_skip != NULL ? ")" : "", (long long)d->dropped,
+        (long long)d->skipped_untrained, (long long)d->truncated, (long long)options->max_length);
+}
+
+static Status read_file(Run *run, const char *path, double weight, Error *err) {
+    run->path = path;
+    run->layout = NULL;
+    run->rules = (EncodeRules){0};
+    run->numbers += run->last_number;
+    run->last_number = 0;
+    dataset_add_file(run->out, path, weight);
+    TRY(record_file_open(&run->file, path, err));
+    Status status = read_batches(run, err);
+    clear_slots(run);
+    record_file_close(&run->file);
+    return status;
+}
+
+static Status read_source(Run *run, const DatasetSource *source, Error *err) {
+    DataFiles files;
+    Status status = OK;
+    if (!(source->weight > 0 && source->weight <= DATASET_WEIGHT_MAX))
+        FAIL_USAGE("data.path: %s: want a weight above 0 and at most %d, got %g", source->path, DATASET_WEIGHT_MAX,
+                   source->weight);
+    TRY(data_files_expand(source->path, &files, err));
+    for (int64_t i = 0; i < files.count && status == OK; i++) {
+        for (int64_t f = 0; f < run->out->file_count && status == OK; f++) {
+            if (strcmp(run->out->files[f].path, files.names[i]) == 0)
+                status =
+                    error_set(err, ERR_USAGE, "data.path: %s is named twice; a weight makes it count more", files.names[i]);
+        }
+        if (status == OK) status = read_file(run, files.names[i], source->weight, err);
+    }
+    data_files_free(&files);
+    return status;
 }
 
 Status dataset_read(const DatasetOptions *options, Dataset *out, Error *err) {
     Run run = {.options = options, .out = out, .workers = pool_threads(options->pool)};
+    DatasetSource only = {options->path, 1};
     Status status = OK;
     *out = (Dataset){0};
     if (options->max_length < 2)
         FAIL_USAGE("data.max_length: want at least 2 tokens, got %lld", (long long)options->max_length);
-    TRY(record_file_open(&run.file, options->path, err));
     run.slots = memory_calloc(BATCH_RECORDS, sizeof *run.slots);
     run.scratch = memory_calloc((size_t)run.workers, sizeof *run.scratch);
-    TRY_GOTO(read_batches(&run, err));
+    if (options->sources == NULL) TRY_GOTO(read_source(&run, &only, err));
+    for (int64_t s = 0; options->sources != NULL && s < options->source_count; s++)
+        TRY_GOTO(read_source(&run, &options->sources[s], err));
     TRY_GOTO(check_result(options, out, err));
+    dataset_name_layout(out);
     dataset_finish(out);
 done:
-    clear_slots(&run);
     for (int w = 0; w < run.workers; w++)
         encode_scratch_free(&run.scratch[w]);
     memory_free(run.scratch);
     memory_free(run.slots);
     text_free(&run.text);
-    record_file_close(&run.file);
     if (status != OK) dataset_free(out);
     return status;
 }

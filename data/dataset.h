@@ -15,22 +15,52 @@
 #include "core/pool.h"
 #include "data/tokenizer.h"
 
-typedef enum DataLayout { LAYOUT_AUTO, LAYOUT_ALPACA, LAYOUT_MESSAGES, LAYOUT_PROMPT_COMPLETION, LAYOUT_TEXT } DataLayout;
+typedef enum DataLayout {
+    LAYOUT_AUTO,
+    LAYOUT_ALPACA,
+    LAYOUT_MESSAGES,
+    LAYOUT_PROMPT_COMPLETION,
+    LAYOUT_TEXT,
+    LAYOUT_SHAREGPT,
+    LAYOUT_QUESTION_ANSWER,
+    LAYOUT_PREFERENCE, /* read and checked, then refused: there is no training on pairs yet */
+    LAYOUT_MIXED       /* a result only: files of several layouts */
+} DataLayout;
 typedef enum TrainOn { TRAIN_ON_ASSISTANT, TRAIN_ON_ALL, TRAIN_ON_LAST } TrainOn;
+/* What becomes of a sequence over max_length. Auto: plain text is split, anything else truncated. */
+typedef enum TooLong { TOO_LONG_AUTO, TOO_LONG_TRUNCATE, TOO_LONG_SPLIT, TOO_LONG_DROP } TooLong;
 typedef enum OnError { ON_ERROR_FAIL, ON_ERROR_SKIP } OnError;
 
-typedef struct DatasetOptions {
+#define DATASET_WEIGHT_MAX 1000
+/* Files to mix: a path or pattern (data_files.h), and how often an epoch has each of their sequences. */
+typedef struct DatasetSource {
     const char *path;
+    double weight; /* 1: once; 2.5: twice, and half of them, drawn anew each epoch, once more */
+} DatasetSource;
+
+typedef struct DatasetOptions {
+    const char *path;             /* a path or pattern, where there are no sources */
+    const DatasetSource *sources; /* borrowed; NULL: path, with weight 1 */
+    int64_t source_count;
     DataLayout layout;
     const char *template_name; /* "auto": the model's own, else by layout; or a built-in name (template.h) */
     TrainOn train_on;
     OnError on_error;
-    int64_t max_length; /* of one sequence; longer plain text is split, longer conversations are truncated on the right */
+    TooLong too_long;   /* split is for plain text only */
+    int64_t max_length; /* of one sequence; see too_long. Truncated is cut on the right */
     const Tokenizer *tokenizer;
     int32_t eos_id;     /* what ends an answer; -1: the tokenizer's */
     int open_documents; /* plain text: no EOS after a document, for models that know no end (TinyStories) */
     Pool *pool;         /* NULL: one thread */
 } DatasetOptions;
+
+typedef struct DatasetFile {
+    char *path;
+    DataLayout layout;
+    char template_name[32];
+    double weight;
+    int64_t records, count; /* its sequences follow those of the file before */
+} DatasetFile;
 
 /* All sequences back to back: sequence i owns tokens [start[i], start[i+1]). */
 typedef struct Dataset {
@@ -38,25 +68,33 @@ typedef struct Dataset {
     int64_t *start;  /* count + 1 */
     int32_t *ids;    /* tokens */
     uint8_t *train;  /* tokens: 1 where the token is a target; never at a sequence's first token */
-    int64_t *record; /* count: the record a sequence comes from (1-based line, or element of a JSON array) */
+    int64_t *record; /* count: the record a sequence comes from (1-based line, or element of a JSON array); a file's
+                        numbers go on where those of the file before end */
+    DatasetFile *files;
+    int64_t file_count;
     /* what happened, for the reports */
-    DataLayout layout;
+    DataLayout layout; /* LAYOUT_MIXED, "mixed": files differ */
     char template_name[32];
-    int64_t records, skipped_bad, skipped_untrained, truncated, split, trained_tokens, longest;
-    uint64_t hash;    /* of ids and masks in order */
+    int64_t records, skipped_bad, skipped_untrained, truncated, split, dropped, trained_tokens, longest;
+    uint64_t hash;    /* of ids and masks in order, and of weights other than 1 */
     char *first_skip; /* why the first bad record was skipped; NULL when none was */
 } Dataset;
 
-/* Reads and tokenizes everything. JSONL, JSON array, or plain text by extension and first byte. Fails, naming file and
+/* Reads and tokenizes everything. JSONL, JSON array, CSV or plain text by extension and first byte, each file with its own
+ * layout. Fails, naming file and
  * line, on a bad record unless on_error is skip; fails when nothing in the data is trained. */
 Status dataset_read(const DatasetOptions *options, Dataset *out, Error *err);
 void dataset_free(Dataset *dataset);
+/* Whether some file has a weight other than 1. */
+int dataset_is_weighted(const Dataset *dataset);
 const char *layout_name(DataLayout layout);
+/* LAYOUT_AUTO when no layout has this name. */
+DataLayout layout_by_name(const char *name);
 
 /* Splits off floor(fraction*count + 0.5) sequences (at least 1 when fraction > 0 and count > 1, never all) for evaluation:
  * those with the least random number by (seed, record). Both keep file order. Records that were split into several
  * sequences stay together: one that is larger than what is still wanted is passed over, and only when no record fits
- * (one long text) does the evaluation get the last sequences of one. Both keep the file's counts of records and of what was
+ * (one long text) does the evaluation get the last sequences of one. The held-out part has weights of 1. Both keep the file's counts of records and of what was
  * skipped, cut or split. */
 Status dataset_split(const Dataset *all, double fraction, uint64_t seed, Dataset *train, Dataset *held_out, Error *err);
 

@@ -38,6 +38,30 @@ void dataset_append(Dataset *d, const int32_t *ids, const uint8_t *train, int64_
     d->record[d->count++] = record;
     d->tokens += count;
     d->start[d->count] = d->tokens;
+    d->files[d->file_count - 1].count++;
+}
+
+void dataset_add_file(Dataset *d, const char *path, double weight) {
+    if (is_full(d->file_count)) {
+        size_t capacity = d->file_count == 0 ? 64 : (size_t)d->file_count * 2;
+        d->files = memory_resize(d->files, capacity * sizeof *d->files);
+    }
+    d->files[d->file_count++] = (DatasetFile){.path = memory_strdup(path), .weight = weight};
+}
+
+void dataset_name_layout(Dataset *d) {
+    d->layout = d->files[0].layout;
+    memcpy(d->template_name, d->files[0].template_name, sizeof d->template_name);
+    for (int64_t f = 1; f < d->file_count; f++) {
+        if (d->files[f].layout != d->layout) d->layout = LAYOUT_MIXED;
+        if (strcmp(d->files[f].template_name, d->template_name) != 0) memcpy(d->template_name, "mixed", sizeof "mixed");
+    }
+}
+
+int dataset_is_weighted(const Dataset *d) {
+    for (int64_t f = 0; f < d->file_count; f++)
+        if (d->files[f].weight != 1) return 1;
+    return 0;
 }
 
 void dataset_finish(Dataset *d) {
@@ -53,6 +77,10 @@ void dataset_finish(Dataset *d) {
         hash_update(&hash, d->ids + begin, (size_t)length * sizeof *d->ids);
         hash_update(&hash, d->train + begin, (size_t)length);
     }
+    for (int64_t f = 0; dataset_is_weighted(d) && f < d->file_count; f++) {
+        hash_update(&hash, &d->files[f].count, sizeof d->files[f].count);
+        hash_update(&hash, &d->files[f].weight, sizeof d->files[f].weight);
+    }
     d->hash = hash_final(&hash);
     if (d->count == 0) return;
     d->start = memory_resize(d->start, (size_t)(d->count + 1) * sizeof *d->start);
@@ -66,6 +94,9 @@ void dataset_free(Dataset *dataset) {
     memory_free(dataset->ids);
     memory_free(dataset->train);
     memory_free(dataset->record);
+    for (int64_t f = 0; f < dataset->file_count; f++)
+        memory_free(dataset->files[f].path);
+    memory_free(dataset->files);
     memory_free(dataset->first_skip);
     *dataset = (Dataset){0};
 }
@@ -111,11 +142,20 @@ static void choose_held_out(const Dataset *all, uint64_t seed, int64_t want, uin
     memory_free(groups);
 }
 
+/* Sequences whose flag is `which`, with the files they come from. */
 static void copy_chosen(const Dataset *all, const uint8_t *held, uint8_t which, Dataset *out) {
-    for (int64_t i = 0; i < all->count; i++) {
-        if (held[i] != which) continue;
-        int64_t begin = all->start[i];
-        dataset_append(out, all->ids + begin, all->train + begin, all->start[i + 1] - begin, all->record[i]);
+    for (int64_t f = 0, first = 0; f < all->file_count; first += all->files[f++].count) {
+        const DatasetFile *file = &all->files[f];
+        dataset_add_file(out, file->path, which ? 1 : file->weight);
+        DatasetFile *copy = &out->files[f];
+        copy->layout = file->layout;
+        copy->records = file->records;
+        memcpy(copy->template_name, file->template_name, sizeof copy->template_name);
+        for (int64_t i = first; i < first + file->count; i++) {
+            if (held[i] != which) continue;
+            int64_t begin = all->start[i];
+            dataset_append(out, all->ids + begin, all->train + begin, all->start[i + 1] - begin, all->record[i]);
+        }
     }
     out->layout = all->layout;
     memcpy(out->template_name, all->template_name, sizeof out->template_name);
@@ -124,6 +164,7 @@ static void copy_chosen(const Dataset *all, const uint8_t *held, uint8_t which, 
     out->skipped_untrained = all->skipped_untrained;
     out->truncated = all->truncated;
     out->split = all->split;
+    out->dropped = all->dropped;
     if (all->first_skip != NULL) out->first_skip = memory_strdup(all->first_skip);
     dataset_finish(out);
 }

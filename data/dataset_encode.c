@@ -122,9 +122,16 @@ static int is_added_around(const EncodeRules *rules, const TokenBuffer *tokens, 
     return tokens->begin[t] >= tokens->end[t] && tokenizer_is_special(rules->tokenizer, tokens->ids[t]);
 }
 
+static void limit_length(const EncodeRules *rules, Encoded *out) {
+    if (out->count <= rules->max_length || rules->too_long == TOO_LONG_SPLIT) return;
+    out->truncated = rules->too_long == TOO_LONG_TRUNCATE;
+    out->dropped = !out->truncated;
+    out->count = out->dropped ? 0 : rules->max_length;
+}
+
 Status encode_conversation(const EncodeRules *rules, EncodeScratch *s, Encoded *out, Error *err) {
     out->count = 0;
-    out->truncated = 0;
+    out->truncated = out->dropped = 0;
     segments_clear(&s->segments);
     TRY(template_render(rules->template_name, s->record.messages, s->record.count, 0, rules->bos, rules->eos, &s->segments,
                         err));
@@ -142,10 +149,7 @@ Status encode_conversation(const EncodeRules *rules, EncodeScratch *s, Encoded *
         push(out, s->tokens.ids[t], s->wanted[segment] && !is_added_around(rules, &s->tokens, t));
     }
     if (appends) push(out, rules->eos_id, eos_wanted);
-    if (out->count > rules->max_length) {
-        out->count = rules->max_length;
-        out->truncated = 1;
-    }
+    limit_length(rules, out);
     if (out->count > 0) out->train[0] = 0;
     return OK;
 }
@@ -156,7 +160,7 @@ Status encode_text(const EncodeRules *rules, EncodeScratch *s, Encoded *out, Err
     const char *text = s->record.text;
     size_t length = s->record.text_length, bos = strlen(rules->bos);
     out->count = 0;
-    out->truncated = 0;
+    out->truncated = out->dropped = 0;
     if (length == 0) return OK;
     if (length > RENDERED_MAX_BYTES) FAIL("the document is longer than %zu MiB", RENDERED_MAX_BYTES >> 20);
     int writes_bos = bos > 0 && length >= bos && memcmp(text, rules->bos, bos) == 0;
@@ -166,6 +170,7 @@ Status encode_text(const EncodeRules *rules, EncodeScratch *s, Encoded *out, Err
         push(out, s->tokens.ids[t], 1);
     int ended = out->count > 0 && out->ids[out->count - 1] == rules->eos_id;
     if (!ended && !rules->open_documents) push(out, rules->eos_id, 1);
+    limit_length(rules, out);
     if (out->count > 0) out->train[0] = 0;
     return OK;
 }

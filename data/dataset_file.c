@@ -1,4 +1,5 @@
-/* Records out of a file: JSONL, the elements of one JSON array, or the documents of a plain text file.
+/* Records out of a file: JSONL, the elements of one JSON array, the rows of a table (dataset_table.c), or the documents of a
+ * plain text file; compressed or not (byte_source.c).
  *
  * Only the borders of records are found here; an element is checked by the JSON reader afterwards. The documents of a
  * .txt file are separated by lines that are "<|endoftext|>" and nothing else (as TinyStories is published); the line end
@@ -7,9 +8,7 @@
  */
 #include <string.h>
 #include <strings.h>
-#include <unistd.h>
 
-#include "core/file.h"
 #include "core/memory.h"
 #include "data/dataset_internal.h"
 
@@ -19,14 +18,9 @@
 static const struct {
     const char *extension, *advice;
 } refused[] = {
-    {".gz", "gunzip -k"},
-    {".zst", "zstd -dk"},
     {".xz", "xz -dk"},
     {".bz2", "bunzip2 -k"},
     {".zip", "unzip"},
-    {".csv", "python3 -c \"import csv,json,sys; [print(json.dumps(r)) for r in csv.DictReader(open(sys.argv[1]))]\""},
-    {".tsv",
-     "python3 -c \"import csv,json,sys; [print(json.dumps(r)) for r in csv.DictReader(open(sys.argv[1]), delimiter='\\t')]\""},
     {".parquet",
      "python3 -c \"import pandas,sys; pandas.read_parquet(sys.argv[1]).to_json(sys.stdout, orient='records', lines=True)\""},
     {".arrow", "python3 -c \"import datasets,sys; datasets.Dataset.from_file(sys.argv[1]).to_json('data.jsonl')\""},
@@ -40,17 +34,16 @@ static int has_extension(const char *path, const char *extension) {
 static Status refuse_by_name(const char *path, Error *err) {
     for (size_t i = 0; i < sizeof refused / sizeof refused[0]; i++) {
         if (!has_extension(path, refused[i].extension)) continue;
-        FAIL("%s: %s files are not read: convert it to JSONL or text with\n  %s %s%s", path, refused[i].extension,
+        FAIL("%s: %s files are not read: convert it to JSONL, CSV or text with\n  %s %s%s", path, refused[i].extension,
              refused[i].advice, path, refused[i].advice[0] == 'p' ? " > data.jsonl" : "");
     }
     return OK;
 }
 
-/* Makes byte begin + at available; *have = 0 when the file ends before it. */
-static Status reach(RecordFile *file, size_t at, int *have, Error *err) {
+Status record_file_reach(RecordFile *file, size_t at, int *have, Error *err) {
     while (file->end - file->begin <= at) {
         *have = 0;
-        if (file->offset == file->size) return OK;
+        if (file->ended) return OK;
         if (at >= RECORD_MAX_BYTES) {
             FAIL("%s: the record that starts at line %lld is longer than %zu MiB; cut it into several (%s)", file->path,
                  (long long)file->line, RECORD_MAX_BYTES >> 20,
@@ -65,11 +58,10 @@ static Status reach(RecordFile *file, size_t at, int *have, Error *err) {
             file->capacity = file->capacity * 2 + READ_BYTES;
             file->buffer = memory_resize(file->buffer, file->capacity);
         }
-        uint64_t left = file->size - file->offset;
-        size_t bytes = left < READ_BYTES ? (size_t)left : READ_BYTES;
-        TRY(file_read_at(file->fd, file->path, file->offset, file->buffer + file->end, bytes, err));
-        file->offset += bytes;
-        file->end += bytes;
+        size_t got = 0;
+        TRY(byte_source_read(&file->source, file->buffer + file->end, READ_BYTES, &got, err));
+        file->ended = got == 0;
+        file->end += got;
     }
     *have = 1;
     return OK;
@@ -79,8 +71,7 @@ static char byte_at(const RecordFile *file, size_t at) {
     return file->buffer[file->begin + at];
 }
 
-/* Moves the start of what is unread, counting lines. */
-static void consume(RecordFile *file, size_t bytes) {
+void record_file_consume(RecordFile *file, size_t bytes) {
     const char *p = file->buffer + file->begin, *stop = p + bytes;
     while (p < stop && (p = memchr(p, '\n', (size_t)(stop - p))) != NULL) {
         file->line++;
@@ -96,16 +87,16 @@ static int is_space(char c) {
 /* Consumes white space; *have says whether a byte follows. */
 static Status skip_space(RecordFile *file, int *have, Error *err) {
     for (;;) {
-        TRY(reach(file, 0, have, err));
+        TRY(record_file_reach(file, 0, have, err));
         if (!*have || !is_space(byte_at(file, 0))) return OK;
-        consume(file, 1);
+        record_file_consume(file, 1);
     }
 }
 
 /* Position of the next '\n' from `at` on, or of the end of the file. */
 static Status find_line_end(RecordFile *file, size_t at, size_t *out, int *have, Error *err) {
     for (;;) {
-        TRY(reach(file, at, have, err));
+        TRY(record_file_reach(file, at, have, err));
         if (!*have) break;
         const char *from = file->buffer + file->begin + at;
         const char *found = memchr(from, '\n', file->end - file->begin - at);
@@ -125,8 +116,8 @@ static Status next_line(RecordFile *file, RecordBytes *bytes, int *found, Error 
     TRY(skip_space(file, found, err)); /* blank lines, and indentation, which JSON ignores too */
     if (!*found) return OK;
     TRY(find_line_end(file, 0, &length, &have, err));
-    *bytes = (RecordBytes){file->buffer + file->begin, length, file->line, file->line};
-    consume(file, length);
+    *bytes = (RecordBytes){file->buffer + file->begin, length, file->line, file->line, NULL};
+    record_file_consume(file, length);
     return OK;
 }
 
@@ -135,7 +126,7 @@ static Status element_length(RecordFile *file, size_t *length, Error *err) {
     int have = 0, in_string = 0;
     int64_t depth = 0;
     for (size_t at = 0;; at++) {
-        TRY(reach(file, at, &have, err));
+        TRY(record_file_reach(file, at, &have, err));
         if (!have)
             FAIL("%s: the file ends inside the array's element that starts at line %lld", file->path, (long long)file->line);
         char c = byte_at(file, at);
@@ -167,21 +158,21 @@ static Status next_element(RecordFile *file, RecordBytes *bytes, int *found, Err
     }
     if (!file->started) {
         file->started = 1;
-        consume(file, 1); /* '[': record_file_open looked */
+        record_file_consume(file, 1); /* '[': record_file_open looked */
     } else if (c == ',') {
-        consume(file, 1);
+        record_file_consume(file, 1);
     }
     TRY(skip_space(file, &have, err));
     if (!have) FAIL("%s: line %lld: the file ends inside an array; want ']'", file->path, (long long)file->line);
     if (byte_at(file, 0) == ']' && c != ',') {
-        consume(file, 1);
+        record_file_consume(file, 1);
         file->closed = 1;
         return next_element(file, bytes, found, err); /* once: looks at what follows */
     }
     TRY(element_length(file, &length, err));
-    *bytes = (RecordBytes){file->buffer + file->begin, length, file->line, ++file->record};
+    *bytes = (RecordBytes){file->buffer + file->begin, length, file->line, ++file->record, NULL};
     *found = 1;
-    consume(file, length);
+    record_file_consume(file, length);
     return OK;
 }
 
@@ -193,7 +184,7 @@ static int is_separator(const char *line, size_t length) {
 static Status next_document(RecordFile *file, RecordBytes *bytes, int *found, Error *err) {
     size_t line_begin = 0, line_end = 0, length;
     int have = 0;
-    TRY(reach(file, 0, found, err));
+    TRY(record_file_reach(file, 0, found, err));
     if (!*found) return OK;
     for (;;) {
         TRY(find_line_end(file, line_begin, &line_end, &have, err));
@@ -203,7 +194,7 @@ static Status next_document(RecordFile *file, RecordBytes *bytes, int *found, Er
             break;
         }
         line_begin = line_end + 1;
-        if (have) TRY(reach(file, line_begin, &have, err));
+        if (have) TRY(record_file_reach(file, line_begin, &have, err));
         if (!have) {
             line_end = length = file->end - file->begin;
             break;
@@ -213,13 +204,14 @@ static Status next_document(RecordFile *file, RecordBytes *bytes, int *found, Er
     int64_t line = file->line;
     if (length > 0 && text[length - 1] == '\n') length--;
     if (length > 0 && text[length - 1] == '\r') length--;
-    consume(file, line_end);
-    *bytes = (RecordBytes){text, length, line, ++file->record};
+    record_file_consume(file, line_end);
+    *bytes = (RecordBytes){text, length, line, ++file->record, NULL};
     return OK;
 }
 
 Status record_file_next(RecordFile *file, RecordBytes *bytes, int *found, Error *err) {
     if (file->form == FORM_LINES) return next_line(file, bytes, found, err);
+    if (file->form == FORM_TABLE) return table_next(file, bytes, found, err);
     if (file->form == FORM_ARRAY) return next_element(file, bytes, found, err);
     return next_document(file, bytes, found, err);
 }
@@ -227,40 +219,54 @@ Status record_file_next(RecordFile *file, RecordBytes *bytes, int *found, Error 
 static Status find_form(RecordFile *file, Error *err) {
     static const char *const text_extensions[] = {".txt", ".text", ".md"};
     int have = 0;
-    TRY(reach(file, 2, &have, err));
+    TRY(record_file_reach(file, 2, &have, err));
     if (have && memcmp(file->buffer, "\xEF\xBB\xBF", 3) == 0) file->begin = 3; /* a byte order mark is no text */
     for (size_t i = 0; i < sizeof text_extensions / sizeof text_extensions[0]; i++) {
-        if (has_extension(file->path, text_extensions[i])) {
+        if (has_extension(file->name, text_extensions[i])) {
             file->form = FORM_DOCUMENTS;
             return OK;
         }
+    }
+    if (has_extension(file->name, ".csv") || has_extension(file->name, ".tsv")) {
+        file->form = FORM_TABLE;
+        file->delimiter = has_extension(file->name, ".csv") ? ',' : '\t';
+        return table_open(file, err);
     }
     TRY(skip_space(file, &have, err));
     if (!have) FAIL("%s: the file is empty", file->path);
     char c = byte_at(file, 0);
     if (c == '[') {
         file->form = FORM_ARRAY;
-    } else if (c != '{' && !has_extension(file->path, ".jsonl") && !has_extension(file->path, ".json")) {
+    } else if (c != '{' && !has_extension(file->name, ".jsonl") && !has_extension(file->name, ".json")) {
         FAIL(
-            "%s: want JSONL (a line begins with '{'), a JSON array ('['), or a plain text file named .txt; the file begins "
-            "with "
-            "byte 0x%02X",
+            "%s: want JSONL (a line begins with '{'), a JSON array ('['), a table named .csv or .tsv, or a plain text file "
+            "named "
+            ".txt; the file begins with byte 0x%02X",
             file->path, (unsigned)(uint8_t)c);
     }
     return OK;
 }
 
 Status record_file_open(RecordFile *file, const char *path, Error *err) {
-    *file = (RecordFile){.path = path, .fd = -1, .line = 1, .form = FORM_LINES};
-    TRY(refuse_by_name(path, err));
-    TRY(file_open(path, &file->fd, &file->size, err));
-    Status status = find_form(file, err);
+    size_t length;
+    *file = (RecordFile){.path = path, .source.fd = -1, .line = 1, .form = FORM_LINES};
+    (void)compression_of(path, &length);
+    file->name = memory_format("%.*s", (int)length, path);
+    Status status = refuse_by_name(file->name, err);
+    if (status == OK) status = byte_source_open(&file->source, path, err);
+    if (status == OK) status = find_form(file, err);
     if (status != OK) record_file_close(file);
     return status;
 }
 
 void record_file_close(RecordFile *file) {
-    if (file->fd >= 0) close(file->fd);
+    byte_source_close(&file->source);
+    for (int64_t i = 0; i < file->column_count; i++)
+        memory_free(file->columns[i]);
+    memory_free(file->columns);
+    text_free(&file->row);
+    text_free(&file->bad);
+    memory_free(file->name);
     memory_free(file->buffer);
-    *file = (RecordFile){.fd = -1};
+    *file = (RecordFile){.source.fd = -1};
 }

@@ -7,36 +7,51 @@
 #define NIBBLE_DATA_DATASET_INTERNAL_H
 
 #include "core/text.h"
+#include "data/byte_source.h"
 #include "data/dataset.h"
 #include "data/layout.h"
 #include "data/template.h"
 
 /* ---- dataset_file.c ---- */
-typedef enum RecordForm { FORM_LINES, FORM_ARRAY, FORM_DOCUMENTS } RecordForm;
+typedef enum RecordForm { FORM_LINES, FORM_ARRAY, FORM_TABLE, FORM_DOCUMENTS } RecordForm;
 
 /* Hands out one record's bytes after the other; holds no more than the longest record and one read-ahead. */
 typedef struct RecordFile {
-    const char *path;
-    int fd;
-    uint64_t size, offset;
+    const char *path; /* borrowed */
+    char *name;       /* path without .gz or .zst */
+    ByteSource source;
     RecordForm form;
     char *buffer;
     size_t begin, end, capacity; /* the unread bytes of the buffer */
     int64_t line, record;        /* line of the byte at begin; records handed out */
+    int ended;                   /* the source has no more */
     int started, closed;         /* arrays: '[' and ']' were read */
+    char delimiter;              /* tables: between fields */
+    char **columns;              /* tables: the fields' names, as they stand between the quotes of a JSON key */
+    int64_t column_count;
+    Text row, bad; /* tables: the row as JSON; what is wrong with it */
 } RecordFile;
 
 typedef struct RecordBytes {
     const char *text; /* valid until the next call */
     size_t length;
-    int64_t line, number; /* first line in the file; 1-based line (FORM_LINES) or element */
+    int64_t line, number; /* first line in the file; 1-based line (FORM_LINES, FORM_TABLE) or element */
+    const char *bad;      /* why this is no record, or NULL; valid until the next call */
 } RecordBytes;
 
-/* Refuses compressed and tabular files by name. */
+/* Refuses files that are not read by name. */
 Status record_file_open(RecordFile *file, const char *path, Error *err);
 void record_file_close(RecordFile *file);
 /* *found = 0 at the end. */
 Status record_file_next(RecordFile *file, RecordBytes *bytes, int *found, Error *err);
+/* For the forms: makes byte begin + at available; *have = 0 when the file ends before it. */
+Status record_file_reach(RecordFile *file, size_t at, int *have, Error *err);
+/* Moves the start of what is unread, counting lines. */
+void record_file_consume(RecordFile *file, size_t bytes);
+
+/* ---- dataset_table.c: rows of a CSV or TSV file as JSON objects ---- */
+Status table_open(RecordFile *file, Error *err); /* reads the first row */
+Status table_next(RecordFile *file, RecordBytes *bytes, int *found, Error *err);
 
 /* ---- dataset_encode.c ---- */
 typedef struct EncodeRules { /* one for the whole data set */
@@ -46,6 +61,7 @@ typedef struct EncodeRules { /* one for the whole data set */
     int open_documents; /* EOS does not end a plain text */
     TrainOn train_on;
     int64_t max_length;
+    TooLong too_long; /* never auto */
 } EncodeRules;
 
 typedef struct EncodeScratch { /* one per thread */
@@ -65,17 +81,21 @@ typedef struct Encoded {
     int32_t *ids;
     uint8_t *train;
     int64_t count, capacity;
-    int truncated;
+    int truncated, dropped; /* dropped: too long, and count is 0 */
 } Encoded;
 void encoded_free(Encoded *encoded);
 
-/* scratch->record to ids and a mask, untrained first token included; longer than max_length only for text. */
+/* scratch->record to ids and a mask, untrained first token included; longer than max_length only for text that is split. */
 Status encode_conversation(const EncodeRules *rules, EncodeScratch *scratch, Encoded *out, Error *err);
 Status encode_text(const EncodeRules *rules, EncodeScratch *scratch, Encoded *out, Error *err);
 
 /* ---- dataset_build.c ---- */
 /* Appends a sequence; grows with the data. */
 void dataset_append(Dataset *dataset, const int32_t *ids, const uint8_t *train, int64_t count, int64_t record);
+/* The file whose sequences are appended from here on. */
+void dataset_add_file(Dataset *dataset, const char *path, double weight);
+/* Fills in layout and template_name from the files. */
+void dataset_name_layout(Dataset *dataset);
 /* Fills in trained_tokens, longest and hash, and gives back spare memory. */
 void dataset_finish(Dataset *dataset);
 

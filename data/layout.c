@@ -1,4 +1,4 @@
-/* The table of layouts, detection by keys, and what the layouts share. */
+/* The table of layouts, in the order in which they are recognised, detection by keys, and what the layouts share. */
 #include "data/layout.h"
 
 #include <string.h>
@@ -6,7 +6,8 @@
 #include "core/memory.h"
 #include "core/text.h"
 
-static const Layout *const layouts[] = {&layout_messages, &layout_alpaca, &layout_prompt_completion, &layout_text};
+static const Layout *const layouts[] = {&layout_preference, &layout_messages,          &layout_sharegpt,        &layout_alpaca,
+                                        &layout_response,   &layout_prompt_completion, &layout_question_answer, &layout_text};
 #define LAYOUTS (sizeof layouts / sizeof layouts[0])
 
 const Layout *layout_find(DataLayout id) {
@@ -18,7 +19,15 @@ const Layout *layout_find(DataLayout id) {
 
 const char *layout_name(DataLayout layout) {
     const Layout *found = layout_find(layout);
-    return found == NULL ? "auto" : found->name;
+    if (found != NULL) return found->name;
+    return layout == LAYOUT_MIXED ? "mixed" : "auto";
+}
+
+DataLayout layout_by_name(const char *name) {
+    for (size_t i = 0; i < LAYOUTS; i++) {
+        if (strcmp(layouts[i]->name, name) == 0) return layouts[i]->id;
+    }
+    return LAYOUT_AUTO;
 }
 
 void record_clear(Record *record) {
@@ -67,6 +76,13 @@ void record_join_input(Record *record) {
     record->count = kept;
 }
 
+Status field_take(const JsonToken *token, Field *field) {
+    field->text = memory_alloc(token->length + 1);
+    memcpy(field->text, token->text, token->length);
+    field->length = token->length;
+    return OK;
+}
+
 Status field_read(JsonReader *reader, const char *name, Field *field, Error *err) {
     if (field->seen)
         FAIL("%s: line %lld: the key \"%s\" stands twice in one record", reader->what, (long long)reader->line, name);
@@ -77,10 +93,7 @@ Status field_read(JsonReader *reader, const char *name, Field *field, Error *err
     if (token.kind != JSON_STRING) {
         FAIL("%s: line %lld: %s: want a string, got %s", reader->what, (long long)token.line, name, json_kind_name(token.kind));
     }
-    field->text = memory_alloc(token.length);
-    memcpy(field->text, token.text, token.length);
-    field->length = token.length;
-    return OK;
+    return field_take(&token, field);
 }
 
 void field_free(Field *field) {
@@ -93,16 +106,54 @@ Status field_want(const JsonReader *reader, const char *name, const Field *field
     return OK;
 }
 
+static Status read_pair_fields(JsonReader *reader, const char *const names[2], Field fields[2], Error *err) {
+    JsonToken token;
+    for (;;) {
+        TRY(json_next(reader, &token, err));
+        if (token.kind == JSON_OBJECT_END) break;
+        int f = 0;
+        while (f < 2 && !json_key_is(&token, names[f]))
+            f++;
+        if (f < 2) {
+            TRY(field_read(reader, names[f], &fields[f], err));
+        } else {
+            TRY(json_skip(reader, &token, err));
+        }
+    }
+    for (int f = 0; f < 2; f++)
+        TRY(field_want(reader, names[f], &fields[f], err));
+    return OK;
+}
+
+Status pair_read(JsonReader *reader, const char *const names[2], Record *record, Error *err) {
+    static const char *const roles[2] = {"user", "assistant"};
+    Field fields[2] = {{0}};
+    Status status = read_pair_fields(reader, names, fields, err);
+    for (int f = 0; f < 2; f++) {
+        if (status == OK) {
+            record_add(record, roles[f], fields[f].text, fields[f].length, -1);
+            fields[f].text = NULL;
+        }
+        field_free(&fields[f]);
+    }
+    return status;
+}
+
 static const JsonLimits record_limits = {.depth = JSON_MAX_DEPTH, .string_bytes = RECORD_MAX_BYTES};
 
 /* Layouts that are known by their keys and not read, with what to do instead. */
 static const struct {
     const char *key, *advice;
 } unsupported[] = {
-    {"conversations",
-     "this looks like ShareGPT, which is not supported: rename conversations/from/value to messages/role/content, "
-     "human to user, gpt to assistant"},
-    {"chosen", "this looks like preference data, which is not supported: keep the chosen answers, as prompt and completion"},
+    {"kto_tag",
+     "\"kto_tag\" marks good and bad answers, and preference training has not landed: keep the good answers and "
+     "remove the key"},
+    {"choice0",
+     "these are multiple-choice questions (MMLU), which have no text to train on; write the answer out, as question "
+     "and answer"},
+    {"choices",
+     "these are multiple-choice questions, which have no text to train on; write the answer out, as question and "
+     "answer"},
 };
 
 Status layout_detect(const char *what, const char *text, size_t length, int64_t line, const Layout **layout, Error *err) {
@@ -137,12 +188,13 @@ Status layout_detect(const char *what, const char *text, size_t length, int64_t 
         if (all) *layout = layouts[l];
     }
     if (*layout == NULL) {
-        status = error_set(err, ERR_FAILED, "%s: line %lld: cannot tell the layout from the keys %s: %s", what, (long long)line,
-                           keys.length > 0 ? keys.data : "(none)",
-                           advice != NULL
-                               ? advice
-                               : "want \"messages\", or \"instruction\" and \"output\", or \"prompt\" and \"completion\", or "
-                                 "\"text\"");
+        status = error_set(
+            err, ERR_FAILED, "%s: line %lld: cannot tell the layout from the keys %s: %s", what, (long long)line,
+            keys.length > 0 ? keys.data : "(none)",
+            advice != NULL ? advice
+                           : "want \"messages\", or \"conversations\", or \"instruction\" and \"output\" (or \"response\"), or "
+                             "\"prompt\" and \"completion\", or \"question\" and \"answer\", or \"chosen\" and "
+                             "\"rejected\", or \"text\"");
     }
 done:
     json_close(&reader);

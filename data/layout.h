@@ -42,9 +42,10 @@ typedef struct Layout {
     Status (*read)(JsonReader *reader, Record *record, Error *err);
 } Layout;
 
-extern const Layout layout_alpaca, layout_messages, layout_prompt_completion, layout_text;
+extern const Layout layout_alpaca, layout_response, layout_messages, layout_sharegpt, layout_prompt_completion,
+    layout_question_answer, layout_preference, layout_text;
 
-const Layout *layout_find(DataLayout id); /* NULL for LAYOUT_AUTO */
+const Layout *layout_find(DataLayout id); /* NULL for LAYOUT_AUTO and LAYOUT_MIXED */
 /* The layout that the keys of this record point to. Fails, listing keys and layouts, when there is none. */
 Status layout_detect(const char *what, const char *text, size_t length, int64_t line, const Layout **layout, Error *err);
 /* Parses one record; nothing may follow the object. */
@@ -57,8 +58,21 @@ typedef struct Field {
     size_t length;
     int seen;
 } Field;
+Status field_take(const JsonToken *token, Field *field); /* copies a string's bytes; does not look at seen */
 Status field_read(JsonReader *reader, const char *name, Field *field, Error *err);
 void field_free(Field *field);
 Status field_want(const JsonReader *reader, const char *name, const Field *field, Error *err); /* fails when absent */
+/* A record that is two strings: the user's and the assistant's message. Other keys are skipped. */
+Status pair_read(JsonReader *reader, const char *const names[2], Record *record, Error *err);
+
+/* ---- layout_messages.c, for the layouts with messages in them; roles and contents in either spelling ---- */
+/* One message, behind its opening brace. */
+Status messages_read_one(JsonReader *reader, Record *record, Error *err);
+/* The rest of a list of them, behind its opening bracket. */
+Status messages_read_items(JsonReader *reader, const char *name, Record *record, Error *err);
+/* A whole list, into a record without messages. */
+Status messages_read_list(JsonReader *reader, const char *name, Record *record, Error *err);
+/* The value of any other key beside messages: skipped, unless leaving it out would change what the record means. */
+Status messages_read_other(JsonReader *reader, const JsonToken *key, Error *err);
 
 #endif

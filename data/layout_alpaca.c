@@ -1,5 +1,6 @@
 /* alpaca: {"instruction", "input" ("" or absent: none), "output"}, and LLaMA-Factory's optional "system" and
- * "history" [["user", "assistant"], …]. */
+ * "history" [["user", "assistant"], …]. Also
+ * Dolly's names: "response" for the output, "context" for the input. */
 #include <string.h>
 
 #include "core/memory.h"
@@ -7,6 +8,7 @@
 
 enum { INSTRUCTION, INPUT, OUTPUT, SYSTEM, FIELDS };
 static const char *const names[FIELDS] = {"instruction", "input", "output", "system"};
+static const char *const other_names[FIELDS] = {NULL, "context", "response", NULL};
 
 /* Moves a field's string into a message. */
 static void move(Record *record, const char *role, Field *field) {
@@ -51,7 +53,7 @@ static Status read_fields(JsonReader *reader, Field *fields, Record *history, Er
         TRY(json_next(reader, &token, err));
         if (token.kind == JSON_OBJECT_END) return OK;
         int f = 0;
-        while (f < FIELDS && !json_key_is(&token, names[f]))
+        while (f < FIELDS && !json_key_is(&token, names[f]) && !(other_names[f] != NULL && json_key_is(&token, other_names[f])))
             f++;
         if (f < FIELDS) {
             TRY(field_read(reader, names[f], &fields[f], err));
@@ -93,3 +95,11 @@ const Layout layout_alpaca = {.id = LAYOUT_ALPACA,
                               .default_template = "alpaca",
                               .uses_model_template = 1,
                               .read = read_alpaca};
+
+/* The same under Dolly's name for the output. */
+const Layout layout_response = {.id = LAYOUT_ALPACA,
+                                .name = "alpaca",
+                                .keys = {"instruction", "response"},
+                                .default_template = "alpaca",
+                                .uses_model_template = 1,
+                                .read = read_alpaca};

@@ -8,6 +8,7 @@
  */
 #include "data/packing.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -17,6 +18,7 @@
 #define RUN_SEQUENCES 4096
 #define RUN_WINDOWS 128
 #define WINDOW_KEYS (UINT64_C(1) << 63) /* random numbers of windows: beside those of the sequences */
+#define DRAW_KEYS (UINT64_C(1) << 62)   /* and of the sequences that a weight's fraction draws */
 
 struct PackPlan {
     int64_t count, capacity; /* windows */
@@ -56,6 +58,12 @@ typedef struct Run {
 
 static int64_t length_of(const Dataset *d, int64_t sequence) {
     return d->start[sequence + 1] - d->start[sequence];
+}
+
+/* How many of a file's sequences an epoch has. */
+static int64_t weighted_count(const DatasetFile *file) {
+    int64_t total = (int64_t)floor(file->weight * (double)file->count + 0.5);
+    return total == 0 && file->count > 0 ? 1 : total;
 }
 
 static void list_add(Run *run, int64_t w) {
@@ -185,9 +193,10 @@ static void run_free(Run *run) {
     memory_free(run->before);
 }
 
-static void pack_best_fit(PackPlan *plan, const Dataset *d, Keyed *order, uint64_t seed, int64_t epoch, int shuffle) {
+static void pack_best_fit(PackPlan *plan, const Dataset *d, Keyed *order, int64_t items, uint64_t seed, int64_t epoch,
+                          int shuffle) {
     Run run = {.window = plan->window, .dataset = d};
-    size_t lists = (size_t)plan->window + 1, count = (size_t)d->count;
+    size_t lists = (size_t)plan->window + 1, count = (size_t)items;
     run.open = memory_alloc(lists * sizeof *run.open);
     memset(run.open, 0xFF, lists * sizeof *run.open);
     run.bits = memory_calloc(lists / 64 + 1, sizeof *run.bits);
@@ -196,15 +205,45 @@ static void pack_best_fit(PackPlan *plan, const Dataset *d, Keyed *order, uint64
     run.next = memory_alloc(count * sizeof *run.next);
     run.last = memory_alloc(count * sizeof *run.last);
     run.before = memory_alloc(count * sizeof *run.before);
-    int64_t tokens_left = d->tokens;
-    for (int64_t first = 0; first < d->count;) {
-        int64_t length = run_length(d, order, first, d->count, plan->window, tokens_left);
+    int64_t tokens_left = plan->used;
+    for (int64_t first = 0; first < items;) {
+        int64_t length = run_length(d, order, first, items, plan->window, tokens_left);
         for (int64_t i = first; i < first + length; i++)
             tokens_left -= length_of(d, order[i].value);
         pack_run(&run, plan, order + first, length, seed, epoch, shuffle);
         first += length;
     }
     run_free(&run);
+}
+
+/* Appends what an epoch has of a file: floor(weight) times all its sequences, and once more those with the least random
+ * numbers, so that the total is weight * count, rounded, and at least 1. Without weights: every sequence once, in order. */
+static void list_file(Keyed *order, int64_t *items, const DatasetFile *file, int64_t first, uint64_t seed, int64_t epoch) {
+    int64_t whole = (int64_t)floor(file->weight), total = weighted_count(file), drawn = total - whole * file->count;
+    for (int64_t copy = 0; copy < whole; copy++)
+        for (int64_t i = 0; i < file->count; i++)
+            order[(*items)++].value = first + i;
+    if (drawn <= 0) return;
+    Keyed *keyed = memory_alloc((size_t)file->count * sizeof *keyed);
+    for (int64_t i = 0; i < file->count; i++)
+        keyed[i] = (Keyed){random_key(seed, epoch, DRAW_KEYS | (uint64_t)(first + i)), first + i};
+    qsort(keyed, (size_t)file->count, sizeof *keyed, compare_keyed);
+    for (int64_t i = 0; i < drawn; i++)
+        order[(*items)++].value = keyed[i].value;
+    memory_free(keyed);
+}
+
+/* The sequences of an epoch, by files; keys are not set. */
+static Keyed *list_epoch(const Dataset *d, uint64_t seed, int64_t epoch, int64_t *items) {
+    const DatasetFile whole = {.weight = 1, .count = d->count}; /* of a data set that names no files */
+    const DatasetFile *files = d->file_count > 0 ? d->files : &whole;
+    int64_t total = 0, first = 0, count = d->file_count > 0 ? d->file_count : 1;
+    for (int64_t f = 0; f < count; f++)
+        total += weighted_count(&files[f]);
+    Keyed *order = memory_alloc((size_t)total * sizeof *order);
+    for (int64_t f = 0; f < count; first += files[f++].count)
+        list_file(order, items, &files[f], first, seed, epoch);
+    return order;
 }
 
 Status pack_epoch(PackPlan **out, const Dataset *dataset, Packing packing, int64_t window, uint64_t seed, int64_t epoch,
@@ -219,19 +258,21 @@ Status pack_epoch(PackPlan **out, const Dataset *dataset, Packing packing, int64
                 (long long)i, (long long)length_of(dataset, i), (long long)window);
         }
     }
-    Keyed *order = memory_alloc((size_t)dataset->count * sizeof *order);
-    for (int64_t i = 0; i < dataset->count; i++)
-        order[i] = (Keyed){shuffle ? random_key(seed, epoch, (uint64_t)i) : (uint64_t)i, i};
-    if (shuffle) qsort(order, (size_t)dataset->count, sizeof *order, compare_keyed);
+    int64_t items = 0;
+    Keyed *order = list_epoch(dataset, seed, epoch, &items);
     PackPlan *plan = memory_calloc(1, sizeof *plan);
+    for (int64_t i = 0; i < items; i++) {
+        order[i].key = shuffle ? random_key(seed, epoch, (uint64_t)i) : (uint64_t)i;
+        plan->used += length_of(dataset, order[i].value);
+    }
+    if (shuffle) qsort(order, (size_t)items, sizeof *order, compare_keyed);
     plan->window = window;
-    plan->used = dataset->tokens;
-    plan->members = memory_alloc((size_t)dataset->count * sizeof *plan->members);
+    plan->members = memory_alloc((size_t)items * sizeof *plan->members);
     plan->start = memory_calloc(1, sizeof *plan->start);
     if (packing == PACKING_BEST_FIT) {
-        pack_best_fit(plan, dataset, order, seed, epoch, shuffle);
+        pack_best_fit(plan, dataset, order, items, seed, epoch, shuffle);
     } else {
-        for (int64_t i = 0; i < dataset->count; i++) {
+        for (int64_t i = 0; i < items; i++) {
             add_window(plan);
             add_member(plan, order[i].value);
         }

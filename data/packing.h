@@ -18,7 +18,7 @@ typedef enum Packing { PACKING_BEST_FIT, PACKING_NONE } Packing; /* none: one se
 
 typedef struct PackPlan PackPlan;
 
-/* One epoch's micro-batches. window: capacity in tokens (>= every sequence). seed: the run's. */
+/* One epoch's micro-batches; a sequence stands in it as often as its file's weight says. window: capacity in tokens (>= every sequence). seed: the run's. */
 Status pack_epoch(PackPlan **out, const Dataset *dataset, Packing packing, int64_t window, uint64_t seed, int64_t epoch,
                   int shuffle, Error *err);
 void pack_free(PackPlan *plan);

@@ -302,8 +302,9 @@ static Status run_evaluation(Evaluation *e, Text *out, Error *err) {
 Status command_eval(int argc, char **argv, Error *err) {
     EvalOptions o = {.model = MODEL_OPTIONS_DEFAULT};
     const OptionSpec specs[] = {
-        {"data", OPTION_STRING, "FILE", "JSONL, JSON or plain text", &o.data},
-        {"layout", OPTION_STRING, "NAME", "auto, alpaca, messages, prompt_completion or text", &o.layout},
+        {"data", OPTION_STRING, "FILE", "JSONL, JSON, CSV or plain text, also .gz, .zst or a pattern", &o.data},
+        {"layout", OPTION_STRING, "NAME", "auto, alpaca, messages, sharegpt, prompt_completion, question_answer or text",
+         &o.layout},
         {"template", OPTION_STRING, "NAME", "auto or a built-in chat template", &o.template_name},
         {"train-on", OPTION_STRING, "WHAT", "which tokens count: assistant, all or last", &o.train_on},
         {"max-length", OPTION_INTEGER, "N", "cut sequences there; left out: the context, at most 2048", &o.max_length},

@@ -116,6 +116,14 @@ static ConfigSource current_source(ConfigLoader *loader) {
     return source;
 }
 
+/* Keys of the objects in a value: no deeper than config_scan let the text be. */
+static int64_t keys_inside(const cJSON *value) {
+    int64_t count = 0;
+    for (const cJSON *item = value->child; item != NULL; item = item->next)
+        count += (item->string != NULL) + keys_inside(item);
+    return count;
+}
+
 static Status apply_key(ConfigLoader *loader, int index, const cJSON *value, ConfigSource source, Error *err) {
     char where[WHERE_MAX];
     config_source_name(loader, &source, where, sizeof where);
@@ -124,6 +132,7 @@ static Status apply_key(ConfigLoader *loader, int index, const cJSON *value, Con
         FAIL_USAGE("%s: %s is given twice, on lines %lld and %lld", where, config_keys[index].path, (long long)known->line,
                    (long long)source.line);
     *known = source;
+    if (loader->override == NULL) loader->line_next += keys_inside(value); /* their lines stand in the list as well */
     return config_store(loader->config, &config_keys[index], value, where, err);
 }
 
@@ -242,8 +251,9 @@ static cJSON *parse_comma_list(const ConfigKey *key, const char *text) {
 /* A value as JSON; a string key takes any other text as it stands. NULL: brackets or quotes that do not close. */
 static cJSON *parse_override(const ConfigKey *key, const char *text) {
     cJSON *value = parse_json(text);
-    int is_text = key != NULL && (key->kind == KEY_STRING || key->kind == KEY_CHOICE);
-    if (value != NULL && is_text && !cJSON_IsString(value) && !cJSON_IsNull(value)) {
+    int is_text = key != NULL && (key->kind == KEY_STRING || key->kind == KEY_CHOICE || key->kind == KEY_PATHS);
+    int is_structure = key != NULL && key->kind == KEY_PATHS && (cJSON_IsArray(value) || cJSON_IsObject(value));
+    if (value != NULL && is_text && !is_structure && !cJSON_IsString(value) && !cJSON_IsNull(value)) {
         cJSON_Delete(value);
         value = NULL;
     } else if (value != NULL || text[0] == '[' || text[0] == '{' || text[0] == '"') {

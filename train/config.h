@@ -13,7 +13,13 @@
 #include "core/text.h"
 
 #define CONFIG_MAX_TARGETS 32
+#define CONFIG_MAX_PATHS 64
 #define CONFIG_AUTO (-1) /* integers that may be "auto" */
+
+typedef struct ConfigPath {
+    char *path; /* a file or a pattern */
+    double weight;
+} ConfigPath;
 
 typedef struct Config {
     char *device;    /* auto | cpu (cuda, emu: not supported yet) */
@@ -40,11 +46,13 @@ typedef struct Config {
         char *init; /* a folder with an adapter to start from, or null: PEFT's init */
     } lora;
     struct {
-        char *path, *eval_path; /* eval_path null: a part of path */
+        ConfigPath path[CONFIG_MAX_PATHS];
+        int64_t path_count;
+        char *eval_path; /* null: a part of path */
         double eval_fraction;
-        char *layout, *template_name, *train_on, *packing, *on_error; /* template_name is the key data.template */
-        int64_t max_length;                                           /* CONFIG_AUTO, or tokens */
-        int document_eos;                                             /* plain text: EOS ends a document, and is trained */
+        char *layout, *template_name, *train_on, *packing, *on_error, *too_long; /* template_name is the key data.template */
+        int64_t max_length;                                                      /* CONFIG_AUTO, or tokens */
+        int document_eos; /* plain text: EOS ends a document, and is trained */
     } data;
     struct {
         int64_t steps; /* 0: by epochs */
@@ -82,6 +90,8 @@ void config_free(Config *config);
 void config_print(const Config *config, Text *out);
 void config_print_schema(Text *out);   /* JSON Schema, draft 2020-12 */
 void config_print_defaults(Text *out); /* JSON with each key's help as a comment */
+/* data.path in one line, for people: "a.jsonl", or "a.jsonl, b*.txt (weight 0.5)". */
+void config_print_paths(const Config *config, Text *out);
 /* "16GiB", "800MB", "1e9" as bytes. */
 Status config_parse_bytes(const char *text, uint64_t *bytes, Error *err);
 

@@ -120,6 +120,23 @@ static void print_names_schema(const ConfigKey *key, Text *out) {
     text_adds(out, "]}}]");
 }
 
+static void print_paths_schema(const ConfigKey *key, Text *out) {
+    static const char text[] = "{\"type\": \"string\", \"minLength\": 1}";
+    Text one = {0};
+    text_addf(
+        &one,
+        "%s, {\"type\": \"object\", \"additionalProperties\": false, \"required\": [\"path\"], \"properties\": {\"path\": "
+        "%s, \"weight\": {\"type\": \"number\", \"default\": 1, ",
+        text, text);
+    print_bounds(key, &one);
+    text_adds(&one, "}}}");
+    text_addf(out,
+              "\"anyOf\": [%s, {\"type\": \"array\", \"minItems\": 1, \"maxItems\": %d, \"uniqueItems\": true, \"items\": "
+              "{\"anyOf\": [%s]}}]",
+              one.data, CONFIG_MAX_PATHS, one.data);
+    text_free(&one);
+}
+
 static void print_type_schema(const ConfigKey *key, Text *out) {
     switch (key->kind) {
         case KEY_BOOL: text_adds(out, is_pending(key, "true") ? "\"const\": false" : "\"type\": \"boolean\""); break;
@@ -140,6 +157,7 @@ static void print_type_schema(const ConfigKey *key, Text *out) {
             text_adds(out, "]");
             break;
         case KEY_NAMES: print_names_schema(key, out); break;
+        case KEY_PATHS: print_paths_schema(key, out); break;
         case KEY_LAYERS:
             text_adds(out, "\"type\": \"array\", \"uniqueItems\": true, \"items\": {\"type\": \"integer\", ");
             print_bounds(key, out);

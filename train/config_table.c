@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "data/dataset.h"
 #include "data/template.h"
 
 #define LIST(...) ((const char *const[]){__VA_ARGS__, NULL})
@@ -62,21 +63,29 @@ const ConfigKey config_keys[] = {
     {"lora.init", KEY_STRING, AT(lora.init), .fallback = "null", .nullable = 1,
      .help = "A folder with an adapter to start from; null: A random, B zero, as PEFT does."},
 
-    {"data.path", KEY_STRING, AT(data.path), .fallback = "\"train.jsonl\"",
-     .help = "A JSONL file, a JSON array, or a text file."},
+    {"data.path", KEY_PATHS, AT(data.path), COUNT_AT(data.path_count), .fallback = "\"train.jsonl\"",
+     RANGE(0, DATASET_WEIGHT_MAX), .above_minimum = 1,
+     .help =
+         "A JSONL, JSON, CSV, TSV or text file, also as .gz or .zst; a pattern (\"part-*.jsonl\"); or a list of these and of "
+         "{\"path\", \"weight\"}: how often an epoch has each sequence (1: once; 0.5: a random half)."},
     {"data.eval_path", KEY_STRING, AT(data.eval_path), .fallback = "null", .nullable = 1,
-     .help = "Another such file for evaluation; null: a part of data.path is held out."},
+     .help = "Another such file or pattern for evaluation; null: a part of data.path is held out."},
     {"data.eval_fraction", KEY_NUMBER, AT(data.eval_fraction), .fallback = "0.02", RANGE(0, 0.5),
      .help = "The part that is held out of data.path; 0: none."},
     {"data.layout", KEY_CHOICE, AT(data.layout), .fallback = "\"auto\"",
-     .choices = LIST("auto", "alpaca", "messages", "prompt_completion", "text"),
-     .help = "What a record looks like; auto: by the fields of the first one."},
+     .choices = LIST("auto", "alpaca", "messages", "sharegpt", "prompt_completion", "question_answer", "text", "preference"),
+     .help = "What a record looks like; auto: by the fields of each file's first one. preference is read and checked only."},
     {"data.template", KEY_CHOICE, AT(data.template_name), .fallback = "\"auto\"", .automatic = 1, .choices = template_names,
      .help = "The chat template; auto: the model's own, else by the layout."},
     {"data.train_on", KEY_CHOICE, AT(data.train_on), .fallback = "\"assistant\"", .choices = LIST("assistant", "all", "last"),
      .help = "Which tokens count in the loss: the assistant's turns, everything, or the last turn of the assistant."},
     {"data.max_length", KEY_INTEGER, AT(data.max_length), .fallback = "\"auto\"", RANGE(2, TOKENS_MAX), .automatic = 1,
      .help = "Tokens of one sequence at most. auto: the least of 2048, the model's context and train.micro_batch_tokens."},
+    {"data.too_long", KEY_CHOICE, AT(data.too_long), .fallback = "\"auto\"",
+     .choices = LIST("auto", "truncate", "split", "drop"),
+     .help =
+         "Sequences over data.max_length: cut on the right, split (plain text only) or dropped, and counted. auto: split plain "
+         "text, truncate the rest."},
     {"data.document_eos", KEY_BOOL, AT(data.document_eos), .fallback = "true",
      .help = "Plain text: end every document with the EOS token, and train it. false suits a base that knows no end."},
     {"data.packing", KEY_CHOICE, AT(data.packing), .fallback = "\"best-fit\"", .choices = LIST("best-fit", "none"),

@@ -19,13 +19,14 @@ typedef enum KeyKind {
     KEY_STRING,  /* char *; NULL for null where allowed */
     KEY_CHOICE,  /* char *, one of choices */
     KEY_NAMES,   /* char *[CONFIG_MAX_TARGETS], one of choices each; a string or a list of strings */
+    KEY_PATHS,   /* ConfigPath[CONFIG_MAX_PATHS]; a path, {"path", "weight"}, or a list of both; range: of the weight */
     KEY_LAYERS   /* int64_t[CONFIG_MAX_LAYERS], a list of different integers */
 } KeyKind;
 
 typedef struct ConfigKey {
     const char *path; /* "train.lr", or "seed" */
     KeyKind kind;
-    size_t offset, count_offset;      /* in Config; count_offset for the two list kinds */
+    size_t offset, count_offset;      /* in Config; count_offset for the list kinds */
     const char *fallback;             /* the default, as JSON */
     double minimum, maximum;          /* numbers, both inclusive unless said otherwise */
     int above_minimum, below_maximum; /* the end itself is not allowed */

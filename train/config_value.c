@@ -163,6 +163,49 @@ static Status store_layers(const ConfigKey *key, const cJSON *value, int64_t *la
     return OK;
 }
 
+static Status store_path(const ConfigKey *key, const cJSON *item, ConfigPath *paths, int64_t *count, const char *where,
+                         Error *err) {
+    char got[80];
+    const cJSON *path = item, *weight = NULL;
+    if (cJSON_IsObject(item)) {
+        path = NULL;
+        for (const cJSON *field = item->child; field != NULL; field = field->next) {
+            const cJSON **slot = strcmp(field->string, "path") == 0     ? &path
+                                 : strcmp(field->string, "weight") == 0 ? &weight
+                                                                        : NULL;
+            if (slot == NULL)
+                FAIL_USAGE("%s: %s: want \"path\" and \"weight\", got \"%.60s\"", where, key->path, field->string);
+            if (*slot != NULL) FAIL_USAGE("%s: %s: %s is given twice", where, key->path, field->string);
+            *slot = field;
+        }
+    }
+    if (path == NULL || !cJSON_IsString(path) || path->valuestring[0] == 0)
+        FAIL_USAGE("%s: %s: want a path, {\"path\", \"weight\"} or a list of these, got %s", where, key->path,
+                   describe(item, got, sizeof got));
+    double value = 1;
+    if (weight != NULL && !cJSON_IsNumber(weight))
+        FAIL_USAGE("%s: %s: weight: want a number, got %s", where, key->path, describe(weight, got, sizeof got));
+    if (weight != NULL) value = weight->valuedouble;
+    TRY(check_range(key, value, where, err));
+    for (int64_t i = 0; i < *count; i++)
+        if (strcmp(paths[i].path, path->valuestring) == 0)
+            FAIL_USAGE("%s: %s: %.200s is given twice; a weight makes it count more", where, key->path, path->valuestring);
+    if (*count == CONFIG_MAX_PATHS)
+        FAIL_USAGE("%s: %s: more than %d paths; a pattern such as \"part-*.jsonl\" names many files", where, key->path,
+                   CONFIG_MAX_PATHS);
+    paths[(*count)++] = (ConfigPath){memory_strdup(path->valuestring), value};
+    return OK;
+}
+
+static Status store_paths(const ConfigKey *key, const cJSON *value, ConfigPath *paths, int64_t *count, const char *where,
+                          Error *err) {
+    if (!cJSON_IsArray(value)) return store_path(key, value, paths, count, where, err);
+    for (const cJSON *item = value->child; item != NULL; item = item->next)
+        TRY(store_path(key, item, paths, count, where, err));
+    if (*count == 0) FAIL_USAGE("%s: %s: want at least one path, got an empty list", where, key->path);
+    return OK;
+}
+
 /* ---- any key --------------------------------------------------------------------------------------------------------- */
 
 void config_clear(Config *config, const ConfigKey *key) {
@@ -184,6 +227,13 @@ void config_clear(Config *config, const ConfigKey *key) {
             }
             *count = 0;
             break;
+        case KEY_PATHS:
+            for (int64_t i = 0; i < *count; i++) {
+                memory_free(((ConfigPath *)at)[i].path);
+                ((ConfigPath *)at)[i] = (ConfigPath){0};
+            }
+            *count = 0;
+            break;
         case KEY_LAYERS: *count = 0; break;
     }
 }
@@ -199,6 +249,7 @@ Status config_store(Config *config, const ConfigKey *key, const cJSON *value, co
         case KEY_STRING:
         case KEY_CHOICE: return store_text(key, value, at, where, err);
         case KEY_NAMES: return store_names(key, value, at, count, where, err);
+        case KEY_PATHS: return store_paths(key, value, at, count, where, err);
         case KEY_LAYERS: return store_layers(key, value, at, count, where, err);
     }
     FAIL("%s: %s: the table names a kind of key that does not exist", where, key->path);
@@ -212,6 +263,33 @@ static void print_number(double value, Text *out) {
         if (strtod(digits, NULL) == value) break;
     }
     text_adds(out, digits);
+}
+
+/* One path of weight 1 as a string, anything else as a list. */
+static void print_paths(const ConfigPath *paths, int64_t count, Text *out) {
+    int is_list = count != 1 || paths[0].weight != 1;
+    text_adds(out, is_list ? "[" : "");
+    for (int64_t i = 0; i < count; i++) {
+        text_adds(out, i > 0 ? ", " : "");
+        if (paths[i].weight != 1) text_adds(out, "{\"path\": ");
+        text_add_json_string(out, paths[i].path, strlen(paths[i].path));
+        if (paths[i].weight == 1) continue;
+        text_adds(out, ", \"weight\": ");
+        print_number(paths[i].weight, out);
+        text_adds(out, "}");
+    }
+    text_adds(out, is_list ? "]" : "");
+}
+
+void config_print_paths(const Config *config, Text *out) {
+    for (int64_t i = 0; i < config->data.path_count; i++) {
+        const ConfigPath *path = &config->data.path[i];
+        text_addf(out, "%s%s", i > 0 ? ", " : "", path->path);
+        if (path->weight == 1) continue;
+        text_adds(out, " (weight ");
+        print_number(path->weight, out);
+        text_adds(out, ")");
+    }
 }
 
 void config_print_value(const Config *config, const ConfigKey *key, Text *out) {
@@ -244,6 +322,7 @@ void config_print_value(const Config *config, const ConfigKey *key, Text *out) {
             }
             text_adds(out, "]");
             break;
+        case KEY_PATHS: print_paths(at, *count, out); break;
         case KEY_LAYERS:
             text_adds(out, "[");
             for (int64_t i = 0; i < *count; i++)

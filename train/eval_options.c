@@ -16,12 +16,10 @@ static Status check_logits(const EvalOptions *o, Error *err) {
 }
 
 static Status find_names(EvalOptions *o, Error *err) {
-    static const DataLayout layouts[] = {LAYOUT_ALPACA, LAYOUT_MESSAGES, LAYOUT_PROMPT_COMPLETION, LAYOUT_TEXT};
-    o->data_layout = LAYOUT_AUTO;
-    for (size_t i = 0; o->layout != NULL && i < sizeof layouts / sizeof *layouts; i++)
-        if (strcmp(o->layout, layout_name(layouts[i])) == 0) o->data_layout = layouts[i];
+    o->data_layout = o->layout == NULL ? LAYOUT_AUTO : layout_by_name(o->layout);
     if (o->layout != NULL && o->data_layout == LAYOUT_AUTO && strcmp(o->layout, "auto") != 0)
-        FAIL_USAGE("--layout: want auto, alpaca, messages, prompt_completion or text, got \"%.60s\"", o->layout);
+        FAIL_USAGE("--layout: want auto, alpaca, messages, sharegpt, prompt_completion, question_answer or text, got \"%.60s\"",
+                   o->layout);
     const char *train_on = o->train_on != NULL ? o->train_on : o->exact_match ? "last" : "assistant";
     if (strcmp(train_on, "assistant") == 0)
         o->data_train_on = TRAIN_ON_ASSISTANT;

@@ -99,7 +99,10 @@ static void add_lengths(InspectOutput *out, const Dataset *data) {
 
 static void add_figures(InspectOutput *out, const Trainer *trainer) {
     const Dataset *data = &trainer->train_data;
-    inspect_string(out, "data", trainer->config.data.path);
+    Text name = {0};
+    config_print_paths(&trainer->config, &name);
+    inspect_string(out, "data", name.data);
+    text_free(&name);
     inspect_string(out, "layout", layout_name(data->layout));
     inspect_string(out, "template", data->template_name);
     inspect_string(out, "train_on", trainer->config.data.train_on);
@@ -111,6 +114,7 @@ static void add_figures(InspectOutput *out, const Trainer *trainer) {
     inspect_integer(out, "longest", data->longest);
     inspect_integer(out, "truncated", data->truncated);
     inspect_integer(out, "split", data->split);
+    inspect_integer(out, "dropped", data->dropped);
     inspect_integer(out, "skipped_bad", data->skipped_bad);
     if (data->first_skip != NULL) inspect_string(out, "first_skip", data->first_skip);
     inspect_integer(out, "skipped_untrained", data->skipped_untrained);

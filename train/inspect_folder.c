@@ -240,7 +240,10 @@ static Status inspect_run(InspectOutput *out, const char *folder, Error *err) {
         inspect_string(out, "model", config.model.path);
         inspect_string(out, "method", config.method);
         if (strcmp(config.method, "qlora") == 0) inspect_string(out, "quant", config.quant.type);
-        inspect_string(out, "data", config.data.path);
+        Text name = {0};
+        config_print_paths(&config, &name);
+        inspect_string(out, "data", name.data);
+        text_free(&name);
         inspect_number(out, "lr", config.train.lr);
         inspect_integer(out, "micro_batch_tokens", config.train.micro_batch_tokens);
         inspect_integer(out, "gradient_accumulation", config.train.gradient_accumulation);

@@ -11,6 +11,7 @@
 #include "core/hash.h"
 #include "core/log.h"
 #include "core/memory.h"
+#include "data/data_files.h"
 
 /* Keys that change what is shown, kept or planned, but no number of the run. */
 static const char *const free_keys[] = {"output.path",           "output.overwrite",   "train.eval_every", "train.save_every",
@@ -150,6 +151,17 @@ static Status check_outside(const char *key, const char *input, const char *fold
     return OK;
 }
 
+/* The same for every file of a pattern. One that matches nothing is left to the reader of the data. */
+static Status check_files_outside(const char *key, const char *pattern, const char *folder, Error *err) {
+    DataFiles files;
+    Status status = OK;
+    if (pattern == NULL || data_files_expand(pattern, &files, NULL) != OK) return OK;
+    for (int64_t i = 0; i < files.count && status == OK; i++)
+        status = check_outside(key, files.names[i], folder, err);
+    data_files_free(&files);
+    return status;
+}
+
 Status run_folder_check(const Config *config, int resume, Error *err) {
     const char *path = config->output.path;
     TRY(check_place(path, err));
@@ -162,8 +174,9 @@ Status run_folder_check(const Config *config, int resume, Error *err) {
     if (!is_run(path))
         FAIL_USAGE("output.path: %s does not look like a run's folder, so it is not overwritten; remove it by hand", path);
     TRY(check_outside("model.path", config->model.path, path, err));
-    TRY(check_outside("data.path", config->data.path, path, err));
-    return check_outside("data.eval_path", config->data.eval_path, path, err);
+    for (int64_t i = 0; i < config->data.path_count; i++)
+        TRY(check_files_outside("data.path", config->data.path[i].path, path, err));
+    return check_files_outside("data.eval_path", config->data.eval_path, path, err);
 }
 
 /* Under another name first: a kill in the middle leaves no folder that is half a run. */

@@ -13,25 +13,21 @@
 
 /* ---- data ------------------------------------------------------------------------------------------------------------------ */
 
+#define FILES_SHOWN 16 /* one line each in the log */
+
 static DatasetOptions dataset_options(const Trainer *trainer, const ModelConfig *model, Pool *pool) {
     const Config *config = &trainer->config;
-    DatasetOptions options = {.path = config->data.path,
-                              .template_name = config->data.template_name,
+    DatasetOptions options = {.template_name = config->data.template_name,
                               .max_length = run_max_length(config, model),
                               .open_documents = !config->data.document_eos,
                               .tokenizer = trainer->tokenizer,
                               .eos_id = tokenizer_eos(trainer->tokenizer),
                               .pool = pool};
     if (options.eos_id < 0 && model->eos_count > 0) options.eos_id = (int32_t)model->eos_ids[0];
-    static const struct {
-        const char *name;
-        DataLayout layout;
-    } layouts[] = {{"alpaca", LAYOUT_ALPACA},
-                   {"messages", LAYOUT_MESSAGES},
-                   {"prompt_completion", LAYOUT_PROMPT_COMPLETION},
-                   {"text", LAYOUT_TEXT}};
-    for (size_t i = 0; i < sizeof layouts / sizeof layouts[0]; i++)
-        if (strcmp(config->data.layout, layouts[i].name) == 0) options.layout = layouts[i].layout;
+    options.layout = layout_by_name(config->data.layout);
+    static const char *const too_long[] = {"auto", "truncate", "split", "drop"};
+    for (int i = TOO_LONG_AUTO; i <= TOO_LONG_DROP; i++)
+        if (strcmp(config->data.too_long, too_long[i]) == 0) options.too_long = (TooLong)i;
     if (strcmp(config->data.train_on, "all") == 0) options.train_on = TRAIN_ON_ALL;
     if (strcmp(config->data.train_on, "last") == 0) options.train_on = TRAIN_ON_LAST;
     if (strcmp(config->data.on_error, "skip") == 0) options.on_error = ON_ERROR_SKIP;
@@ -39,6 +35,14 @@ static DatasetOptions dataset_options(const Trainer *trainer, const ModelConfig 
 }
 
 static void log_data(const char *what, const char *path, const Dataset *data) {
+    int64_t shown = data->file_count < 2 ? 0 : data->file_count < FILES_SHOWN ? data->file_count : FILES_SHOWN;
+    for (int64_t f = 0; f < shown; f++) {
+        const DatasetFile *file = &data->files[f];
+        log_info("%s: file %s: layout %s, template %s, %lld records, %lld sequences, weight %g", what, file->path,
+                 layout_name(file->layout), file->template_name, (long long)file->records, (long long)file->count,
+                 file->weight);
+    }
+    if (data->file_count > FILES_SHOWN) log_info("%s: and %lld more files", what, (long long)(data->file_count - FILES_SHOWN));
     log_info("%s: %s: layout %s, template %s, %lld records, %lld sequences, %lld tokens, %lld trained (%.1f %%), longest %lld",
              what, path, layout_name(data->layout), data->template_name, (long long)data->records, (long long)data->count,
              (long long)data->tokens, (long long)data->trained_tokens,
@@ -48,6 +52,9 @@ static void log_data(const char *what, const char *path, const Dataset *data) {
     if (data->skipped_untrained > 0)
         log_warning("%s: %lld records were dropped because nothing trained is left in them", path,
                     (long long)data->skipped_untrained);
+    if (data->dropped > 0)
+        log_warning("%s: %lld records were dropped because they are longer than data.max_length", path,
+                    (long long)data->dropped);
     if (data->truncated > 0) log_warning("%s: %lld sequences were cut to data.max_length", path, (long long)data->truncated);
 }
 
@@ -61,12 +68,21 @@ static Status open_data(Trainer *trainer, const ModelConfig *model, Pool *pool, 
         log_warning("data.max_length: %lld tokens are more than the model's context of %lld",
                     (long long)config->data.max_length, (long long)model->context);
     DatasetOptions options = dataset_options(trainer, model, pool);
+    DatasetSource sources[CONFIG_MAX_PATHS];
+    for (int64_t i = 0; i < config->data.path_count; i++)
+        sources[i] = (DatasetSource){config->data.path[i].path, config->data.path[i].weight};
+    options.sources = sources;
+    options.source_count = config->data.path_count;
     Dataset all;
     TRY(dataset_read(&options, &all, err));
-    log_data("data", config->data.path, &all);
+    Text name = {0};
+    config_print_paths(config, &name);
+    log_data("data", name.data, &all);
+    text_free(&name);
     if (config->data.eval_path != NULL) {
         trainer->train_data = all;
         options.path = config->data.eval_path;
+        options.sources = NULL;
         TRY(dataset_read(&options, &trainer->eval_data, err));
         log_data("evaluation data", options.path, &trainer->eval_data);
     } else if (config->data.eval_fraction > 0.0 && all.count > 1) {
@@ -81,8 +97,9 @@ static Status open_data(Trainer *trainer, const ModelConfig *model, Pool *pool, 
     for (int s = 0; s < 2; s++)
         for (int64_t t = 0; t < sets[s]->tokens; t++)
             if (sets[s]->ids[t] < 0 || sets[s]->ids[t] >= model->vocab)
-                FAIL("%s: token %d is not in the model's vocabulary of %lld; the tokenizer does not belong to this model",
-                     config->data.path, sets[s]->ids[t], (long long)model->vocab);
+                FAIL(
+                    "data.path: token %d is not in the model's vocabulary of %lld; the tokenizer does not belong to this model",
+                    sets[s]->ids[t], (long long)model->vocab);
     return OK;
 }
 

@@ -120,7 +120,9 @@ static Status open_reporter(Trainer *trainer, Error *err) {
                            ? " with double quantization"
                            : ""));
     fact(&model, "trained numbers", memory_format("%lld", (long long)engine->params.trained));
-    fact(&facts, "file", memory_strdup(config->data.path));
+    Text name = {0};
+    config_print_paths(config, &name);
+    fact(&facts, "file", name.data); /* takes it */
     fact(&facts, "layout and template", memory_format("%s, %s", layout_name(data->layout), data->template_name));
     fact(&facts, "sequences",
          memory_format("%lld for training, %lld for evaluation", (long long)data->count, (long long)trainer->eval_data.count));

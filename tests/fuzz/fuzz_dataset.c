@@ -1,4 +1,4 @@
-/* A data file's bytes: the first byte chooses layout, template, what is trained and the form, the rest is the file. What is
+/* A data file's bytes: the first two choose layout, template, what is trained, the form and the limits, the rest is the file. What is
  * accepted must be whole: masks that never begin a sequence, ids in the vocabulary, lengths in bounds, and the same again
  * with bad records left out. */
 #include <stdint.h>
@@ -40,6 +40,7 @@ static void split_and_pack(const Dataset *d, int64_t window) {
     Error err;
     if (dataset_split(d, 0.3, 1, &train, &held, &err) != OK) abort();
     if (train.count + held.count != d->count || train.count == 0) abort();
+    train.files[0].weight = 1.5; /* half of the sequences twice */
     if (pack_epoch(&plan, &train, PACKING_BEST_FIT, window, 1, 0, 1, &err) != OK) abort();
     int64_t packed = 0;
     for (int64_t w = 0; w < pack_count(plan); w++) {
@@ -48,7 +49,7 @@ static void split_and_pack(const Dataset *d, int64_t window) {
         pack_get(plan, w, &sequences, &count);
         packed += count;
     }
-    if (packed != train.count) abort();
+    if (packed != (3 * train.count + 1) / 2) abort();
     pack_free(plan);
     dataset_free(&train);
     dataset_free(&held);
@@ -59,18 +60,20 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     Dataset d;
     Error err;
     if (size < 2) return 0;
-    snprintf(path, sizeof path, "/tmp/nibble-fuzz-dataset-%ld%s", (long)getpid(), data[0] & 1 ? ".txt" : ".jsonl");
-    FILE *file = fopen(path, "wb");
-    if (file == NULL || fwrite(data + 2, 1, size - 2, file) != size - 2 || fclose(file) != 0) abort();
+    static const char *const forms[] = {".jsonl", ".csv", ".tsv", ".jsonl.gz", ".csv.zst", ".txt.zst"};
     int templates = 0;
     while (template_names[templates] != NULL)
         templates++;
-    int choice = data[1] % (templates + 1);
+    int choice = data[1] % (templates + 1), rest = data[1] / (templates + 1);
+    snprintf(path, sizeof path, "/tmp/nibble-fuzz-dataset-%ld%s", (long)getpid(), data[0] & 1 ? ".txt" : forms[rest % 6]);
+    FILE *file = fopen(path, "wb");
+    if (file == NULL || fwrite(data + 2, 1, size - 2, file) != size - 2 || fclose(file) != 0) abort();
     DatasetOptions options = {.path = path,
-                              .layout = (DataLayout)((data[0] >> 1) % 5),
+                              .layout = (DataLayout)((data[0] >> 1) % LAYOUT_MIXED),
                               .template_name = choice == templates ? "auto" : template_names[choice],
                               .train_on = (TrainOn)((data[0] >> 4) % 3),
                               .on_error = ON_ERROR_FAIL,
+                              .too_long = (TooLong)(rest / 6 % 4),
                               .max_length = 2 + (data[0] >> 6) * 20,
                               .tokenizer = open_tokenizer(),
                               .eos_id = 2};

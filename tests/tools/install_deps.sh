@@ -12,9 +12,9 @@ case $kind in build | test | ci) compiler=gcc ;; check) compiler=${2:-gcc} ;; *)
 esac
 
 # header, library, package
-libraries="cjson/cJSON.h:cjson:libcjson-dev zstd.h:zstd:libzstd-dev pcre2.h:pcre2-8:libpcre2-dev
+libraries="cjson/cJSON.h:cjson:libcjson-dev zstd.h:zstd:libzstd-dev zlib.h:z:zlib1g-dev pcre2.h:pcre2-8:libpcre2-dev
 utf8proc.h:utf8proc:libutf8proc-dev xxhash.h:xxhash:libxxhash-dev"
-build_packages="gcc libc6-dev make libcjson-dev libzstd-dev libpcre2-dev libutf8proc-dev libxxhash-dev"
+build_packages="gcc libc6-dev make libcjson-dev libzstd-dev zlib1g-dev libpcre2-dev libutf8proc-dev libxxhash-dev"
 test_packages="libcmocka-dev"
 ci_packages="clang clang-format"
 
@@ -30,17 +30,19 @@ links() {
 }
 
 have_build() {
-    links "$compiler" -lcjson -lzstd -lpcre2-8 -lutf8proc -lxxhash -lm -pthread <<'C'
+    links "$compiler" -lcjson -lzstd -lz -lpcre2-8 -lutf8proc -lxxhash -lm -pthread <<'C'
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <cjson/cJSON.h>
 #include <pcre2.h>
 #include <utf8proc.h>
 #include <xxhash.h>
+#include <zlib.h>
 #include <zstd.h>
 int main(void) {
     unsigned text = 0;
     (void)pcre2_config(PCRE2_CONFIG_UNICODE, &text);
-    return cJSON_Version() == 0 || ZSTD_versionNumber() == 0 || XXH3_64bits("", 0) == 0 || utf8proc_version() == 0;
+    return cJSON_Version() == 0 || ZSTD_versionNumber() == 0 || XXH3_64bits("", 0) == 0 || utf8proc_version() == 0 ||
+           zlibVersion() == 0;
 }
 C
 }
@@ -79,9 +81,9 @@ have_all() {
 
 other_systems() {
     cat >&2 <<'TEXT'
-  Fedora: dnf install gcc make cjson-devel libzstd-devel pcre2-devel utf8proc-devel xxhash-devel
+  Fedora: dnf install gcc make cjson-devel libzstd-devel zlib-devel pcre2-devel utf8proc-devel xxhash-devel
           for tests libcmocka-devel; for fuzzing and the format check clang clang-tools-extra compiler-rt
-  Arch:   pacman -S gcc make cjson zstd pcre2 libutf8proc xxhash
+  Arch:   pacman -S gcc make cjson zstd zlib pcre2 libutf8proc xxhash
           for tests cmocka; for fuzzing and the format check clang compiler-rt
 TEXT
 }
@@ -99,7 +101,7 @@ if [ "$kind" = check ]; then
             links "$compiler" "-l$library" ||
             echo "nibble: $compiler does not find <$header> and lib$library; package $package on Debian and Ubuntu" >&2
     done
-    echo "nibble: want cJSON, zstd, PCRE2, utf8proc and xxHash (0.8 or newer) to build; \`make deps-build\` installs them on Debian and Ubuntu" >&2
+    echo "nibble: want cJSON, zstd, zlib, PCRE2, utf8proc and xxHash (0.8 or newer) to build; \`make deps-build\` installs them on Debian and Ubuntu" >&2
     other_systems
     exit 1
 fi

@@ -54,6 +54,25 @@ static const struct {
     {"{\"lora\": {\"target_modules\": [1]}}", "my.json:1:", "lora.target_modules", "got 1"},
     {"{\"lora\": {\"target_modules\": []}}", "my.json:1:", "lora.target_modules", "at least one"},
     {"{\"data\": {\"max_length\": \"long\"}}", "my.json:1:", "data.max_length: want a whole number or \"auto\"", "\"long\""},
+    /* paths with weights */
+    {"{\"data\": {\"path\": 3}}", "my.json:1:", "data.path: want a path", "got 3"},
+    {"{\"data\": {\"path\": null}}", "my.json:1:", "data.path: want a path", "got null"},
+    {"{\"data\": {\"path\": \"\"}}", "my.json:1:", "data.path: want a path", "got \"\""},
+    {"{\"data\": {\"path\": []}}", "my.json:1:", "data.path", "at least one path"},
+    {"{\"data\": {\"path\": [[\"a\"]]}}", "my.json:1:", "data.path: want a path", "got [\"a\"]"},
+    {"{\"data\": {\"path\": {\"weight\": 2}}}", "my.json:1:", "data.path: want a path", "weight"},
+    {"{\"data\": {\"path\": {\"path\": \"a\", \"weigth\": 2}}}", "my.json:1:", "data.path: want \"path\" and \"weight\"",
+     "weigth"},
+    {"{\"data\": {\"path\": {\"path\": \"a\", \"weight\": \"2\"}}}", "my.json:1:", "data.path: weight: want a number",
+     "got \"2\""},
+    {"{\"data\": {\"path\": {\"path\": \"a\", \"weight\": 0}}}", "my.json:1:", "data.path: want a value above 0", "got 0"},
+    {"{\"data\": {\"path\": {\"path\": \"a\", \"path\": \"b\"}}}", "my.json:1:", "data.path: path is given twice", ""},
+    {"{\"data\": {\"path\": [\"a\", {\"path\": \"a\"}]}}", "my.json:1:", "data.path: a is given twice", "weight"},
+    /* lines behind a path's own keys stay right */
+    {"{\"data\": {\"path\": [{\"path\": \"a\",\n\"weight\": 2}],\n\"packin\": 1}}", "my.json:3:", "data.packin is not a key",
+     "data.packing"},
+    {"{\"data\": {\"path\": {\"weight\": 2,\n\"path\": \"a\"}},\n\n\"sead\": 1}", "my.json:4:", "sead is not a key",
+     "did you mean seed?"},
     /* ranges */
     {"{\"seed\": -1}", "my.json:1:", "seed: want a value of at least 0", "got -1"},
     {"{\"seed\": 9007199254740993}", "my.json:1:", "seed: want", "2^53"},
@@ -200,7 +219,7 @@ static void test_reading(void **state) {
             "\"lora\": {\"target_modules\": [\"v_proj\", \"q_proj\"], \"layers\": [3]}}",
             overrides, 7);
     assert_true(config.seed == 9007199254740991);
-    assert_string_equal(config.data.path, "a // b /* c */\"\xC3\xA9");
+    assert_string_equal(config.data.path[0].path, "a // b /* c */\"\xC3\xA9");
     assert_null(config.data.eval_path);
     assert_int_equal(config.data.max_length, 512);
     assert_int_equal(config.lora.target_count, 2);
@@ -265,10 +284,46 @@ static void test_round_trip(void **state) {
                                "train.schedule=wsd"};
     const char *const full[] = {"method=full", "train.init=random"};
     const char *const lora[] = {"method=lora", "lora.use_rslora=true"};
+    const char *const mixed[] = {
+        "data.path=[\"a*.jsonl\", {\"path\": \"b \\\"c\\\".csv\", \"weight\": 0.1}, {\"path\": \"d\"}]"};
+    const char *const weighted[] = {"data.path={\"weight\": 2.5, \"path\": \"a\"}"};
+    check_round_trip(mixed, 1);
+    check_round_trip(weighted, 1);
     check_round_trip(NULL, 0);
     check_round_trip(odd, sizeof odd / sizeof *odd);
     check_round_trip(full, 2);
     check_round_trip(lora, 2);
+}
+
+static void test_paths(void **state) {
+    (void)state;
+    static const struct {
+        const char *value, *printed, *shown;
+        int64_t count;
+    } cases[] = {
+        {"a.jsonl", "\"a.jsonl\"", "a.jsonl", 1},
+        {"7", "\"7\"", "7", 1},
+        {"{\"path\": \"a\", \"weight\": 1}", "\"a\"", "a", 1},
+        {"[\"a\"]", "\"a\"", "a", 1},
+        {"{\"path\": \"a\", \"weight\": 0.5}", "[{\"path\": \"a\", \"weight\": 0.5}]", "a (weight 0.5)", 1},
+        {"[\"b\", {\"path\": \"a\", \"weight\": 3}]", "[\"b\", {\"path\": \"a\", \"weight\": 3}]", "b, a (weight 3)", 2},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        Config config;
+        Text printed = {0}, shown = {0};
+        char *text = memory_format("data.path=%s", cases[i].value);
+        const char *list[] = {text};
+        load_ok(&config, "{}", list, 1);
+        config_print_value(&config, &config_keys[config_key_find("data.path")], &printed);
+        config_print_paths(&config, &shown);
+        assert_int_equal(config.data.path_count, cases[i].count);
+        assert_string_equal(printed.data, cases[i].printed);
+        assert_string_equal(shown.data, cases[i].shown);
+        config_free(&config);
+        text_free(&printed);
+        text_free(&shown);
+        memory_free(text);
+    }
 }
 
 /* --defaults is a config that holds the defaults, and mentions every key's help. */
@@ -382,6 +437,7 @@ int main(void) {
         cmocka_unit_test(test_defaults),
         cmocka_unit_test(test_reading),
         cmocka_unit_test(test_round_trip),
+        cmocka_unit_test(test_paths),
         cmocka_unit_test(test_double_quant_is_settled),
         cmocka_unit_test(test_printed_defaults),
         cmocka_unit_test(test_schema),
