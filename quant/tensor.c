@@ -38,7 +38,7 @@ Status quant_check(const QuantSpec *spec, int64_t rows, int64_t cols, Error *err
                            (int)spec->block_size, (long long)cols,
                            cols % 64 == 0   ? "a block_size of 64 or 32 does"
                            : cols % 32 == 0 ? "a block_size of 32 does"
-                                            : "neither do 32, 64 and 128");
+                                            : "no group of 32, 64 or 128 does");
             return OK;
         case WEIGHT_INT8: return OK;
         case WEIGHT_F32:

@@ -21,14 +21,12 @@
 static const CommandHelp help = {
     .usage = "nibble eval MODEL --data FILE [options]",
     .summary =
-        "Loss of a model on a file. Conversations: mean over the supervised tokens, as in training. Plain text: "
-        "sliding-window\n"
-        "perplexity; windows of --window tokens start at every --stride tokens and each token of a document but its first is\n"
-        "scored once, with the context that its window gives (the end-of-text token is not scored). With --max-length plain "
-        "text\n"
-        "is cut into pieces and ended as in training. --exact-match: greedy answers compared with the data's, surrounding "
-        "white\n"
-        "space aside. --logits OUT.safetensors --ids 1,2,3: the FP32 tensor \"logits\" [tokens, vocabulary] of a sequence.",
+        "Loss of a model on a file. Conversations: mean over the supervised tokens, as in training. Plain text:\n"
+        "sliding-window perplexity; windows of --window tokens start at every --stride tokens and each token of a document\n"
+        "but its first is scored once, with the context that its window gives (windows that do not overlap leave out their\n"
+        "first tokens; the end-of-text token is not scored). With --max-length plain text is cut into pieces and ended as in\n"
+        "training. --exact-match: greedy answers compared with the data's, surrounding white space aside.\n"
+        "--logits OUT.safetensors --ids 1,2,3: the FP32 tensor \"logits\" [tokens, vocabulary] of a sequence.",
     .example =
         "nibble eval models/TinyLlama-1.1B --data wikitext2_raw_test.txt --window 2048 --stride 512 --quant nf4\n"
         "nibble eval models/TinyLlama-1.1B --adapter runs/first/adapter --data test.jsonl --exact-match --limit 100",
@@ -88,8 +86,8 @@ static Status open_data(Evaluation *e, Error *err) {
     if (text) {
         e->window = o->window != 0 ? o->window : usual;
         e->stride = o->stride != 0 ? o->stride : e->window / 2;
-        if (e->stride >= e->window)
-            FAIL_USAGE("--stride: want less than the window of %lld, so that every token is scored once, got %lld",
+        if (e->stride > e->window)
+            FAIL_USAGE("--stride: want at most the window of %lld, so that no token is left out, got %lld",
                        (long long)e->window, (long long)e->stride);
         if (e->window > context)
             log_warning("windows of %lld tokens are longer than the model's context of %lld", (long long)e->window,

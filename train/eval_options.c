@@ -58,8 +58,8 @@ Status eval_options_check(EvalOptions *o, Error *err) {
     if (o->no_document_eos && o->max_length == 0)
         FAIL_USAGE("--no-document-eos belongs to --max-length; sliding windows never score the end of a document");
     if (o->window == 1) FAIL_USAGE("--window: want at least 2 tokens, got 1");
-    if (o->window != 0 && o->stride >= o->window)
-        FAIL_USAGE("--stride: want less than --window %lld, so that every token is scored once, got %lld", (long long)o->window,
+    if (o->window != 0 && o->stride > o->window)
+        FAIL_USAGE("--stride: want at most --window %lld, so that no token is left out, got %lld", (long long)o->window,
                    (long long)o->stride);
     TRY(find_names(o, err));
     return check_exact_match(o, err);

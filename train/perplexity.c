@@ -15,7 +15,10 @@ typedef struct Windows { /* windows of many documents, collected until a micro-b
 } Windows;
 
 static Status flush_windows(Windows *w, Error *err) {
-    if (w->sequences == 0) return OK;
+    if (w->supervised == 0) { /* nothing, or a last window of one token */
+        w->tokens = w->sequences = 0;
+        return OK;
+    }
     if (signals_pending()) return error_set(err, ERR_INTERRUPTED, "interrupted during evaluation");
     w->buffer->starts[w->sequences] = w->tokens;
     Batch batch = {.tokens = w->tokens,
@@ -51,9 +54,9 @@ static void add_window(Windows *w, const int32_t *ids, int64_t begin, int64_t en
 
 Status perplexity_sliding(Engine *engine, const Tape *tape, const Dataset *documents, int64_t window, int64_t stride,
                           int64_t rows, BatchBuffer *buffer, EvalResult *result, Error *err) {
-    if (stride < 1 || stride >= window || rows < window)
-        FAIL("windows: want 1 <= stride < window <= rows, got stride %lld, window %lld, rows %lld", (long long)stride,
-             (long long)window, (long long)rows);
+    if (stride < 1 || stride > window || window < 2 || rows < window)
+        FAIL("windows: want 1 <= stride <= window, 2 <= window <= rows, got stride %lld, window %lld, rows %lld",
+             (long long)stride, (long long)window, (long long)rows);
     double clock = clock_seconds();
     *result = (EvalResult){.loss = NAN};
     Windows w = {.engine = engine, .tape = tape, .buffer = buffer, .result = result};

@@ -160,7 +160,13 @@ check "a pre-quantized folder gives the loss of --quant nf4, bit for bit" prequa
 check "eval: quantizing what is quantized" fails_with "quantized already" eval "$work/nf4" --data "$work/text.txt" --quant fp4
 check "eval: --suite" fails_with "--suite is not supported yet" eval "$tiny" --suite mmlu
 check "eval: nothing to do" fails_with "--data FILE" eval "$tiny"
-check "eval: --stride of a whole window" fails_with "--stride" eval "$tiny" --data "$work/text.txt" --window 8 --stride 8
+disjoint() { # 64 bytes: 8 windows of 8 leave out 8 first tokens; 7 windows of 9 leave out 7, and the last token stands alone
+    run 0 eval "$tiny" --data "$work/text.txt" --window 8 --stride 8 --json && [[ $(value tokens) == 56 ]] || return 1
+    run 0 eval "$tiny" --data "$work/text.txt" --window 9 --stride 9 --json && [[ $(value tokens) == 56 ]]
+}
+check "eval: windows that do not overlap" disjoint
+check "eval: --stride of more than a window" fails_with "--stride" eval "$tiny" --data "$work/text.txt" --window 8 --stride 9
+check "eval: a window of one token" fails_with "--window" eval "$tiny" --data "$work/text.txt" --window 1
 check "eval: windows over records" fails_with "--max-length" eval "$tiny" --data "$work/pairs.jsonl" --window 8
 check "eval: exact match of plain text" fails_with "plain text" eval "$tiny" --data "$work/text.txt" --exact-match
 check "eval: --limit alone" fails_with "--exact-match" eval "$tiny" --data "$work/pairs.jsonl" --limit 3

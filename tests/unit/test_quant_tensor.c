@@ -229,7 +229,7 @@ static void test_refusals(void **state) {
         const char *says;
     } cases[] = {
         {{WEIGHT_INT4, 0, 64}, 4, 96, "groups of 64 do not divide the width 96; a block_size of 32 does"},
-        {{WEIGHT_INT4, 0, 32}, 4, 172, "groups of 32 do not divide the width 172; neither do 32, 64 and 128"},
+        {{WEIGHT_INT4, 0, 32}, 4, 172, "groups of 32 do not divide the width 172; no group of 32, 64 or 128 does"},
         {{WEIGHT_INT4, 0, 48}, 4, 96, "want 32, 64 or 128, got 48"},
         {{WEIGHT_NF4, 0, 16}, 4, 96, "nf4: block_size: want a power of two from 32 to 4096, got 16"},
         {{WEIGHT_FP4, 1, 96}, 4, 96, "fp4: block_size"},
