@@ -1,4 +1,4 @@
-/* What ggml_blocks.py runs: quant/ggml.h and data/gguf.h on files of raw numbers.
+/* What ggml_blocks.py runs: quant/ggml.h on files of raw numbers.
  *
  *   ggml_tool quantize TYPE ROWS COLS FLOATS OUT THREADS [IMPORTANCE]
  *   ggml_tool dequantize TYPE ROWS COLS BLOCKS OUT THREADS
