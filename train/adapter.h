@@ -20,6 +20,12 @@ Status adapter_create(Adapter *adapter, ParamSet *params, const Config *config, 
  * alpha_pattern. Refused by name: DoRA, lora_bias, modules_to_save, bias other than "none", embeddings, fan_in_fan_out,
  * anything else that would change the computation. dropout is 0. */
 Status adapter_read(Adapter *adapter, ParamSet *params, const char *folder, const ModelConfig *model, Error *err);
+/* The same, but a DoRA adapter is accepted (adapter->dora). */
+Status adapter_read_for_merge(Adapter *adapter, ParamSet *params, const char *folder, const ModelConfig *model, Error *err);
+/* DoRA: lora_magnitude_vector of every module, FP32 [out]; *magnitudes [layers * LAYER_LINEARS] with NULL where a module has no
+ * adapter. The caller frees each and the list, also after a failure. */
+Status adapter_read_magnitudes(const Adapter *adapter, const char *folder, const ModelConfig *model, float ***magnitudes,
+                               Error *err);
 /* Values of a PEFT folder into master (FP32 [params->elements]); every tensor must be there, with this shape, and no other. */
 Status adapter_read_values(const Adapter *adapter, const ParamSet *params, const char *folder, const ModelConfig *model,
                            float *master, Error *err);

@@ -10,6 +10,7 @@
 #include "train/output_folder.h"
 
 #define NAME_BYTES 256
+#define MAGNITUDE ".lora_magnitude_vector" /* DoRA; without ".weight" on disk */
 
 void adapter_tensor_name(const ModelConfig *model, int64_t layer, LayerWeight kind, const char *suffix, char *out,
                          size_t capacity) {
@@ -62,6 +63,8 @@ static Status refuse_unknown(const TensorFiles *files, const ModelConfig *model,
                 known = strcmp(name, wanted) == 0;
                 adapter_tensor_name(model, layer, (LayerWeight)kind, ".lora_B.weight", wanted, sizeof wanted);
                 known |= strcmp(name, wanted) == 0;
+                adapter_tensor_name(model, layer, (LayerWeight)kind, MAGNITUDE, wanted, sizeof wanted);
+                known |= adapter->dora && strcmp(name, wanted) == 0;
             }
         if (!known) FAIL("tensor %s is not a LoRA matrix of one of this model's linears; it is not supported", name);
     }
@@ -69,8 +72,11 @@ static Status refuse_unknown(const TensorFiles *files, const ModelConfig *model,
 }
 
 static Status read_structure(Adapter *adapter, const char *folder, const TensorFiles *files, const ModelConfig *model,
-                             Error *err) {
+                             int dora_is_fine, Error *err) {
     TRY(adapter_config_apply(adapter, folder, model, err)); /* a kind that is refused is named before its tensors look odd */
+    if (adapter->dora && !dora_is_fine)
+        FAIL(
+            "adapter_config.json: use_dora is set, which is not supported; `nibble export --format hf` merges such an adapter");
     int64_t used = 0;
     for (int64_t layer = 0; layer < adapter->layers; layer++)
         for (int kind = 0; kind < LAYER_LINEARS; kind++)
@@ -81,12 +87,13 @@ static Status read_structure(Adapter *adapter, const char *folder, const TensorF
     return adapter_config_apply(adapter, folder, model, err);
 }
 
-Status adapter_read(Adapter *adapter, ParamSet *params, const char *folder, const ModelConfig *model, Error *err) {
+static Status read_folder(Adapter *adapter, ParamSet *params, const char *folder, const ModelConfig *model, int dora_is_fine,
+                          Error *err) {
     memset(adapter, 0, sizeof *adapter);
     TensorFiles *files;
     TRY(tensors_open(&files, folder, "adapter_model", err));
     adapter_reserve(adapter, model);
-    Status status = read_structure(adapter, folder, files, model, err);
+    Status status = read_structure(adapter, folder, files, model, dora_is_fine, err);
     tensors_close(files);
     if (status != OK) {
         error_prefix(err, "%s", folder);
@@ -96,20 +103,61 @@ Status adapter_read(Adapter *adapter, ParamSet *params, const char *folder, cons
     return OK;
 }
 
+Status adapter_read(Adapter *adapter, ParamSet *params, const char *folder, const ModelConfig *model, Error *err) {
+    return read_folder(adapter, params, folder, model, 0, err);
+}
+
+Status adapter_read_for_merge(Adapter *adapter, ParamSet *params, const char *folder, const ModelConfig *model, Error *err) {
+    return read_folder(adapter, params, folder, model, 1, err);
+}
+
+static Status read_tensor(const TensorFiles *files, const TensorInfo *tensor, int64_t count, float *out, Error *err) {
+    if (tensor->dtype != DTYPE_F32 && tensor->dtype != DTYPE_BF16 && tensor->dtype != DTYPE_F16)
+        FAIL("%s: want F32, BF16 or F16, got %s", tensor->name, dtype_name(tensor->dtype));
+    void *raw = memory_alloc((size_t)tensor->bytes);
+    Status status = tensors_read(files, tensor, 0, raw, (size_t)tensor->bytes, 0, err);
+    if (status == OK) dtype_convert(out, DTYPE_F32, raw, tensor->dtype, count);
+    memory_free(raw);
+    TRY(status);
+    for (int64_t i = 0; i < count; i++)
+        if (!isfinite(out[i])) FAIL("%s: element %lld is NaN or Inf", tensor->name, (long long)i);
+    return OK;
+}
+
 static Status read_values(const TensorFiles *files, const char *name, int64_t rows, int64_t cols, float *out, Error *err) {
     const TensorInfo *tensor = tensors_find(files, name);
     if (tensor == NULL) FAIL("%s is missing", name);
     TRY(check_shape(tensor, rows, cols, err));
-    if (tensor->dtype != DTYPE_F32 && tensor->dtype != DTYPE_BF16 && tensor->dtype != DTYPE_F16)
-        FAIL("%s: want F32, BF16 or F16, got %s", name, dtype_name(tensor->dtype));
-    void *raw = memory_alloc((size_t)tensor->bytes);
-    Status status = tensors_read(files, tensor, 0, raw, (size_t)tensor->bytes, 0, err);
-    if (status == OK) dtype_convert(out, DTYPE_F32, raw, tensor->dtype, rows * cols);
-    memory_free(raw);
-    TRY(status);
-    for (int64_t i = 0; i < rows * cols; i++)
-        if (!isfinite(out[i])) FAIL("%s: element %lld is NaN or Inf", name, (long long)i);
-    return OK;
+    return read_tensor(files, tensor, rows * cols, out, err);
+}
+
+static Status read_magnitude(const TensorFiles *files, const ModelConfig *model, int64_t layer, LayerWeight kind, float **out,
+                             Error *err) {
+    char name[NAME_BYTES];
+    int64_t rows = 0, cols = 0;
+    adapter_tensor_name(model, layer, kind, MAGNITUDE, name, sizeof name);
+    (void)weight_describe(model, weight_id(layer, kind), NULL, 0, &rows, &cols);
+    const TensorInfo *tensor = tensors_find(files, name);
+    if (tensor == NULL) FAIL("%s is missing, and use_dora is set", name);
+    if (tensor->ndim != 1 || tensor->shape[0] != rows)
+        FAIL("%s: want [%lld], got %d dimensions; does the adapter belong to this base model?", name, (long long)rows,
+             tensor->ndim);
+    *out = memory_alloc((size_t)rows * sizeof **out);
+    return read_tensor(files, tensor, rows, *out, err);
+}
+
+Status adapter_read_magnitudes(const Adapter *adapter, const char *folder, const ModelConfig *model, float ***magnitudes,
+                               Error *err) {
+    TensorFiles *files;
+    *magnitudes = memory_calloc((size_t)(adapter->layers * LAYER_LINEARS), sizeof **magnitudes);
+    TRY(tensors_open(&files, folder, "adapter_model", err));
+    Status status = OK;
+    for (int64_t m = 0; m < adapter->layers * LAYER_LINEARS && status == OK; m++)
+        if (adapter->modules[m].rank > 0)
+            status = read_magnitude(files, model, m / LAYER_LINEARS, (LayerWeight)(m % LAYER_LINEARS), &(*magnitudes)[m], err);
+    tensors_close(files);
+    if (status != OK) error_prefix(err, "%s", folder);
+    return status;
 }
 
 Status adapter_read_values(const Adapter *adapter, const ParamSet *params, const char *folder, const ModelConfig *model,
@@ -124,12 +172,13 @@ Status adapter_read_values(const Adapter *adapter, const ParamSet *params, const
         adapter_tensor_name(model, entry->layer, entry->module, suffix, name, sizeof name);
         status = read_values(files, name, entry->rows, entry->cols, master + entry->offset, err);
     }
-    if (status == OK && tensors_count(files) != params->count) {
+    int64_t wanted = params->count + (adapter->dora ? params->count / 2 : 0); /* A and B, and a magnitude, each module */
+    if (status == OK && tensors_count(files) != wanted) {
         status = refuse_unknown(files, model, adapter, err);
         if (status == OK)
             status = error_set(err, ERR_FAILED,
                                "it has %lld matrices and this run wants %lld; lora.target_modules or lora.layers differ",
-                               (long long)tensors_count(files), (long long)params->count);
+                               (long long)tensors_count(files), (long long)wanted);
     }
     tensors_close(files);
     if (status != OK) error_prefix(err, "%s", folder);

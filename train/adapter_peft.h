@@ -4,7 +4,7 @@
 
 #include "train/adapter.h"
 
-/* Reads FOLDER/adapter_config.json and sets alpha and scale of every module that has a rank: r, lora_alpha, use_rslora,
+/* Reads FOLDER/adapter_config.json, sets dora and rslora, and alpha and scale of every module that has a rank: r, lora_alpha, use_rslora,
  * rank_pattern and alpha_pattern (a key matches a module path P when P matches "(.*\.)?key" as a regular expression). Refuses
  * by name what would change the computation. */
 Status adapter_config_apply(Adapter *adapter, const char *folder, const ModelConfig *model, Error *err);

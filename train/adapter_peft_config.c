@@ -23,14 +23,13 @@ typedef struct AlphaPattern {
 typedef struct PeftConfig {
     double alpha;
     int64_t rank;
-    int rslora;
+    int rslora, dora;
     AlphaPattern patterns[PATTERNS_MAX];
     int pattern_count;
 } PeftConfig;
 
 /* Keys that change the computation when they are anything but "off". */
-static const char *const refused_when_set[] = {"use_dora",
-                                               "lora_bias",
+static const char *const refused_when_set[] = {"lora_bias",
                                                "use_qalora",
                                                "fan_in_fan_out",
                                                "modules_to_save",
@@ -83,6 +82,14 @@ static Status read_choice(JsonReader *reader, const char *key, const char *wante
     return status;
 }
 
+static Status read_dora(JsonReader *reader, int *dora, Error *err) {
+    JsonToken value;
+    TRY(json_next(reader, &value, err));
+    *dora = value.kind == JSON_TRUE;
+    if (*dora || is_off(&value)) return OK;
+    FAIL("adapter_config.json: use_dora: want true or false, got %s", json_kind_name(value.kind));
+}
+
 static Status read_key(JsonReader *reader, const JsonToken *key, PeftConfig *config, int *has_type, Error *err) {
     if (json_key_is(key, "peft_type")) {
         *has_type = 1;
@@ -92,6 +99,7 @@ static Status read_key(JsonReader *reader, const JsonToken *key, PeftConfig *con
     if (json_key_is(key, "r")) return json_get_integer(reader, "r", 1, 65536, &config->rank, err);
     if (json_key_is(key, "lora_alpha")) return json_get_number(reader, "lora_alpha", &config->alpha, err);
     if (json_key_is(key, "use_rslora")) return json_get_bool(reader, "use_rslora", &config->rslora, err);
+    if (json_key_is(key, "use_dora")) return read_dora(reader, &config->dora, err);
     if (json_key_is(key, "alpha_pattern")) return read_alpha_pattern(reader, config, err);
     for (size_t i = 0; i < sizeof refused_when_set / sizeof refused_when_set[0]; i++)
         if (json_key_is(key, refused_when_set[i])) return refuse_set(reader, refused_when_set[i], err);
@@ -140,6 +148,7 @@ static Status matches(const char *key, const char *path, int *yes, Error *err) {
 
 static Status set_scales(Adapter *adapter, const PeftConfig *config, const ModelConfig *model, Error *err) {
     adapter->rslora = config->rslora;
+    adapter->dora = config->dora;
     for (int64_t layer = 0; layer < adapter->layers; layer++)
         for (int kind = 0; kind < LAYER_LINEARS; kind++) {
             AdapterModule *module = adapter_module(adapter, layer, (LayerWeight)kind);

@@ -1,7 +1,5 @@
 #include "train/full_model.h"
 
-#include <cjson/cJSON.h>
-#include <stdio.h>
 #include <string.h>
 
 #include "core/file.h"
@@ -51,31 +49,6 @@ static Status write_weights(const Engine *engine, const char *folder, Error *err
     return status;
 }
 
-/* config.json of the source with the type that the weights are now stored in; every other key as it was. */
-static Status write_config(const Engine *engine, const char *source, const char *folder, Error *err) {
-    char *from = path_join(source, "config.json"), *to = path_join(folder, "config.json"), *text = NULL, *printed = NULL;
-    size_t length;
-    cJSON *json = NULL;
-    Status status = file_read(from, (size_t)1 << 20, &text, &length, err);
-    if (status == OK) {
-        json = cJSON_ParseWithLength(text, length);
-        if (!cJSON_IsObject(json)) status = error_set(err, ERR_FAILED, "%s is not a JSON object", from);
-    }
-    if (status == OK) {
-        const char *key = cJSON_HasObjectItem(json, "dtype") ? "dtype" : "torch_dtype";
-        cJSON_DeleteItemFromObjectCaseSensitive(json, key);
-        cJSON_AddStringToObject(json, key, engine->exec.config.act == DTYPE_F32 ? "float32" : "bfloat16");
-        printed = cJSON_Print(json);
-        status = file_write_atomic(to, printed, strlen(printed), err);
-    }
-    cJSON_free(printed);
-    cJSON_Delete(json);
-    memory_free(text);
-    memory_free(from);
-    memory_free(to);
-    return status;
-}
-
 typedef struct FullModel {
     const Engine *engine;
     const char *source;
@@ -84,7 +57,7 @@ typedef struct FullModel {
 static Status fill(void *context, const char *folder, Error *err) {
     const FullModel *model = context;
     TRY(write_weights(model->engine, folder, err));
-    TRY(write_config(model->engine, model->source, folder, err));
+    TRY(output_folder_write_config(model->source, folder, model->engine->exec.config.act, 0, err));
     return output_folder_copy_settings(model->source, folder, err);
 }
 

@@ -19,7 +19,7 @@ typedef struct Command {
 static const Command commands[] = {
     {"train", command_train, "fine-tune a model as a config says; writes a run folder"},
     {"quantize", command_quantize, "a Hugging Face folder to a 4-bit or 8-bit one that transformers loads"},
-    {"export", NULL, "merge an adapter and write other formats"},
+    {"export", command_export, "merge adapters, write another format, and say what survived"},
     {"eval", command_eval, "loss and perplexity of a model on a file"},
     {"generate", command_generate, "continue a prompt"},
     {"chat", NULL, "talk to a model"},

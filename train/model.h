@@ -29,6 +29,7 @@ typedef struct Adapter {
     AdapterModule *modules; /* [layers * LAYER_LINEARS] */
     float dropout;
     int rslora;
+    int dora; /* has magnitudes: merged by export, refused everywhere else */
 } Adapter;
 static inline AdapterModule *adapter_module(const Adapter *adapter, int64_t layer, LayerWeight kind) {
     return &adapter->modules[layer * LAYER_LINEARS + (int64_t)kind];

@@ -5,8 +5,11 @@
 
 #include "core/file.h"
 #include "core/memory.h"
+#include "core/text.h"
+#include "data/json.h"
 
 #define SETTINGS_LIMIT ((size_t)256 << 20)
+#define CONFIG_LIMIT ((size_t)4 << 20)
 
 Status output_folder_check(const char *folder, int overwrite, Error *err) {
     if (folder_is_empty(folder)) return OK;
@@ -53,5 +56,57 @@ Status output_folder_copy_settings(const char *model, const char *folder, Error 
         memory_free(from);
         memory_free(to);
     }
+    return status;
+}
+
+static const char *torch_name(DType type) {
+    return type == DTYPE_BF16 ? "bfloat16" : type == DTYPE_F16 ? "float16" : "float32";
+}
+
+/* Key by key with the source's own spelling: numbers keep their points, and what nothing changes stays byte for byte. */
+static Status rewrite_config(JsonReader *json, DType type, int plain, Text *out, Error *err) {
+    JsonToken token;
+    int count = 0, typed = 0;
+    TRY(json_expect(json, JSON_OBJECT_BEGIN, "config", &token, err));
+    text_add(out, json->text, (size_t)(json->at - json->text));
+    for (;;) {
+        const char *begin = json->at; /* behind '{' or the value before: a comma is still to come */
+        TRY(json_next(json, &token, err));
+        if (token.kind != JSON_KEY) {
+            if (!typed && type != DTYPE_F32) /* FP32 is what readers take where nothing is said */
+                text_addf(out, "%s\n  \"torch_dtype\": \"%s\"", count > 0 ? "," : "", torch_name(type));
+            text_add(out, begin, (size_t)(json->end - begin));
+            return OK;
+        }
+        int is_type = json_key_is(&token, "dtype") || json_key_is(&token, "torch_dtype");
+        int is_left_out = plain && json_key_is(&token, "quantization_config");
+        const char *value = json->at + strspn(json->at, " \t\r\n");
+        TRY(json_skip(json, &token, err));
+        if (is_left_out) continue;
+        const char *comma = begin + strspn(begin, " \t\r\n");
+        if (*comma == ',') begin = comma + 1;
+        if (count++ > 0) text_adds(out, ",");
+        text_add(out, begin, (size_t)((is_type ? value : json->at) - begin));
+        if (is_type) text_addf(out, "\"%s\"", torch_name(type));
+        typed |= is_type;
+    }
+}
+
+Status output_folder_write_config(const char *model, const char *folder, DType type, int plain, Error *err) {
+    char *from = path_join(model, "config.json"), *to = path_join(folder, "config.json"), *text = NULL;
+    size_t length;
+    JsonReader json;
+    Text out = {0};
+    Status status = file_read(from, CONFIG_LIMIT, &text, &length, err);
+    if (status == OK) {
+        json_open(&json, from, text, length, 1, (JsonLimits){0});
+        status = rewrite_config(&json, type, plain, &out, err);
+        json_close(&json);
+    }
+    if (status == OK) status = file_write_atomic(to, out.data, out.length, err);
+    text_free(&out);
+    memory_free(text);
+    memory_free(from);
+    memory_free(to);
     return status;
 }

@@ -2,6 +2,7 @@
 #ifndef NIBBLE_TRAIN_OUTPUT_FOLDER_H
 #define NIBBLE_TRAIN_OUTPUT_FOLDER_H
 
+#include "core/dtype.h"
 #include "core/error.h"
 
 /* ERR_USAGE unless a model folder may be written at `folder`: nothing or an empty folder is there, or, with `overwrite`, what
@@ -15,5 +16,9 @@ Status output_folder_write(const char *folder, int replace, Status (*fill)(void 
 
 /* Copies tokenizer, chat template and generation settings, as far as `model` has them. */
 Status output_folder_copy_settings(const char *model, const char *folder, Error *err);
+
+/* Writes config.json of `model` into `folder`: as it stands where nothing changes, else with dtype (or torch_dtype, as the source
+ * spells it) set to `type` and, with `plain`, without quantization_config. */
+Status output_folder_write_config(const char *model, const char *folder, DType type, int plain, Error *err);
 
 #endif

@@ -7,7 +7,6 @@
 #include "core/file.h"
 #include "core/memory.h"
 #include "core/text.h"
-#include "data/json.h"
 #include "data/safetensors.h"
 #include "quant/double_quant.h"
 #include "train/output_folder.h"
@@ -30,7 +29,8 @@ typedef struct Folder {
     ModelConfig config;
     QuantSpec spec;
     TensorFiles *files;
-    ModelWeights *weights;
+    WeightView (*view)(const void *context, int32_t id);
+    const void *views;
     int64_t count;
     TensorSpec *specs;
     Part *parts;
@@ -123,7 +123,11 @@ static void add_copy(Folder *folder, int32_t id, const char *name, const TensorI
     memcpy(spec->shape, source->shape, sizeof spec->shape);
 }
 
-/* Every weight of the model; weights_load has found them all, and nothing else, in the files. */
+static int is_float(DType type) {
+    return type == DTYPE_F32 || type == DTYPE_BF16 || type == DTYPE_F16;
+}
+
+/* Every weight of the model; the loader has found them all, and nothing else, in the files. */
 static void list_parts(Folder *folder, QuantizedFolder *result) {
     int32_t count = weight_count(&folder->config);
     folder->specs = memory_calloc((size_t)count, PARTS_PER_WEIGHT * sizeof *folder->specs);
@@ -133,7 +137,7 @@ static void list_parts(Folder *folder, QuantizedFolder *result) {
         int64_t rows, cols;
         if (!weight_describe(&folder->config, id, name, sizeof name, &rows, &cols)) continue;
         const TensorInfo *source = tensors_find(folder->files, name);
-        WeightView view = weights_view(folder->weights, id);
+        WeightView view = folder->view(folder->views, id);
         result->bytes_before += source->bytes;
         if (view.rows == 0) {
             add_copy(folder, id, name, source);
@@ -143,7 +147,7 @@ static void list_parts(Folder *folder, QuantizedFolder *result) {
         if (view.format == WEIGHT_INT8)
             add_int8(folder, id, name, &view);
         else
-            add_4bit(folder, id, name, &view, source->dtype);
+            add_4bit(folder, id, name, &view, is_float(source->dtype) ? source->dtype : folder->config.dtype);
     }
     for (int64_t i = 0; i < folder->count; i++)
         result->bytes += spec_bytes(&folder->specs[i]);
@@ -204,63 +208,31 @@ static void add_quantization_config(const Folder *folder, Text *out) {
               "    \"llm_int8_enable_fp32_cpu_offload\": false,\n    \"llm_int8_has_fp16_weight\": false\n  }\n}\n");
 }
 
-/* Whether the config's object has this key. */
-static Status config_has(const char *path, const char *text, size_t length, const char *key, int *has, Error *err) {
-    JsonReader json;
-    JsonToken token;
-    json_open(&json, path, text, length, 1, (JsonLimits){0});
-    Status status;
-    *has = 0;
-    TRY_GOTO(json_expect(&json, JSON_OBJECT_BEGIN, "config", &token, err));
-    for (;;) {
-        TRY_GOTO(json_next(&json, &token, err));
-        if (token.kind != JSON_KEY) break;
-        *has |= json_key_is(&token, key);
-        TRY_GOTO(json_skip(&json, &token, err));
-    }
-done:
-    json_close(&json);
-    return status;
-}
-
-/* The source's text up to its last brace, so that every key and number keeps its spelling. */
+/* The text up to its last brace with the new key behind it, so that every key and number keeps its spelling. */
 static Status write_config(const Folder *folder, const char *model, const char *out, Error *err) {
-    char *from = path_join(model, "config.json"), *to = path_join(out, "config.json"), *text = NULL;
+    char *path = path_join(out, "config.json"), *text = NULL;
     size_t length;
-    int has = 0;
     Text written = {0};
     Status status;
-    TRY_GOTO(file_read(from, CONFIG_LIMIT, &text, &length, err));
-    TRY_GOTO(config_has(from, text, length, "quantization_config", &has, err));
-    if (has) {
-        status = error_set(err, ERR_FAILED, "%s: has a quantization_config; take the original model", from);
-        goto done;
-    }
+    TRY_GOTO(output_folder_write_config(model, out, folder->config.dtype, 1, err));
+    TRY_GOTO(file_read(path, CONFIG_LIMIT, &text, &length, err));
     while (length > 0 && text[length - 1] != '}')
         length--;
-    length--; /* config_has has seen an object: there is a brace, and before it at least "model_type" */
+    length--; /* it is an object: there is a brace, and before it at least "model_type" */
     while (length > 0 && strchr(" \t\r\n", text[length - 1]) != NULL)
         length--;
     text_add(&written, text, length);
     text_adds(&written, ",\n");
     add_quantization_config(folder, &written);
-    TRY_GOTO(file_write_atomic(to, written.data, written.length, err));
+    TRY_GOTO(file_write_atomic(path, written.data, written.length, err));
 done:
     text_free(&written);
     memory_free(text);
-    memory_free(from);
-    memory_free(to);
+    memory_free(path);
     return status;
 }
 
-static Status write_all(Folder *folder, const char *model, const char *out, const Backend *backend, Pool *pool,
-                        QuantizedFolder *result, Error *err) {
-    WeightOptions options = {.act = DTYPE_F32,
-                             .linear = folder->spec.format,
-                             .double_quant = folder->spec.double_quant,
-                             .block_size = folder->spec.block_size,
-                             .linears_only = 1};
-    TRY(weights_load(&folder->weights, model, &folder->config, &options, backend, pool, err));
+static Status write_all(Folder *folder, const char *model, const char *out, QuantizedFolder *result, Error *err) {
     TRY(tensors_open(&folder->files, model, NULL, err));
     list_parts(folder, result);
     folder->buffer = memory_alloc(COPY_BYTES);
@@ -270,13 +242,13 @@ static Status write_all(Folder *folder, const char *model, const char *out, cons
     return tensors_write_sharded(out, "model", shard_limit(folder), folder->specs, folder->count, produce, folder, err);
 }
 
-Status quantize_folder(const char *model, const char *out, const QuantSpec *spec, const Backend *backend, Pool *pool,
-                       QuantizedFolder *result, Error *err) {
-    Folder folder = {.spec = *spec};
+Status quantize_folder_views(const char *model, const char *out, const QuantSpec *spec,
+                             WeightView (*view)(const void *context, int32_t id), const void *context, QuantizedFolder *result,
+                             Error *err) {
+    Folder folder = {.spec = *spec, .view = view, .views = context};
     *result = (QuantizedFolder){0};
     TRY(model_config_read(model, &folder.config, err));
-    if (folder.config.prequant != PREQUANT_NONE) FAIL("%s: is quantized already; take the original model", model);
-    Status status = write_all(&folder, model, out, backend, pool, result, err);
+    Status status = write_all(&folder, model, out, result, err);
     for (int64_t i = 0; i < folder.count; i++) {
         memory_free(folder.parts[i].name);
         memory_free(folder.parts[i].owned);
@@ -285,6 +257,26 @@ Status quantize_folder(const char *model, const char *out, const QuantSpec *spec
     memory_free(folder.specs);
     memory_free(folder.buffer);
     tensors_close(folder.files);
-    weights_free(folder.weights);
+    return status;
+}
+
+static WeightView view_loaded(const void *context, int32_t id) {
+    return weights_view(context, id);
+}
+
+Status quantize_folder(const char *model, const char *out, const QuantSpec *spec, const Backend *backend, Pool *pool,
+                       QuantizedFolder *result, Error *err) {
+    ModelConfig config;
+    ModelWeights *weights;
+    WeightOptions options = {.act = DTYPE_F32,
+                             .linear = spec->format,
+                             .double_quant = spec->double_quant,
+                             .block_size = spec->block_size,
+                             .linears_only = 1};
+    TRY(model_config_read(model, &config, err));
+    if (config.prequant != PREQUANT_NONE) FAIL("%s: is quantized already; take the original model", model);
+    TRY(weights_load(&weights, model, &config, &options, backend, pool, err));
+    Status status = quantize_folder_views(model, out, spec, view_loaded, weights, result, err);
+    weights_free(weights);
     return status;
 }

@@ -19,4 +19,10 @@ typedef struct QuantizedFolder {
 Status quantize_folder(const char *model, const char *out, const QuantSpec *spec, const Backend *backend, Pool *pool,
                        QuantizedFolder *result, Error *err);
 
+/* The same with weights that the caller has quantized: view gives weight `id` as it is to be written (rows 0: the source's tensor
+ * is copied), valid until the function returns. The source may be a quantized folder; its quantization_config is replaced. */
+Status quantize_folder_views(const char *model, const char *out, const QuantSpec *spec,
+                             WeightView (*view)(const void *context, int32_t id), const void *context, QuantizedFolder *result,
+                             Error *err);
+
 #endif

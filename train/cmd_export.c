@@ -1,0 +1,207 @@
+/* nibble export: adapters merged into a model, or a model in another format, with a proof of what was written.
+ *
+ *   OUT.tmp-<pid>: weights, config, tokenizer -> read back, compared -> export_report.json -> renamed to OUT
+ */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/file.h"
+#include "core/log.h"
+#include "train/commands.h"
+#include "train/export.h"
+#include "train/output_folder.h"
+#include "train/signals.h"
+#include "train/weights.h"
+
+static const CommandHelp help = {
+    .usage = "nibble export MODEL [--adapter DIR]... --format FORMAT --out DIR [options]",
+    .summary =
+        "Merges adapters into a model and writes it: W + sum of weight x scale x B A in FP32, rounded once.\n"
+        "Formats: hf (safetensors as transformers reads them), bnb-nf4 (quantized as transformers with bitsandbytes reads "
+        "it),\n"
+        "peft (the adapter itself, normalised). The result is read back and compared with the FP32 merge; export_report.json\n"
+        "says what survived, and with --eval what became of a file's loss.",
+    .example =
+        "nibble export models/TinyLlama-1.1B --adapter runs/first/adapter --format hf --out models/first --eval "
+        "held_out.jsonl\n"
+        "nibble export models/TinyLlama-1.1B --adapter runs/first/adapter --format bnb-nf4 --out models/first-nf4\n"
+        "nibble export BASE --adapter a --adapter b --weight 0.7 --weight 0.3 --format hf --out models/both",
+};
+
+/* ---- options -------------------------------------------------------------------------------------------------------------- */
+
+static Status check_format(ExportOptions *o, Error *err) {
+    static const char *const known[] = {"hf", "bnb-nf4", "peft"};
+    static const char *const later[] = {"gguf", "lora-gguf", "gptq", "awq", "compressed-tensors"};
+    if (o->format_name == NULL) FAIL_USAGE("want --format hf, bnb-nf4 or peft");
+    for (size_t i = 0; i < sizeof later / sizeof *later; i++)
+        if (strcmp(o->format_name, later[i]) == 0)
+            FAIL_USAGE("--format %s is not supported yet; there are hf, bnb-nf4 and peft", later[i]);
+    for (int i = 0; i < 3; i++)
+        if (strcmp(o->format_name, known[i]) == 0) {
+            o->format = (ExportFormat)i;
+            return OK;
+        }
+    FAIL_USAGE("--format: want hf, bnb-nf4 or peft, got \"%.60s\"", o->format_name);
+}
+
+static Status check_dtype(ExportOptions *o, Error *err) {
+    static const struct {
+        const char *name;
+        DType type;
+    } types[] = {{"bf16", DTYPE_BF16}, {"f16", DTYPE_F16}, {"f32", DTYPE_F32}};
+    if (o->dtype_name == NULL) return OK;
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++)
+        if (strcmp(o->dtype_name, types[i].name) == 0) {
+            o->dtype = types[i].type;
+            o->dtype_given = 1;
+        }
+    if (!o->dtype_given) FAIL_USAGE("--dtype: want bf16, f16 or f32, got \"%.60s\"", o->dtype_name);
+    if (o->format == EXPORT_NF4) FAIL_USAGE("--dtype: bnb-nf4 quantizes the linears and copies the rest; leave --dtype out");
+    return OK;
+}
+
+static Status check_adapters(const ExportOptions *o, MergeOptions *merging, Error *err) {
+    if (o->adapters.count > MERGE_MAX_ADAPTERS)
+        FAIL_USAGE("--adapter: want at most %d, got %d", MERGE_MAX_ADAPTERS, o->adapters.count);
+    if (o->weights.count != 0 && o->weights.count != o->adapters.count)
+        FAIL_USAGE("--weight: want one for each of the %d adapters, in their order, got %d", o->adapters.count,
+                   o->weights.count);
+    merging->model = o->model;
+    merging->count = o->adapters.count;
+    for (int i = 0; i < o->adapters.count; i++) {
+        merging->adapters[i] = o->adapters.items[i];
+        merging->weights[i] = 1.0;
+        if (o->weights.count == 0) continue;
+        char *end;
+        const char *text = o->weights.items[i];
+        merging->weights[i] = strtod(text, &end);
+        if (end == text || *end != 0 || !(fabs(merging->weights[i]) <= 1e6))
+            FAIL_USAGE("--weight: want a number of at most 1e6, got \"%.60s\"", text);
+    }
+    return OK;
+}
+
+static Status check_peft(const ExportOptions *o, Error *err) {
+    if (o->format != EXPORT_PEFT) return OK;
+    if (o->adapters.count != 1)
+        FAIL_USAGE("--format peft: want one --adapter, got %d; several can be merged into a model (--format hf)",
+                   o->adapters.count);
+    if (o->weights.count != 0 || o->onto != NULL || o->eval != NULL)
+        FAIL_USAGE("--format peft merges nothing; --weight, --onto and --eval do not apply");
+    return OK;
+}
+
+static Status check_options(ExportOptions *o, MergeOptions *merging, Error *err) {
+    TRY(check_format(o, err));
+    TRY(check_dtype(o, err));
+    if (o->out == NULL) FAIL_USAGE("want --out DIR");
+    if (o->onto != NULL && strcmp(o->onto, "original") != 0 && strcmp(o->onto, "dequantized") != 0)
+        FAIL_USAGE("--onto: want original or dequantized, got \"%.60s\"", o->onto);
+    if (o->no_verify && o->eval != NULL) FAIL_USAGE("--eval is part of the verification; leave --no-verify out");
+    if (o->threads < 0 || o->threads > 1024) FAIL_USAGE("--threads: want 0 (all) to 1024, got %lld", (long long)o->threads);
+    TRY(check_peft(o, err));
+    return check_adapters(o, merging, err);
+}
+
+/* A folder that --overwrite may replace: a model's, or an adapter's. */
+static Status check_out(const ExportOptions *o, Error *err) {
+    if (o->format != EXPORT_PEFT) return output_folder_check(o->out, o->overwrite, err);
+    if (folder_is_empty(o->out)) return OK;
+    if (!o->overwrite) FAIL_USAGE("%s: is not empty; give --overwrite to replace it", o->out);
+    char *config = path_join(o->out, "adapter_config.json");
+    int is_adapter = file_exists(config);
+    memory_free(config);
+    if (!is_adapter) FAIL_USAGE("%s: has no adapter_config.json; --overwrite replaces adapter folders only", o->out);
+    return OK;
+}
+
+/* ---- the work ------------------------------------------------------------------------------------------------------------- */
+
+/* The format of what is written: the base's own where it is NF4 already or the run's was, else the usual one. */
+static void choose_spec(Export *export) {
+    const QuantSpec usual = {.format = WEIGHT_NF4, .double_quant = 1, .block_size = 64};
+    MergeWeight first = merge_weight(export->merge, weight_id(0, LAYER_Q));
+    export->spec = first.decoded && first.spec.format == WEIGHT_NF4 ? first.spec : usual;
+}
+
+static void count_linears(Export *export) {
+    for (int64_t layer = 0; layer < merge_model(export->merge)->layers; layer++)
+        for (int kind = 0; kind < LAYER_LINEARS; kind++) {
+            export->linears++;
+            export->adapted += merge_weight(export->merge, weight_id(layer, (LayerWeight)kind)).adapted;
+        }
+}
+
+static Status fill(void *context, const char *folder, Error *err) {
+    Export *export = context;
+    const ExportOptions *o = export->options;
+    if (o->format == EXPORT_PEFT) {
+        TRY(export_peft_write(export, folder, err));
+        return export_report_write(export, folder, err);
+    }
+    if (o->format == EXPORT_NF4)
+        TRY(export_nf4_write(export, folder, err));
+    else
+        TRY(export_hf_write(export, folder, err));
+    if (!o->no_verify) {
+        TRY(export_proof_weights(export, folder, err));
+        TRY(export_proof_eval(export, folder, err));
+    }
+    if (signals_pending()) return error_set(err, ERR_INTERRUPTED, "interrupted; nothing was written");
+    return export_report_write(export, folder, err);
+}
+
+static Status run(Export *export, Error *err) {
+    const ExportOptions *o = export->options;
+    TRY(cpu_backend(&export->backend, getenv("NIBBLE_CPU"), err));
+    TRY(pool_create(&export->pool, (int)o->threads, err));
+    if (o->format != EXPORT_PEFT) {
+        TRY(export_choose_base(export, err));
+        log_info("merging onto %s: %s", export->onto, export->reason);
+        TRY(merge_open(&export->merge, &export->merging, &export->backend, export->pool, err));
+        choose_spec(export);
+        count_linears(export);
+    }
+    TRY(output_folder_write(o->out, o->overwrite, fill, export, err));
+    export_proof_warn(export);
+    Text out = {0};
+    if (o->json)
+        export_report_json(export, &out);
+    else
+        export_report_table(export, &out);
+    (void)fwrite(out.data, 1, out.length, stdout);
+    text_free(&out);
+    return OK;
+}
+
+Status command_export(int argc, char **argv, Error *err) {
+    ExportOptions o = {0};
+    const OptionSpec specs[] = {
+        {"adapter", OPTION_LIST, "DIR", "a PEFT folder to merge, for example runs/first/adapter", &o.adapters},
+        {"weight", OPTION_LIST, "W", "factor of an adapter, in their order; left out: 1", &o.weights},
+        {"format", OPTION_STRING, "FORMAT", "hf, bnb-nf4 or peft", &o.format_name},
+        {"out", OPTION_STRING, "DIR", "the folder to write", &o.out},
+        {"onto", OPTION_STRING, "BASE", "original or dequantized; left out: what the run trained on", &o.onto},
+        {"dtype", OPTION_STRING, "TYPE", "bf16, f16 or f32 (hf, peft); left out: as it is stored", &o.dtype_name},
+        {"eval", OPTION_STRING, "FILE", "loss and most likely tokens before and after, on this file", &o.eval},
+        {"no-verify", OPTION_FLAG, NULL, "do not read the result back", &o.no_verify},
+        {"threads", OPTION_INTEGER, "N", "threads; 0: all that this process may use", &o.threads},
+        {"overwrite", OPTION_FLAG, NULL, "replace DIR when it is not empty", &o.overwrite},
+        {"json", OPTION_FLAG, NULL, "print the report as JSON", &o.json},
+    };
+    int count, helped;
+    TRY(options_parse(argc, argv, &help, specs, sizeof specs / sizeof *specs, &o.model, 1, 1, &count, &helped, err));
+    if (helped) return OK;
+    Export export = {.options = &o};
+    TRY(check_options(&o, &export.merging, err));
+    TRY(check_out(&o, err));
+    signals_install();
+    Status status = run(&export, err);
+    export_proof_free(&export.proof);
+    merge_close(export.merge);
+    pool_free(export.pool);
+    return status;
+}

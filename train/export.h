@@ -1,0 +1,99 @@
+/* What the parts of nibble export share.
+ *
+ *   cmd_export.c      options, the order of things, the folder that is published whole or not at all
+ *   export_onto.c     which base the adapters are merged onto, and why
+ *   export_hf.c       a 16- or 32-bit model folder
+ *   export_nf4.c      one in bitsandbytes' NF4
+ *   export_peft.c     an adapter as a normalised PEFT folder
+ *   export_proof.c    the written weights, read back, against the FP32 merge
+ *   export_eval.c     live, merged and exported model on a file
+ *   export_report.c   export_report.json and the table
+ */
+#ifndef NIBBLE_TRAIN_EXPORT_H
+#define NIBBLE_TRAIN_EXPORT_H
+
+#include "core/text.h"
+#include "train/merge.h"
+#include "train/options.h"
+
+typedef enum ExportFormat { EXPORT_HF, EXPORT_NF4, EXPORT_PEFT } ExportFormat;
+
+typedef struct ExportOptions {
+    const char *model, *format_name, *out, *onto, *dtype_name, *eval;
+    OptionList adapters, weights;
+    int no_verify, overwrite, json;
+    int64_t threads;
+    /* filled in by the check */
+    ExportFormat format;
+    int dtype_given;
+    DType dtype;
+} ExportOptions;
+
+/* One weight, written and read back. M = W + Delta is the FP32 merge, X what was written, Q(W) the base written the same way. */
+typedef struct WeightProof {
+    int32_t id;
+    int adapted;
+    double error;                     /* |X - M| / |M| */
+    double surviving;                 /* <X - Q(W), Delta> / |Delta|^2: 1 when the change is there, 0 when it rounded away */
+    double noise;                     /* |X - Q(W) - Delta| / |Delta|: what rounding adds to the change, in units of it */
+    double delta;                     /* |Delta| / |W| */
+    double projection, delta_squares; /* the parts of `surviving`, for sums over weights */
+} WeightProof;
+
+typedef enum EvalRole { EVAL_LIVE, EVAL_MERGED, EVAL_EXPORTED, EVAL_ROLES } EvalRole;
+
+typedef struct EvalRun {
+    int done;
+    const char *why_not; /* where not done */
+    double loss;
+    int32_t *argmax; /* [tokens scored] */
+} EvalRun;
+
+typedef struct ExportProof {
+    WeightProof *weights; /* [count] */
+    int32_t count;
+    double worst_error, surviving; /* surviving: over all adapted weights together; NAN without an adapter */
+    int32_t vanished;              /* adapted weights of which less than half survived */
+    EvalRun runs[EVAL_ROLES];
+    int64_t tokens;               /* scored; 0: no --eval */
+    double agreement[EVAL_ROLES]; /* of each with the exported model's most likely tokens; NAN where not done */
+} ExportProof;
+
+typedef struct Export {
+    const ExportOptions *options;
+    Backend backend;
+    Pool *pool;
+    MergeOptions merging;
+    const char *onto; /* "original" or "dequantized" */
+    char reason[512]; /* why that base */
+    Merge *merge;
+    QuantSpec spec; /* bnb-nf4: of what is written */
+    DType type;     /* hf: of the merged weights */
+    int64_t linears, adapted;
+    uint64_t bytes;
+    ExportProof proof;
+} Export;
+
+/* Fills in merging, onto and reason. Refuses --onto original of a quantized folder. */
+Status export_choose_base(Export *export, Error *err);
+
+/* The type in which export_hf_write stores a weight; DTYPE_COUNT: the file's tensor is not copied (part of a quantized one). */
+DType export_hf_type(const Export *export, const TensorInfo *tensor, int32_t id);
+/* Into an empty folder. */
+Status export_hf_write(Export *export, const char *folder, Error *err);
+Status export_nf4_write(Export *export, const char *folder, Error *err);
+/* Writes, reads back, and reports into the folder. */
+Status export_peft_write(Export *export, const char *folder, Error *err);
+
+/* Reads `folder` back. written as NF4: export->format. */
+Status export_proof_weights(Export *export, const char *folder, Error *err);
+Status export_proof_eval(Export *export, const char *folder, Error *err);
+void export_proof_free(ExportProof *proof);
+/* Loud where the merge has mostly vanished. */
+void export_proof_warn(const Export *export);
+
+Status export_report_write(const Export *export, const char *folder, Error *err);
+void export_report_json(const Export *export, Text *out);
+void export_report_table(const Export *export, Text *out);
+
+#endif

@@ -1,0 +1,128 @@
+/* Which base: what the run trained on, unless the command line says otherwise. */
+#include <stdio.h>
+#include <string.h>
+
+#include "core/file.h"
+#include "train/config.h"
+#include "train/engine.h"
+#include "train/export.h"
+
+typedef struct TrainedOn {
+    int known;
+    int quantized;
+    QuantSpec spec;
+} TrainedOn;
+
+static const QuantSpec usual = {.format = WEIGHT_NF4, .double_quant = 1, .block_size = 64};
+
+/* "runs/first/adapter/" -> "runs/first" */
+static char *parent_folder(const char *path) {
+    size_t length = strlen(path);
+    while (length > 1 && path[length - 1] == '/')
+        length--;
+    while (length > 0 && path[length - 1] != '/')
+        length--;
+    if (length == 0) return memory_strdup(".");
+    while (length > 1 && path[length - 1] == '/')
+        length--;
+    return memory_format("%.*s", (int)length, path);
+}
+
+/* From the config of the run in whose folder the adapter lies, if it lies in one. */
+static Status trained_on(const char *adapter, TrainedOn *out, Error *err) {
+    *out = (TrainedOn){0};
+    char *run = parent_folder(adapter), *config_path = path_join(run, "config.json"),
+         *metrics = path_join(run, "metrics.jsonl");
+    int is_run = file_exists(config_path) && file_exists(metrics);
+    Status status = OK;
+    if (is_run) {
+        Config config;
+        WeightOptions weights;
+        status = config_load(&config, config_path, NULL, 0, err);
+        if (status == OK) {
+            status = weight_options_from_config(&config, &weights, err);
+            out->known = 1;
+            out->quantized = strcmp(config.method, "qlora") == 0;
+            if (status == OK && out->quantized)
+                out->spec = (QuantSpec){weights.linear, weights.double_quant, weights.block_size};
+            config_free(&config);
+        }
+        if (status != OK) {
+            error_prefix(err, "%s lies in a run folder whose config cannot be read", adapter);
+            if (err != NULL) err->status = ERR_FAILED;
+            status = ERR_FAILED;
+        }
+    }
+    memory_free(metrics);
+    memory_free(config_path);
+    memory_free(run);
+    return status;
+}
+
+static int same(const TrainedOn *a, const TrainedOn *b) {
+    if (a->known != b->known || a->quantized != b->quantized) return 0;
+    if (!a->quantized) return 1;
+    return a->spec.format == b->spec.format && a->spec.double_quant == b->spec.double_quant &&
+           a->spec.block_size == b->spec.block_size;
+}
+
+static const char *spec_text(const QuantSpec *spec, char *out, size_t capacity) {
+    const char *nested = spec->double_quant ? " with double quantization" : "";
+    if (spec->format == WEIGHT_INT8)
+        (void)snprintf(out, capacity, "int8");
+    else
+        (void)snprintf(out, capacity, "%s%s, blocks of %d", weight_format_name(spec->format), nested, (int)spec->block_size);
+    return out;
+}
+
+/* A 16- or 32-bit folder. */
+static Status choose(Export *export, const TrainedOn *run, Error *err) {
+    const ExportOptions *o = export->options;
+    const char *asked = o->onto;
+    char text[96];
+    int quantized = asked != NULL ? strcmp(asked, "dequantized") == 0 : run->known && run->quantized;
+    (void)err;
+    export->onto = quantized ? "dequantized" : "original";
+    export->merging.requantize = quantized;
+    export->merging.spec = run->quantized ? run->spec : usual;
+    (void)spec_text(&export->merging.spec, text, sizeof text);
+    const char *why = asked != NULL ? "as --onto says" : "as the run trained";
+    if (quantized)
+        (void)snprintf(export->reason, sizeof export->reason, "the base quantized to %s and decoded again, %s%s", text, why,
+                       asked != NULL && !run->quantized ? " (no qlora run says how; this is the default)" : "");
+    else if (asked == NULL && !run->known)
+        (void)snprintf(export->reason, sizeof export->reason,
+                       "the folder's own weights: %s; --onto dequantized merges onto what a quantized run has seen",
+                       o->adapters.count > 0 ? "the adapter lies in no run folder" : "nothing is merged");
+    else
+        (void)snprintf(export->reason, sizeof export->reason, "the folder's own weights, %s%s", why,
+                       run->quantized ? " (the run trained on a quantized base, which is another model)" : "");
+    return OK;
+}
+
+Status export_choose_base(Export *export, Error *err) {
+    const ExportOptions *o = export->options;
+    TrainedOn run = {0};
+    ModelConfig model;
+    TRY(model_config_read(o->model, &model, err));
+    for (int i = 0; i < o->adapters.count; i++) {
+        TrainedOn other;
+        TRY(trained_on(o->adapters.items[i], &other, err));
+        if (i > 0 && !same(&run, &other) && (o->onto == NULL || strcmp(o->onto, "dequantized") == 0))
+            FAIL_USAGE("%s and %s were trained on differently stored bases; give --onto original", o->adapters.items[0],
+                       o->adapters.items[i]);
+        run = i == 0 ? other : run;
+    }
+    if (model.prequant == PREQUANT_NONE) return choose(export, &run, err);
+    if (o->onto != NULL && strcmp(o->onto, "original") == 0)
+        FAIL_USAGE("--onto original: %s is quantized; give the 16-bit model it was made from, or --onto dequantized", o->model);
+    export->onto = "dequantized";
+    int int8 = model.prequant == PREQUANT_BNB_8BIT;
+    export->merging.requantize = int8 && run.quantized; /* such a folder is decoded, then quantized, when a run loads it */
+    export->merging.spec = run.spec;
+    char text[96];
+    (void)snprintf(export->reason, sizeof export->reason, "the folder is quantized; its weights are decoded%s%s",
+                   export->merging.requantize ? ", quantized and decoded again as the run did: " : "",
+                   export->merging.requantize ? spec_text(&run.spec, text, sizeof text) : "");
+    return OK;
+}
