@@ -10,9 +10,9 @@
 static const CommandHelp help = {
     .usage = "nibble inspect PATH | --data CONFIG.json | --step N RUN  [options]",
     .summary =
-        "PATH: a model folder, a .safetensors file, an adapter, a checkpoint or a run folder. --data: the first examples as\n"
-        "the trainer sees them; trained tokens stand in [[double brackets]] (in colour on a terminal). --step: the\n"
-        "examples of one optimizer step of a run, counted from 1 as in metrics.jsonl.",
+        "PATH: a model folder, a .safetensors or .gguf file, an adapter, a checkpoint or a run folder. --data: the first\n"
+        "examples as the trainer sees them; trained tokens stand in [[double brackets]] (in colour on a terminal). --step:\n"
+        "the examples of one optimizer step of a run, counted from 1 as in metrics.jsonl.",
     .example =
         "nibble inspect models/TinyLlama-1.1B --tensors\n"
         "nibble inspect --data configs/train/tinyllama.json --count 2\n"

@@ -28,7 +28,9 @@ void inspect_key(InspectOutput *out, const char *key);
 
 /* Counts, types, the largest tensors (inspect_tensors.c). */
 Status inspect_tensors(InspectOutput *out, const TensorFiles *files, Error *err);
-/* A folder or a safetensors file, whatever it is (inspect_folder.c). */
+/* Keys, types, the largest tensors of a GGUF file (inspect_gguf.c). */
+Status inspect_gguf(InspectOutput *out, const char *path, Error *err);
+/* A folder, a safetensors or a GGUF file, whatever it is (inspect_folder.c). */
 Status inspect_path(InspectOutput *out, const char *path, Error *err);
 /* The first examples of a config's data, and its figures (inspect_data.c). */
 Status inspect_data(InspectOutput *out, const char *config, const char *const *overrides, int override_count, int threads,

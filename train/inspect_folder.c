@@ -260,9 +260,9 @@ Status inspect_path(InspectOutput *out, const char *path, Error *err) {
     if (!file_exists(path)) FAIL("%s: there is no such file or folder", path);
     inspect_string(out, "path", path);
     if (!file_is_folder(path)) {
-        if (ends_with(path, ".gguf")) FAIL_USAGE("%s: GGUF files are not supported yet", path);
+        if (ends_with(path, ".gguf")) return inspect_gguf(out, path, err);
         if (!ends_with(path, ".safetensors"))
-            FAIL_USAGE("%s: want a folder or a .safetensors file (for data: --data CONFIG.json)", path);
+            FAIL_USAGE("%s: want a folder, a .safetensors or a .gguf file (for data: --data CONFIG.json)", path);
         inspect_string(out, "kind", "safetensors");
         return add_tensors(out, path, NULL, err);
     }

@@ -70,7 +70,7 @@ static Status produce(void *context, const GgufTensor *tensor, GgufWriter *write
 static Status declare(GgufWriter *writer, Error *err) {
     static const GgufType types[] = {GGUF_U8,  GGUF_I8,  GGUF_U16, GGUF_I16, GGUF_U32, GGUF_I32,
                                      GGUF_F32, GGUF_U64, GGUF_I64, GGUF_F64, GGUF_BOOL};
-    static const double zero_to_one[4] = {0.0, 1.0, 0.25, -3.5}; /* as bytes: what each type makes of them */
+    static const double numbers[2] = {0.1, -3.7}; /* their bytes: what each type makes of them */
     static const uint8_t truths[2] = {1, 0};
     static const GgufString strings[3] = {{"one", 3}, {"", 0}, {"\xe2\x96\x81 two\n", 8}};
     TRY(gguf_put_text(writer, "general.architecture", "llama", err));
@@ -78,7 +78,7 @@ static Status declare(GgufWriter *writer, Error *err) {
     TRY(gguf_put_u32(writer, "general.alignment", 64, err));
     for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
         char key[32];
-        const void *items = types[i] == GGUF_BOOL ? (const void *)truths : (const void *)zero_to_one;
+        const void *items = types[i] == GGUF_BOOL ? (const void *)truths : (const void *)numbers;
         (void)snprintf(key, sizeof key, "one.%s", gguf_type_name(types[i]));
         TRY(gguf_put(writer, key, types[i], items, err));
         (void)snprintf(key, sizeof key, "many.%s", gguf_type_name(types[i]));
