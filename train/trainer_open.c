@@ -47,6 +47,10 @@ static void log_data(const char *what, const char *path, const Dataset *data) {
              what, path, layout_name(data->layout), data->template_name, (long long)data->records, (long long)data->count,
              (long long)data->tokens, (long long)data->trained_tokens,
              data->tokens > 0 ? 100.0 * (double)data->trained_tokens / (double)data->tokens : 0.0, (long long)data->longest);
+    for (int64_t f = 0; f < data->file_count; f++)
+        if (data->files[f].count == 0)
+            log_warning("%s: nothing in it is trained: none of its %lld records is left", data->files[f].path,
+                        (long long)data->files[f].records);
     if (data->skipped_bad > 0)
         log_warning("%s: %lld bad records were skipped, the first: %s", path, (long long)data->skipped_bad, data->first_skip);
     if (data->skipped_untrained > 0)

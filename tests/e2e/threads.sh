@@ -30,6 +30,12 @@ types() { # every base type on one and on three threads
     done
 }
 check "every base type: 1 thread = 3 threads, kept = recomputed" types
+mixed() { # a compressed file and a pattern, with weights
+    gzip -c "$work/data.jsonl" >"$work/mix.jsonl.gz" && cp "$work/data.jsonl" "$work/part-1.jsonl" || return 1
+    local path="data.path=[{\"path\": \"$work/mix.jsonl.gz\", \"weight\": 0.5}, {\"path\": \"$work/part-*.jsonl\", \"weight\": 1.25}]"
+    with 1 mixed --set "$path" && same_run 3 mixed --set "$path" && ! cmp -s "$(adapter bf16)" "$(adapter mixed)"
+}
+check "mixed files with weights: 1 thread = 3 threads" mixed
 full() {
     sed '/"lora":/d' "$work/config.json" >"$work/full.json"
     local threads
@@ -58,6 +64,7 @@ touch "$work/file"
 check "a file is no folder" refuses "is not a folder" file
 cp -r "$work/bf16" "$work/holds" && cp "$work/data.jsonl" "$work/holds/data.jsonl"
 check "a folder that holds the data is not overwritten" refuses "would remove data.path" holds --overwrite --set data.path="\"$work/holds/data.jsonl\""
+check "nor one that holds a pattern's data" refuses "would remove data.path" holds --overwrite --set data.path="\"$work/hol*/dat?.jsonl\""
 replaced() { cp -r "$work/bf16" "$work/old" && touch "$work/old/stale" && train 0 old --overwrite && [[ ! -e $work/old/stale ]] && same_adapter bf16 old; }
 check "--overwrite replaces the whole folder" replaced
 killed_overwriting() { # at every rename of its beginning: the folder is the old run, nothing, or the new run
