@@ -254,7 +254,10 @@ static Status finish(Trainer *trainer, Error *err) {
     TRY(report_done(trainer, err));
     TRY(reporter_write_html(trainer->reporter, err));
     trainer->progress.complete = 1;
-    return save_checkpoint(trainer, err);
+    TRY(save_checkpoint(trainer, err));
+    log_info("written: %s/%s and %s/report.html", trainer->config.output.path, model_folder(trainer, 0),
+             trainer->config.output.path);
+    return OK;
 }
 
 static Status begin(Trainer *trainer, Error *err) {
