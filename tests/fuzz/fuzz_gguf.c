@@ -1,5 +1,5 @@
 /* A whole GGUF file: its header is parsed and, where it is accepted, every value is printed, every tensor is read, and those of
- * the types that can be decoded are decoded and quantized again.
+ * the types that can be decoded are decoded and quantized again; its tokenizer is looked for.
  */
 #include <stdint.h>
 #include <stdio.h>
@@ -8,7 +8,7 @@
 #include <unistd.h>
 
 #include "core/memory.h"
-#include "data/gguf.h"
+#include "data/gguf_vocab.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -62,7 +62,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     GgufFile *file;
     Error err;
     if (gguf_open(&file, path, &err) == OK) {
+        GgufVocab vocab;
         print_values(file);
+        (void)gguf_vocab_read(file, &vocab, &err);
         read_tensors(file, size);
         gguf_close(file);
     }

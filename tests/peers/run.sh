@@ -22,5 +22,13 @@ for name in forward_parity gradients training_parity peft_roundtrip export_check
     echo "== $name"
     "$python" "$here/$name.py" "$build" || failed=$((failed + 1))
 done
+if "$python" -c 'import gguf, xxhash' 2>/dev/null; then
+    for name in gguf_files ggml_blocks; do
+        echo "== $name"
+        "$python" "$here/$name.py" "$build" || failed=$((failed + 1))
+    done
+else
+    echo "SKIP gguf_files and ggml_blocks: $python has no module gguf or xxhash"
+fi
 echo "$failed of the comparisons failed"
 exit $((failed > 0))
