@@ -156,9 +156,8 @@ static Status read_piece(SpmModel *model, Proto proto, Error *err) {
             memcpy(&piece.score, &bits, sizeof bits);
         } else if (field.number == 3) {
             TRY(want_wire(&proto, &field, WIRE_VARINT, "type", err));
-            if (field.value < SPM_NORMAL || field.value > SPM_BYTE || field.value == SPM_UNUSED)
-                FAIL("%s: piece %zu: type %llu%s is not supported", model->path, model->count, (unsigned long long)field.value,
-                     field.value == SPM_UNUSED ? " (UNUSED)" : "");
+            if (field.value < SPM_NORMAL || field.value > SPM_BYTE)
+                FAIL("%s: piece %zu: type %llu is not known", model->path, model->count, (unsigned long long)field.value);
             piece.type = (SpmType)field.value;
         }
     }

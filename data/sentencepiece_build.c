@@ -8,7 +8,12 @@
 #include "core/memory.h"
 #include "data/sentencepiece.h"
 
-/* Dense ranks: greater scores merge first, equal ones together. */
+static int is_one_character(SpmString s) {
+    uint32_t code;
+    return (size_t)utf8_decode(s.text, s.length, &code) == s.length;
+}
+
+/* Greater scores merge first, equal ones together. */
 static int compare_scores(const void *a, const void *b) {
     float x = *(const float *)a, y = *(const float *)b;
     return (x < y) - (x > y);
@@ -21,8 +26,10 @@ static uint32_t *rank_pieces(const SpmModel *model) {
     qsort(scores, model->count, sizeof *scores, compare_scores);
     uint32_t *ranks = memory_alloc(model->count * sizeof *ranks);
     for (size_t i = 0; i < model->count; i++) {
-        ranks[i] = UINT32_MAX;
-        if (model->pieces[i].type != SPM_NORMAL) continue;
+        SpmType type = model->pieces[i].type;
+        /* Text is cut into characters whatever their type; only user-defined symbols stay as they are. */
+        ranks[i] = type != SPM_USER_DEFINED && is_one_character(model->pieces[i].text) ? RANK_PART : RANK_APART;
+        if (type != SPM_NORMAL) continue;
         size_t low = 0, high = model->count; /* the first score that is not greater: the same for equal ones */
         while (low < high) {
             size_t middle = low + (high - low) / 2;
@@ -48,6 +55,20 @@ static Status check_characters(const Tokenizer *t, const SpmModel *model, Error 
                 FAIL("%s: piece %zu '%.*s' has the character U+%04X, which is no piece; such a model is not supported",
                      model->path, i, (int)(s.length < 80 ? s.length : 80), s.text, (unsigned)code);
             at += n;
+        }
+    }
+    return OK;
+}
+
+/* sentencepiece makes UNUSED pieces by merging and takes them apart again; here they are left out, where none can be made. */
+static Status check_unused(const Tokenizer *t, const SpmModel *model, const uint32_t *ranks, Error *err) {
+    for (size_t i = 0; i < model->count; i++) {
+        SpmString s = model->pieces[i].text;
+        for (size_t at = 1; model->pieces[i].type == SPM_UNUSED && at < s.length; at++) {
+            int32_t left = vocab_find(&t->vocab, s.text, at), right = vocab_find(&t->vocab, s.text + at, s.length - at);
+            if (left >= 0 && right >= 0 && ranks[left] != RANK_APART && ranks[right] != RANK_APART)
+                FAIL("%s: piece %zu '%.*s' is of type UNUSED and can be merged from others; such a model is not supported",
+                     model->path, i, (int)(s.length < 80 ? s.length : 80), s.text);
         }
     }
     return OK;
@@ -84,7 +105,8 @@ static Status build_model(Tokenizer *t, const SpmModel *model, Error *err) {
     t->bpe.fuse_unk = 1;
     t->bpe.byte_fallback = model->byte_fallback;
     uint32_t *ranks = rank_pieces(model);
-    Status status = bpe_derive_merges(t, ranks, t->path, err);
+    Status status = check_unused(t, model, ranks, err);
+    if (status == OK) status = bpe_derive_merges(t, ranks, t->path, err);
     memory_free(ranks);
     return status;
 }

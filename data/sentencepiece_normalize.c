@@ -47,6 +47,10 @@ static Status read_charsmap(SpmNormalizer *n, const SpmModel *model, Error *err)
     n->forms_length = map.length - 4 - bytes;
     n->forms = memory_alloc(n->forms_length);
     memcpy(n->forms, map.text + 4 + bytes, n->forms_length);
+    Utf8State state = UTF8_WHOLE;
+    for (size_t at = 0; at < n->forms_length && state == UTF8_WHOLE;)
+        at += utf8_scan(n->forms + at, n->forms_length - at, &state);
+    if (state != UTF8_WHOLE) FAIL("%s: precompiled_charsmap: its replacements are not UTF-8", model->path);
     return OK;
 }
 
@@ -61,11 +65,16 @@ Status spm_normalizer_open(void **state, const SpmModel *model, const AddedToken
     return read_charsmap(n, model, err);
 }
 
+/* Whether a character begins at p, or a text ends there. */
+static int is_boundary(const char *p) {
+    return ((uint8_t)*p & 0xC0) != 0x80;
+}
+
 static size_t unit_offset(uint32_t unit) {
     return (size_t)(unit >> 10) << ((unit & (1u << 9)) >> 6);
 }
 
-/* The longest key that the text starts with: its value, and its length or 0. */
+/* The longest key of whole characters that the text starts with: its value, and its length or 0. */
 static size_t trie_longest(const SpmNormalizer *n, const char *text, size_t length, uint32_t *value) {
     size_t best = 0, at = unit_offset(n->trie[0]);
     for (size_t i = 0; i < length; i++) {
@@ -74,7 +83,7 @@ static size_t trie_longest(const SpmNormalizer *n, const char *text, size_t leng
         uint32_t unit = n->trie[at];
         at ^= unit_offset(unit);
         if (at >= n->units) break;
-        if (unit >> 8 & 1) {
+        if ((unit >> 8 & 1) && (i + 1 == length || is_boundary(text + i + 1))) {
             *value = n->trie[at] & 0x7FFFFFFFu;
             best = i + 1;
         }
@@ -98,7 +107,8 @@ static Prefix prefix_of(const SpmNormalizer *n, const char *text, const Span *al
     }
     uint32_t value = 0, code;
     size_t key = n->trie ? trie_longest(n, text, length, &value) : 0;
-    if (key && value < n->forms_length) return (Prefix){n->forms + value, strlen(n->forms + value), key};
+    if (key && value < n->forms_length && is_boundary(n->forms + value))
+        return (Prefix){n->forms + value, strlen(n->forms + value), key};
     size_t one = (size_t)utf8_decode(text, length, &code);
     return (Prefix){text, one, one};
 }

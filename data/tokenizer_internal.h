@@ -240,7 +240,9 @@ Status model_parse(Tokenizer *tokenizer, JsonReader *reader, const char *path, E
 Status model_parse_files(Tokenizer *tokenizer, const char *path, const char *vocab, size_t vocab_length, const char *merges,
                          size_t merges_length, Error *err);
 /* Where no merges are written down: two tokens merge when their texts together are a token. ranks: per id, the order of
- * merging, UINT32_MAX for ids that are neither merged nor made. The vocabulary is indexed. */
+ * merging, or one of the two below. The vocabulary is indexed. */
+#define RANK_APART UINT32_MAX      /* neither merged nor made */
+#define RANK_PART (UINT32_MAX - 1) /* merged, but not made */
 Status bpe_derive_merges(Tokenizer *tokenizer, const uint32_t *ranks, const char *path, Error *err);
 void bpe_find_bytes(Tokenizer *tokenizer); /* fills bytes */
 void bpe_free(Bpe *bpe);

@@ -27,12 +27,12 @@ static Status pairs_add(PairList *pairs, MergeSlot pair, const char *path, Error
 static Status add_cuts(const Tokenizer *t, const uint32_t *ranks, int32_t id, PairList *pairs, const char *path, Error *err) {
     size_t length;
     const char *text = vocab_text(&t->vocab, id, &length);
-    for (size_t at = 1; at < length; at++) {
+    for (size_t at = 1; text != NULL && at < length; at++) {
         if (((uint8_t)text[at] & 0xC0) == 0x80) continue;
         int32_t left = vocab_find(&t->vocab, text, at);
-        if (left < 0 || ranks[left] == UINT32_MAX) continue;
+        if (left < 0 || ranks[left] == RANK_APART) continue;
         int32_t right = vocab_find(&t->vocab, text + at, length - at);
-        if (right < 0 || ranks[right] == UINT32_MAX) continue;
+        if (right < 0 || ranks[right] == RANK_APART) continue;
         TRY(pairs_add(pairs, (MergeSlot){.left = left, .right = right, .rank = ranks[id], .merged = id}, path, err));
     }
     return OK;
@@ -64,7 +64,7 @@ Status bpe_derive_merges(Tokenizer *t, const uint32_t *ranks, const char *path, 
     Status status = OK;
     t->bpe.words_apart = !t->bpe.ignore_merges && vocab_find(&t->vocab, "\xE2\x96\x81", 3) >= 0;
     for (int64_t id = 0; id < t->vocab.ids && status == OK; id++) {
-        if (ranks[id] == UINT32_MAX) continue;
+        if (ranks[id] >= RANK_PART) continue;
         if (t->bpe.words_apart && crosses_words(&t->vocab, id)) t->bpe.words_apart = 0;
         status = add_cuts(t, ranks, (int32_t)id, &pairs, path, err);
     }

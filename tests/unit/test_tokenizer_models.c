@@ -260,7 +260,7 @@ static void test_refused_bytes(void **state) {
         {RAW("\x0A\x02\x08\x01"), "piece: want wire type"}, /* a text as a varint */
         {RAW("\x0A\x02\x18\x00"), "type 0"},
         {RAW("\x0A\x02\x18\x09"), "type 9"},
-        {RAW("\x0A\x02\x18\x05"), "UNUSED"},
+        {RAW("\x0A\x02\x18\x05"), "1 to 1024 bytes"},
         {RAW("\x0A\x02\x18\x02"), "1 to 1024 bytes"}, /* <unk> without a text */
         {RAW("\x12\x02\x18\x03"), "word"},
         {RAW("\x12\x02\x18\x09"), "model_type 9"},
@@ -304,6 +304,9 @@ static void test_refused_models(void **state) {
     add_piece(&m, "ac", -3, 1);
     check_model(&m, "U+0063");
     add_base(&m);
+    add_piece(&m, "ba", 0, 5);
+    check_model(&m, "of type UNUSED and can be merged");
+    add_base(&m);
     add_map(&m, RAW("\x04"));
     check_model(&m, "precompiled_charsmap");
     add_base(&m);
@@ -314,6 +317,10 @@ static void test_refused_models(void **state) {
     add_map(&m, RAW("\x04\0\0\0"
                     "0000abc"));
     check_model(&m, "precompiled_charsmap");
+    add_base(&m);
+    add_map(&m, RAW("\x04\0\0\0"
+                    "0000ab\xFF\0"));
+    check_model(&m, "not UTF-8");
     char *longest = memory_calloc(1, 1026);
     memset(longest, 'a', 1025);
     add_base(&m);
@@ -331,7 +338,7 @@ static void test_wild_charsmap(void **state) {
         map[1] = 1; /* 256 bytes */
         for (size_t i = 4; i < 4 + 256; i++)
             map[i] = (char)((random = random * 1664525u + 1013904223u) >> 24);
-        memcpy(map + 260, "abc\0  \xFF", 7);
+        memcpy(map + 260, "abc\0  \xC3\xA9", 8);
         Text m = {0};
         add_base(&m);
         add_map(&m, map, sizeof map);
@@ -347,6 +354,31 @@ static void test_wild_charsmap(void **state) {
         memory_free(path);
         text_free(&m);
     }
+}
+
+/* Pieces of type UNUSED are never given, also where they would be the best. */
+static void test_unused(void **state) {
+    (void)state;
+    Text m = {0};
+    add_base(&m);
+    add_piece(&m, "<unused0>", 0, 5);
+    scratch_write("tokenizer.model", m.data, m.length);
+    char *path = scratch_path("tokenizer.model");
+    for (uint64_t type = 1; type <= 2; type++) { /* unigram, bpe */
+        add_spec(&m, 2, 3, type);
+        scratch_write("tokenizer.model", m.data, m.length);
+        Tokenizer *tokenizer = open_tokenizer(path);
+        TokenBuffer tokens = {0};
+        encode(tokenizer, "a<unused0>", 0, 1, &tokens);
+        assert_ids(&tokens, (const int32_t[]){7, 0}, 2, "a<unused0>");
+        encode(tokenizer, "ab", 0, 1, &tokens);
+        assert_ids(&tokens, (const int32_t[]){3, 6}, 2, "ab");
+        token_buffer_free(&tokens);
+        tokenizer_close(tokenizer);
+    }
+    remove(path);
+    memory_free(path);
+    text_free(&m);
 }
 
 /* Every prefix of a real model either opens or is refused in words. */
@@ -403,6 +435,26 @@ static void test_refused_tiktoken(void **state) {
     memcpy(line + 4090, " 1\n", 4);
     check_refused("tokenizer.model", line, strlen(line), "line 1");
     memory_free(line);
+}
+
+/* Ranks need not be dense: holes are ids without text. */
+static void test_tiktoken_holes(void **state) {
+    (void)state;
+    size_t length;
+    char *ranks = read_text("tests/golden/tokenizer_tiktoken.model", &length), *path = scratch_path("tokenizer.model");
+    Text more = {0};
+    text_add(&more, ranks, length);
+    text_adds(&more, "\nAAAA 1000\n");
+    scratch_write("tokenizer.model", more.data, more.length);
+    Tokenizer *tokenizer = open_tokenizer(path);
+    assert_int_equal(tokenizer_vocab_size(tokenizer), 1001 + 256);
+    assert_null(tokenizer_token(tokenizer, 999));
+    assert_non_null(tokenizer_token(tokenizer, 1000));
+    tokenizer_close(tokenizer);
+    remove(path);
+    text_free(&more);
+    memory_free(ranks);
+    memory_free(path);
 }
 
 /* ---- folders ---- */
@@ -552,6 +604,8 @@ int main(void) {
         cmocka_unit_test(test_refused_bytes),
         cmocka_unit_test(test_refused_models),
         cmocka_unit_test(test_wild_charsmap),
+        cmocka_unit_test(test_unused),
+        cmocka_unit_test(test_tiktoken_holes),
         cmocka_unit_test(test_cut_models),
         cmocka_unit_test(test_refused_tiktoken),
         cmocka_unit_test(test_sentencepiece_folder),
