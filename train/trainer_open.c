@@ -95,6 +95,8 @@ static Status open_data(Trainer *trainer, const ModelConfig *model, Pool *pool, 
         dataset_free(&all);
         TRY(status);
     } else {
+        if (config->data.eval_fraction > 0.0)
+            log_warning("data.eval_fraction: one sequence is all there is, so none is held out and nothing is evaluated");
         trainer->train_data = all;
     }
     const Dataset *sets[2] = {&trainer->train_data, &trainer->eval_data};

@@ -99,6 +99,11 @@ check "missing weights are a failure, not a mistake" no_weights
 mv "$work/weights" "$work/model/model.safetensors"
 long_warns() { train 0 long --set train.steps=1 --set train.micro_batch_tokens=4096 --set data.max_length=4096 && err_has "data.max_length: 4096 tokens are more than the model's context"; }
 check "a max_length above the model's context is a warning" long_warns
+lone() {
+    head -n 1 "$work/data.jsonl" >"$work/lone.jsonl" && train 0 lone --set data.path="\"$work/lone.jsonl\"" --set data.eval_fraction=0.1 --set train.steps=1 &&
+        err_has "nothing is evaluated"
+}
+check "a lone record is trained on, and the missing evaluation is said" lone
 no_model() { train 1 none --set model.path="\"$work/nowhere\"" && err_has "nowhere" && [[ ! -e $work/none ]]; }
 check "a missing model is a failure" no_model
 no_data() { train 1 none --set data.path="\"$work/nothing.jsonl\"" && err_has "nothing.jsonl" && [[ ! -e $work/none ]]; }
