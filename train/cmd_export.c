@@ -106,8 +106,19 @@ static Status check_options(ExportOptions *o, MergeOptions *merging, Error *err)
     return check_adapters(o, merging, err);
 }
 
+/* What an export reads must outlive it. */
+static Status check_outside(const ExportOptions *o, const char *input, Error *err) {
+    if (output_folder_holds(o->out, input))
+        FAIL_USAGE("--out: %s holds %s, which is read; choose another folder", o->out, input);
+    return OK;
+}
+
 /* A folder that --overwrite may replace: a model's, or an adapter's. */
 static Status check_out(const ExportOptions *o, Error *err) {
+    TRY(check_outside(o, o->model, err));
+    TRY(check_outside(o, o->eval, err));
+    for (int i = 0; i < o->adapters.count; i++)
+        TRY(check_outside(o, o->adapters.items[i], err));
     if (o->format != EXPORT_PEFT) return output_folder_check(o->out, o->overwrite, err);
     if (folder_is_empty(o->out)) return OK;
     if (!o->overwrite) FAIL_USAGE("%s: is not empty; give --overwrite to replace it", o->out);
@@ -135,6 +146,11 @@ static void count_linears(Export *export) {
         }
 }
 
+Status export_interrupted(Error *err) {
+    if (!signals_pending()) return OK;
+    return error_set(err, ERR_INTERRUPTED, "interrupted; nothing was written");
+}
+
 static Status fill(void *context, const char *folder, Error *err) {
     Export *export = context;
     const ExportOptions *o = export->options;
@@ -150,7 +166,7 @@ static Status fill(void *context, const char *folder, Error *err) {
         TRY(export_proof_weights(export, folder, err));
         TRY(export_proof_eval(export, folder, err));
     }
-    if (signals_pending()) return error_set(err, ERR_INTERRUPTED, "interrupted; nothing was written");
+    TRY(export_interrupted(err));
     return export_report_write(export, folder, err);
 }
 

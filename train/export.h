@@ -92,6 +92,9 @@ void export_proof_free(ExportProof *proof);
 /* Loud where the merge has mostly vanished. */
 void export_proof_warn(const Export *export);
 
+/* ERR_INTERRUPTED once a signal has asked to stop; asked between weights. */
+Status export_interrupted(Error *err);
+
 Status export_report_write(const Export *export, const char *folder, Error *err);
 void export_report_json(const Export *export, Text *out);
 void export_report_table(const Export *export, Text *out);

@@ -11,7 +11,6 @@
 #include "train/engine.h"
 #include "train/export.h"
 #include "train/generate.h"
-#include "train/signals.h"
 
 #define EVAL_TOKENS 512 /* their logits stand in memory: 512 x vocabulary x 4 bytes */
 
@@ -61,7 +60,7 @@ static Status score(const Evaluation *e, Generator *generator, float *logits, Ev
     double sum = 0.0;
     for (int64_t s = 0; s < e->data.count; s++) {
         int64_t first = e->data.start[s], count = e->data.start[s + 1] - first;
-        if (signals_pending()) return error_set(err, ERR_INTERRUPTED, "interrupted; nothing was written");
+        TRY(export_interrupted(err));
         TRY(generator_logits(generator, e->data.ids + first, count, logits, err));
         for (int64_t t = 1; t < count; t++)
             if (e->data.train[first + t])

@@ -126,6 +126,7 @@ static Status produce(void *context, const TensorSpec *spec, TensorWriter *write
     Writer *w = context;
     int64_t index = spec - w->specs;
     int32_t id = w->ids[index];
+    TRY(export_interrupted(err));
     if (id < 0) return copy_tensor(w, w->sources[index], writer, err);
     MergeWeight weight = merge_weight(w->export->merge, id);
     if (!weight.adapted && !weight.decoded && spec->dtype == w->sources[index]->dtype)

@@ -35,6 +35,7 @@ static Status quantize_all(Export *export, Quantized *q, Error *err) {
     TRY(take(export, q, &q->arena, err));
     for (int32_t id = 0; id < weight_count(merge_model(export->merge)); id++) {
         if (q->tensors[id].rows == 0) continue;
+        TRY(export_interrupted(err));
         TRY(merge_begin(export->merge, id, err));
         Status status = merge_quantize(export->merge, 1, &q->tensors[id], err);
         if (status != OK) {

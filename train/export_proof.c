@@ -171,11 +171,12 @@ Status export_proof_weights(Export *export, const char *folder, Error *err) {
     export->proof.weights = memory_calloc((size_t)count, sizeof *export->proof.weights);
     for (int32_t id = 0; id < count; id++) {
         if (!merge_weight(export->merge, id).present) continue;
+        TRY_GOTO(export_interrupted(err));
         TRY_GOTO(prove_weight(&p, id, &export->proof.weights[export->proof.count++], err));
     }
     sum_up(&export->proof);
 done:
-    if (status != OK) error_prefix(err, "reading the export back");
+    if (status == ERR_FAILED) error_prefix(err, "reading the export back");
     merge_close(p.written);
     memory_free(p.base);
     memory_free(p.merged);

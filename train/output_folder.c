@@ -1,5 +1,6 @@
 #include "train/output_folder.h"
 
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -19,6 +20,16 @@ Status output_folder_check(const char *folder, int overwrite, Error *err) {
     memory_free(config);
     if (!is_model) FAIL_USAGE("%s: has no config.json; --overwrite replaces model folders only", folder);
     return OK;
+}
+
+int output_folder_holds(const char *folder, const char *input) {
+    char *inner = input == NULL ? NULL : realpath(input, NULL), *outer = realpath(folder, NULL);
+    size_t length = outer == NULL ? 0 : strlen(outer);
+    int inside = inner != NULL && outer != NULL && strncmp(inner, outer, length) == 0 &&
+                 (inner[length] == 0 || inner[length] == '/' || length == 1);
+    free(inner);
+    free(outer);
+    return inside;
 }
 
 Status output_folder_write(const char *folder, int replace, Status (*fill)(void *context, const char *folder, Error *err),

@@ -9,6 +9,9 @@
  * looks like a model folder (it has a config.json). */
 Status output_folder_check(const char *folder, int overwrite, Error *err);
 
+/* Whether `input` (a file or folder; NULL: no) is `folder` or lies in it: what replaces the folder would remove it. */
+int output_folder_holds(const char *folder, const char *input);
+
 /* Calls fill for a new folder "<folder>.tmp-<pid>", which then takes the place of `folder`; without `replace` that must still
  * be absent or empty. On failure `folder` is as it was and nothing is left beside it. */
 Status output_folder_write(const char *folder, int replace, Status (*fill)(void *context, const char *folder, Error *err),

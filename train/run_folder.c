@@ -12,6 +12,7 @@
 #include "core/log.h"
 #include "core/memory.h"
 #include "data/data_files.h"
+#include "train/output_folder.h"
 
 /* Keys that change what is shown, kept or planned, but no number of the run. */
 static const char *const free_keys[] = {"output.path",           "output.overwrite",   "train.eval_every", "train.save_every",
@@ -141,13 +142,7 @@ static Status check_place(const char *path, Error *err) {
 
 /* What a run reads must outlive the overwriting of its folder. */
 static Status check_outside(const char *key, const char *input, const char *folder, Error *err) {
-    char *inner = input == NULL ? NULL : realpath(input, NULL), *outer = realpath(folder, NULL);
-    size_t length = outer == NULL ? 0 : strlen(outer);
-    int inside = inner != NULL && outer != NULL && strncmp(inner, outer, length) == 0 &&
-                 (inner[length] == 0 || inner[length] == '/' || length == 1);
-    free(inner);
-    free(outer);
-    if (inside) FAIL_USAGE("output.path: overwriting %s would remove %s, %s", folder, key, input);
+    if (output_folder_holds(folder, input)) FAIL_USAGE("output.path: overwriting %s would remove %s, %s", folder, key, input);
     return OK;
 }
 

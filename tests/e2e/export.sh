@@ -123,6 +123,8 @@ refusals() {
         fails_with "want one --adapter, got 2" export "$model" --adapter a --adapter b --format peft --out "$work/no" &&
         fails_with "one for each of the 1 adapters" export "$model" --adapter "$adapter" --weight 1 --weight 2 --format hf --out "$work/no" &&
         fails_with "give --overwrite" export "$model" --format hf --out "$work/hf" &&
+        fails_with "which is read" export "$model" --adapter "$adapter" --format hf --out "$model" --overwrite &&
+        fails_with "which is read" export "$model" --adapter "$adapter" --format peft --out "$adapter" --overwrite &&
         fails_with "part of the verification" export "$model" --format hf --out "$work/no" --no-verify --eval x &&
         [[ ! -e $work/no ]]
 }
@@ -164,4 +166,15 @@ full_disk() {
         [[ -z $(find "$work" -maxdepth 1 -name 'full*') ]]
 }
 check "a full disk leaves nothing" full_disk
+interrupted() { # politely: status 130 and nothing is left; a model that takes seconds
+    sed -e 's/"vocab_size": 320/"vocab_size": 100000/' -e 's/"hidden_size": 64/"hidden_size": 256/' "$work/arch.json" >"$work/big.json"
+    "$nibble" synth --arch "$work/big.json" --out "$work/big" 2>/dev/null || return 1
+    "$nibble" export "$work/big" --format hf --dtype f32 --out "$work/stopped" >"$work/out" 2>"$work/err" &
+    local pid=$!
+    wait_for 60 grep -q "merging onto" "$work/err"
+    kill -INT $pid
+    wait $pid
+    (($? == 130)) && err_has "nothing was written" && [[ -z $(find "$work" -maxdepth 1 -name 'stopped*') ]]
+}
+check "SIGINT stops between weights and leaves nothing" interrupted
 finish
