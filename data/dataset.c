@@ -171,9 +171,7 @@ static Status choose_template(const Run *run, const char **name, Error *err) {
     }
     if (run->layout->uses_model_template && jinja != NULL) {
         *name = template_recognise(jinja);
-        if (*name == NULL) {
-            return refuse_template(run, "the model's own chat template is not one that nibble knows to render exactly", err);
-        }
+        if (*name == NULL) *name = TEMPLATE_MODEL;
         return OK;
     }
     *name = run->layout->default_template;
@@ -184,6 +182,15 @@ static Status choose_template(const Run *run, const char **name, Error *err) {
 static const char *spelling(const Tokenizer *tokenizer, int32_t id) {
     const char *text = id < 0 ? NULL : tokenizer_token(tokenizer, id);
     return text == NULL ? "" : text;
+}
+
+/* The model's own template, where it is what was chosen. */
+static Status open_template(Run *run, Error *err) {
+    EncodeRules *rules = &run->rules;
+    if (strcmp(rules->template_name, TEMPLATE_MODEL) != 0) return OK;
+    Error reason = {0};
+    if (template_jinja_open(&rules->jinja, rules->tokenizer, rules->bos, rules->eos, &reason) == OK) return OK;
+    return refuse_template(run, reason.text, err);
 }
 
 static Status name_file(Run *run) {
@@ -220,6 +227,7 @@ static Status set_rules(Run *run, Error *err) {
     TRY(choose_template(run, &rules->template_name, err));
     rules->bos = spelling(o->tokenizer, rules->bos_id);
     rules->eos = spelling(o->tokenizer, rules->eos_id);
+    TRY(open_template(run, err));
     if (rules->eos_id >= tokenizer_vocab_size(o->tokenizer)) {
         FAIL("the EOS id %d is outside of the tokenizer's vocabulary of %lld", rules->eos_id,
              (long long)tokenizer_vocab_size(o->tokenizer));
@@ -299,6 +307,7 @@ static Status read_file(Run *run, const char *path, double weight, Error *err) {
     TRY(record_file_open(&run->file, path, err));
     Status status = read_batches(run, err);
     clear_slots(run);
+    template_jinja_close(run->rules.jinja);
     record_file_close(&run->file);
     return status;
 }

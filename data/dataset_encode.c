@@ -129,12 +129,17 @@ static void limit_length(const EncodeRules *rules, Encoded *out) {
     out->count = out->dropped ? 0 : rules->max_length;
 }
 
+static Status render(const EncodeRules *rules, const Record *record, SegmentList *out, Error *err) {
+    if (rules->jinja != NULL)
+        return template_jinja_render(rules->jinja, record->messages, record->count, 0, rules->bos, rules->eos, out, err);
+    return template_render(rules->template_name, record->messages, record->count, 0, rules->bos, rules->eos, out, err);
+}
+
 Status encode_conversation(const EncodeRules *rules, EncodeScratch *s, Encoded *out, Error *err) {
     out->count = 0;
     out->truncated = out->dropped = 0;
     segments_clear(&s->segments);
-    TRY(template_render(rules->template_name, s->record.messages, s->record.count, 0, rules->bos, rules->eos, &s->segments,
-                        err));
+    TRY(render(rules, &s->record, &s->segments, err));
     if (s->segments.count == 0) return OK;
     TRY(join_segments(rules, s, err));
     TRY(tokenize(rules, s, err));

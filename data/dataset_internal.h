@@ -57,6 +57,7 @@ Status table_next(RecordFile *file, RecordBytes *bytes, int *found, Error *err);
 typedef struct EncodeRules { /* one for the whole data set */
     const Tokenizer *tokenizer;
     const char *template_name, *bos, *eos; /* bos, eos: spellings, "" when none */
+    TemplateJinja *jinja;                  /* owned; the model's own template, NULL for a built-in */
     int32_t bos_id, eos_id;
     int open_documents; /* EOS does not end a plain text */
     TrainOn train_on;

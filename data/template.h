@@ -1,8 +1,8 @@
 /* Chat and instruction templates that are built in, chosen by name or recognised.
  *
  * A rendered conversation is a list of segments; each says whether it is
- * trained and whether its special tokens are to be parsed. (Interpreting a
- * model's own Jinja is another source of segments behind the same type.)
+ * trained and whether its special tokens are to be parsed. A model's own Jinja,
+ * interpreted (jinja.h), is another source of segments behind the same type.
  */
 #ifndef NIBBLE_DATA_TEMPLATE_H
 #define NIBBLE_DATA_TEMPLATE_H
@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #include "core/error.h"
+#include "data/tokenizer.h"
 
 typedef struct ChatMessage {
     const char *role; /* system, user, assistant; for "alpaca" also "input", the user's second part */
@@ -48,5 +49,15 @@ const char *template_recognise(const char *jinja);
  * spellings ("" when none). Fails on roles that the template has no place for. */
 Status template_render(const char *name, const ChatMessage *messages, int64_t count, int add_generation_prompt, const char *bos,
                        const char *eos, SegmentList *out, Error *err);
+
+/* The tokenizer's own chat template, interpreted; immutable, may be used from many threads. Keeps nothing of the tokenizer.
+ * Fails where it cannot be interpreted, and where an answer's end would not be a special token. */
+#define TEMPLATE_MODEL "model" /* what it is called where a template's name is shown */
+typedef struct TemplateJinja TemplateJinja;
+Status template_jinja_open(TemplateJinja **out, const Tokenizer *tokenizer, const char *bos, const char *eos, Error *err);
+void template_jinja_close(TemplateJinja *jinja);
+/* As template_render; bos, eos "": undefined in the template. Fails too when a message's text stands in several places. */
+Status template_jinja_render(const TemplateJinja *jinja, const ChatMessage *messages, int64_t count, int add_generation_prompt,
+                             const char *bos, const char *eos, SegmentList *out, Error *err);
 
 #endif

@@ -148,8 +148,8 @@ static void test_templates_are_chosen(void **state) {
     must_fail("c.jsonl", "{\"text\":\"x\"}", options, "nothing to render");
     tokenizer_close(none);
     Tokenizer *unknown = make_tokenizer(0, "{% for m in messages %}{{ m }}{% endfor %}");
-    must_fail("c.jsonl", messages, defaults(unknown), "not one that nibble knows");
-    must_fail("c.jsonl", alpaca, defaults(unknown), "not one that nibble knows");
+    must_fail("c.jsonl", messages, defaults(unknown), "ends an answer with none of the tokenizer's special tokens");
+    must_fail("c.jsonl", alpaca, defaults(unknown), "ends an answer with none of the tokenizer's special tokens");
     d = must_read("c.jsonl", "{\"prompt\":\"u\",\"completion\":\"a\"}", defaults(unknown));
     assert_string_equal(d.template_name, "plain");
     dataset_free(&d);
