@@ -3,6 +3,7 @@
 #define NIBBLE_QUANT_GGML_INTERNAL_H
 
 #include <stdint.h>
+#include <string.h>
 
 #include "quant/ggml.h"
 
@@ -17,7 +18,12 @@ GgmlDequantizeRow ggml_dequantize_q2_k, ggml_dequantize_q3_k, ggml_dequantize_q4
 
 /* Nearest integer, ties to even, of |value| < 2^22, by the sum with 1.5 * 2^23. Beyond that (and for Inf and NaN, which the
  * searches produce from denormal blocks) it gives the low bits of that sum, as the reference does. */
-int ggml_nearest(float value);
+static inline int ggml_nearest(float value) {
+    float sum = value + 12582912.0f;
+    uint32_t bits;
+    memcpy(&bits, &sum, sizeof bits);
+    return (int)(bits & 0x007FFFFFu) - 0x00400000;
+}
 
 static inline int ggml_clamp(int value, int low, int high) {
     return value < low ? low : value > high ? high : value;

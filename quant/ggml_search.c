@@ -6,14 +6,8 @@
 #include "quant/ggml_internal.h"
 
 #define SEARCH_MAX 32
+#define INLINE static inline __attribute__((always_inline))
 #define NOTHING 1e-15f /* a group whose largest magnitude is below this is zero */
-
-int ggml_nearest(float value) {
-    float sum = value + 12582912.0f;
-    uint32_t bits;
-    memcpy(&bits, &sum, sizeof bits);
-    return (int)(bits & 0x007FFFFFu) - 0x00400000;
-}
 
 static void clear(int n, uint8_t *codes) {
     for (int i = 0; i < n; i++)
@@ -23,7 +17,7 @@ static void clear(int n, uint8_t *codes) {
 /* ---- signed codes -------------------------------------------------------------------------------------------------------- */
 
 /* The first value of the largest magnitude; 0 where that is next to nothing. */
-static float extreme(int n, const float *x) {
+INLINE float extreme(int n, const float *x) {
     float largest = 0.0f, value = 0.0f;
     for (int i = 0; i < n; i++)
         if (fabsf(x[i]) > largest) {
@@ -37,7 +31,7 @@ typedef struct SignedFit {
     float xl, ll; /* sums of w*x*l and w*l*l */
 } SignedFit;
 
-static SignedFit fit_signed(int n, int levels, float inverse, const float *x, const float *weights, int *codes) {
+INLINE SignedFit fit_signed(int n, int levels, float inverse, const float *x, const float *weights, int *codes) {
     SignedFit fit = {0.0f, 0.0f};
     for (int i = 0; i < n; i++) {
         int code = ggml_clamp(ggml_nearest(inverse * x[i]), -levels, levels - 1);
@@ -49,12 +43,12 @@ static SignedFit fit_signed(int n, int levels, float inverse, const float *x, co
     return fit;
 }
 
-static void store_signed(int n, int levels, const int *codes, uint8_t *out) {
+INLINE void store_signed(int n, int levels, const int *codes, uint8_t *out) {
     for (int i = 0; i < n; i++)
         out[i] = (uint8_t)(codes[i] + levels);
 }
 
-float ggml_search_signed(int n, int levels, const float *x, const float *weights, uint8_t *codes) {
+INLINE float search_signed(int n, int levels, const float *x, const float *weights, uint8_t *codes) {
     int trial[SEARCH_MAX];
     float most = extreme(n, x);
     clear(n, codes);
@@ -75,8 +69,13 @@ float ggml_search_signed(int n, int levels, const float *x, const float *weights
     return scale;
 }
 
+/* For each size that occurs, so that the compiler knows how long its loops are. */
+float ggml_search_signed(int n, int levels, const float *x, const float *weights, uint8_t *codes) {
+    return n == 16 ? search_signed(16, levels, x, weights, codes) : search_signed(SEARCH_MAX, levels, x, weights, codes);
+}
+
 /* One round over all codes; returns whether one changed. */
-static int descend_signed(int n, int levels, const float *x, int *codes, SignedFit *fit) {
+INLINE int descend_signed(int n, int levels, const float *x, int *codes, SignedFit *fit) {
     int changed = 0;
     for (int i = 0; i < n; i++) {
         float w = x[i] * x[i], l = (float)codes[i];
@@ -111,12 +110,12 @@ float ggml_search_signed_descent(int n, int levels, const float *x, uint8_t *cod
 
 /* ---- scale and min ------------------------------------------------------------------------------------------------------- */
 
-static void codes_above(const GgmlMinSearch *search, int n, const float *x, float min, float inverse, uint8_t *codes) {
+INLINE void codes_above(const GgmlMinSearch *search, int n, const float *x, float min, float inverse, uint8_t *codes) {
     for (int i = 0; i < n; i++)
         codes[i] = (uint8_t)ggml_clamp(ggml_nearest(inverse * (x[i] - min)), 0, search->levels);
 }
 
-static float error_of(const GgmlMinSearch *search, int n, const float *x, const float *weights, const uint8_t *codes,
+INLINE float error_of(const GgmlMinSearch *search, int n, const float *x, const float *weights, const uint8_t *codes,
                       float scale, float min) {
     float error = 0.0f;
     for (int i = 0; i < n; i++) {
@@ -127,7 +126,7 @@ static float error_of(const GgmlMinSearch *search, int n, const float *x, const 
 }
 
 /* The least-squares line through codes and values; returns 0 where they do not determine one. min stays <= 0. */
-static int fit_line(int n, const float *x, const float *weights, const uint8_t *codes, float sum_w, float sum_x, float *scale,
+INLINE int fit_line(int n, const float *x, const float *weights, const uint8_t *codes, float sum_w, float sum_x, float *scale,
                     float *min) {
     float sum_l = 0.0f, sum_ll = 0.0f, sum_xl = 0.0f;
     for (int i = 0; i < n; i++) {
@@ -147,8 +146,8 @@ static int fit_line(int n, const float *x, const float *weights, const uint8_t *
     return 1;
 }
 
-float ggml_search_min(const GgmlMinSearch *search, int n, const float *x, const float *weights, uint8_t *codes,
-                      float *min_out) {
+INLINE float search_min(const GgmlMinSearch *search, int n, const float *x, const float *weights, uint8_t *codes,
+                        float *min_out) {
     uint8_t trial[SEARCH_MAX];
     float min = x[0], max = x[0], sum_w = weights[0], sum_x = weights[0] * x[0];
     for (int i = 1; i < n; i++) {
@@ -180,6 +179,10 @@ float ggml_search_min(const GgmlMinSearch *search, int n, const float *x, const 
     }
     *min_out = -min;
     return scale;
+}
+
+float ggml_search_min(const GgmlMinSearch *search, int n, const float *x, const float *weights, uint8_t *codes, float *min) {
+    return n == 16 ? search_min(search, 16, x, weights, codes, min) : search_min(search, SEARCH_MAX, x, weights, codes, min);
 }
 
 /* ---- scales of scales ---------------------------------------------------------------------------------------------------- */
