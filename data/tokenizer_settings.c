@@ -211,6 +211,9 @@ Status settings_apply(const TokenizerSettings *settings, Tokenizer *t, Error *er
     Text all = {0};
     text_addf(&all, "%016llx %s %d %d %d %d", (unsigned long long)t->hash, settings->class ? settings->class : "",
               settings->add_bos, settings->add_eos, settings->legacy, settings->add_prefix_space);
+    for (int role = 0; role < ROLES; role++)
+        text_addf(&all, " %zu %s", settings->roles[role] ? strlen(settings->roles[role]) : 0,
+                  settings->roles[role] ? settings->roles[role] : "");
     for (size_t i = 0; i < t->added.count; i++) {
         const AddedToken *a = &t->added.list[i];
         text_addf(&all, " %d %d%d%d%d%d %zu ", a->id, a->single_word, a->lstrip, a->rstrip, a->normalized, a->special,

@@ -503,6 +503,10 @@ static void test_sentencepiece_folder(void **state) {
                "\"unk_token\": {\"content\": \"<unk>\"}}");
     uint64_t other = folder_encodes("a</s>a<unk>", 1, IDS(1, 7, 2, 4, 0, 2));
     assert_true(plain != other);
+    write_text("tokenizer_config.json", "{\"bos_token\": \"<s>\"}");
+    uint64_t first = folder_encodes("ab", 1, IDS(1, 3, 6));
+    write_text("tokenizer_config.json", "{\"bos_token\": \"</s>\"}");
+    assert_true(first != folder_encodes("ab", 1, IDS(2, 3, 6)));
     write_text("tokenizer_config.json", "{\"add_bos_token\": false, \"bos_token\": \"</s>\", \"chat_template\": \"T\"}");
     write_text("added_tokens.json", "{\"<new>\": 8, \"<more>\": 9}");
     write_text("special_tokens_map.json", "{\"additional_special_tokens\": [\"<more>\"], \"eos_token\": \"<new>\"}");
