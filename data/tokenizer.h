@@ -1,4 +1,4 @@
-/* Tokenizers: text to ids and back, as the model's own tokenizer.json defines.
+/* Tokenizers: text to ids and back, as the model's own tokenizer.json, tokenizer.model or vocab.json and merges.txt define.
  *
  * Pieces that are not supported are refused by name when the tokenizer is
  * opened. A tokenizer is immutable after opening and may be used from many
@@ -22,7 +22,8 @@ typedef struct TokenBuffer {
 } TokenBuffer;
 void token_buffer_free(TokenBuffer *buffer);
 
-/* A model folder (tokenizer.json beside tokenizer_config.json) or a tokenizer.json. */
+/* A model folder, whose tokenizer.json, else tokenizer.model (SentencePiece, tiktoken), else vocab.json with merges.txt is read
+ * with the settings beside it; or one such file by its name. */
 Status tokenizer_open(Tokenizer **tokenizer, const char *path, Error *err);
 void tokenizer_close(Tokenizer *tokenizer);
 
