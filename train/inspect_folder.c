@@ -44,17 +44,29 @@ static const char *quantization(const ModelConfig *model) {
     return model->prequant_double ? "bitsandbytes fp4, double quantization" : "bitsandbytes fp4";
 }
 
+/* The built-in that renders the same, "interpreted", or why it is not. */
+static const char *name_template(const Tokenizer *tokenizer, const char *jinja, Error *reason) {
+    const char *known = template_recognise(jinja);
+    int32_t bos = tokenizer_bos(tokenizer), eos = tokenizer_eos(tokenizer);
+    TemplateJinja *interpreted;
+    if (known != NULL) return known;
+    Status status = template_jinja_open(&interpreted, tokenizer, bos >= 0 ? tokenizer_token(tokenizer, bos) : "",
+                                        eos >= 0 ? tokenizer_token(tokenizer, eos) : "", reason);
+    template_jinja_close(interpreted);
+    return status == OK ? "interpreted" : reason->text;
+}
+
 static Status add_tokenizer(InspectOutput *out, const char *folder, Error *err) {
     Tokenizer *tokenizer;
     TRY(tokenizer_open(&tokenizer, folder, err));
     const char *jinja = tokenizer_chat_template(tokenizer);
-    const char *known = jinja != NULL ? template_recognise(jinja) : NULL;
     int32_t bos = tokenizer_bos(tokenizer), eos = tokenizer_eos(tokenizer);
+    Error reason = {0};
     inspect_integer(out, "tokenizer_vocabulary", tokenizer_vocab_size(tokenizer));
     inspect_string(out, "bos", bos >= 0 ? tokenizer_token(tokenizer, bos) : "none");
     inspect_string(out, "eos", eos >= 0 ? tokenizer_token(tokenizer, eos) : "none");
     inspect_bool(out, "adds_bos", tokenizer_adds_bos(tokenizer));
-    inspect_string(out, "chat_template", jinja == NULL ? "none" : known != NULL ? known : "not one of the built-in templates");
+    inspect_string(out, "chat_template", jinja == NULL ? "none" : name_template(tokenizer, jinja, &reason));
     tokenizer_close(tokenizer);
     return OK;
 }

@@ -2,7 +2,8 @@
 
     jinja_golden.py [ASSETS] > tests/golden/jinja.json
 
-Rows: source (or file, a path under ASSETS/tokenizers), variables (JSON text), text (null: the template refuses). Needs transformers.
+Rows: source, variables (JSON text), text; or file (a path under ASSETS/tokenizers), variables, text: its length and FNV-1a, since
+the text is the template author's. A text that is null: the template refuses. Needs transformers.
 """
 import glob
 import json
@@ -36,6 +37,17 @@ def templates(assets):
                 yield path
 
 
+def key_of(text):
+    return None if text is None else "%d %016x" % key(text.encode("utf-8"))
+
+
+def key(data):
+    h = 0xCBF29CE484222325
+    for byte in data:
+        h = (h ^ byte) * 0x100000001B3 % 2**64
+    return len(data), h
+
+
 def conversations():
     for messages, tools in CONVERSATIONS:
         for generation in (False, True):
@@ -57,6 +69,6 @@ if __name__ == "__main__":
         for i, variables in enumerate(conversations()):
             if i % 4 == 0 or i >= 2 * (len(CONVERSATIONS) - 4):
                 row = {"file": os.path.relpath(path, os.path.join(sys.argv[1], "tokenizers")), "variables": json.dumps(variables)}
-                rows.append({**row, "text": render(source_of(path), variables)})
+                rows.append({**row, "text": key_of(render(source_of(path), variables))})
     json.dump(rows, sys.stdout, indent=0)
     print()
