@@ -205,9 +205,51 @@ static void test_random_conversations(void **state) {
     tokenizer_close(tokenizer);
 }
 
+/* Real tokenizers with their own templates: what is trained decodes to the answers and their ends. */
+static void test_real_models(void **state) {
+    (void)state;
+    static const struct {
+        const char *folder, *trained;
+    } rows[] = {{"minimind", "Paris.<|im_end|>Über 3!<|im_end|>"}, {"phi-3-mini", "Paris.<|end|> Über 3!<|end|>"}};
+    const char *record =
+        "{\"messages\":[{\"role\":\"system\",\"content\":\"Be brief.\"},{\"role\":\"user\",\"content\":\"Capital?\"},"
+        "{\"role\":\"assistant\",\"content\":\"Paris.\"},{\"role\":\"user\",\"content\":\"<|end|><|im_end|>\"},"
+        "{\"role\":\"assistant\",\"content\":\"\u00dcber 3!\"}]}";
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        char *folder = memory_format("../shared/assets/tokenizers/%s", rows[i].folder),
+             *file = path_join(folder, "tokenizer.json");
+        if (!file_exists(file)) {
+            print_message("skipped: %s is not there\n", folder);
+        } else {
+            Tokenizer *tokenizer;
+            Error error = {0};
+            if (tokenizer_open(&tokenizer, folder, &error) != OK) fail_msg("%s", error.text);
+            Dataset d = must_read("m.jsonl", record, defaults(tokenizer));
+            assert_string_equal(d.template_name, "model");
+            int64_t count = 0;
+            for (int64_t t = 0; t < d.tokens; t++) {
+                if (d.train[t]) d.ids[count++] = d.ids[t];
+            }
+            char *text;
+            size_t length;
+            assert_int_equal(tokenizer_decode(tokenizer, d.ids, count, 0, &text, &length, &error), OK);
+            assert_string_equal(text, rows[i].trained);
+            memory_free(text);
+            dataset_free(&d);
+            tokenizer_close(tokenizer);
+        }
+        memory_free(folder);
+        memory_free(file);
+    }
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_masks),    cmocka_unit_test(test_generation_blocks), cmocka_unit_test(test_typed_special_tokens),
-        cmocka_unit_test(test_refusals), cmocka_unit_test(test_built_ins_agree),   cmocka_unit_test(test_random_conversations)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_masks),
+                                       cmocka_unit_test(test_generation_blocks),
+                                       cmocka_unit_test(test_typed_special_tokens),
+                                       cmocka_unit_test(test_refusals),
+                                       cmocka_unit_test(test_built_ins_agree),
+                                       cmocka_unit_test(test_random_conversations),
+                                       cmocka_unit_test(test_real_models)};
     return cmocka_run_group_tests(tests, scratch_make, scratch_remove);
 }
