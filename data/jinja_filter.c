@@ -202,14 +202,6 @@ static Status filter_absolute(JinjaRun *run, JinjaValue value, JinjaValue *out) 
     return OK;
 }
 
-static int is_word(const char *words, const char *name) {
-    size_t n = strlen(name);
-    for (const char *at = strstr(words, name); n > 0 && at != NULL; at = strstr(at + 1, name)) {
-        if (at[-1] == ' ' && at[n] == ' ') return strchr(name, ' ') == NULL;
-    }
-    return 0;
-}
-
 static const char value_filters[] = " length count tojson default d string int float abs ";
 static const char text_filters[] = " trim replace indent safe escape e upper lower title capitalize ";
 

@@ -7,10 +7,7 @@ static const char list_filters[] =
     " map select reject selectattr rejectattr list join first last sort unique reverse dictsort items min max sum ";
 
 int filter_list_exists(const char *name) {
-    char word[32];
-    if (strlen(name) > 20) return 0;
-    (void)strcat(strcat(strcpy(word, " "), name), " ");
-    return strstr(list_filters, word) != NULL;
+    return is_word(list_filters, name);
 }
 
 /* "a.b.0", an integer, or undefined for the item itself */

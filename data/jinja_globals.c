@@ -99,17 +99,21 @@ static const char dict_methods[] = " clear copy fromkeys get items keys pop popi
 static const char list_methods[] = " append clear copy count extend index insert pop remove reverse sort ";
 static const char tuple_methods[] = " count index ";
 
+int is_word(const char *words, const char *word) {
+    size_t n = strlen(word);
+    for (const char *at = strstr(words, word); n > 0 && at != NULL; at = strstr(at + 1, word)) {
+        if (at > words && at[-1] == ' ' && at[n] == ' ') return strchr(word, ' ') == NULL;
+    }
+    return 0;
+}
+
 int method_exists(JinjaValue value, const char *name) {
     const char *all = value.kind == V_STRING                             ? string_methods
                       : value.kind == V_DICT                             ? dict_methods
                       : value.kind == V_LIST && value.form == FORM_LIST  ? list_methods
                       : value.kind == V_LIST && value.form == FORM_TUPLE ? tuple_methods
                                                                          : "";
-    size_t n = strlen(name);
-    for (const char *at = strstr(all, name); n > 0 && strchr(name, ' ') == NULL && at != NULL; at = strstr(at + 1, name)) {
-        if (at[-1] == ' ' && at[n] == ' ') return 1;
-    }
-    return 0;
+    return is_word(all, name);
 }
 
 static Status want_string(JinjaRun *run, const char *what, JinjaValue value) {

@@ -315,6 +315,8 @@ int test_exists(const char *name);
 /* jinja_filter_list.c: filters over lists; *known = 0 when `name` is none of them. */
 Status filter_list_apply(JinjaRun *run, const char *name, JinjaValue value, Arguments arguments, JinjaValue *out, int *known);
 int filter_list_exists(const char *name);
+/* Whether `word` stands in `words`, which begin, end and are parted with one space. */
+int is_word(const char *words, const char *word);
 
 Status frame_set(JinjaRun *run, Frame *frame, const char *name, JinjaValue value);
 

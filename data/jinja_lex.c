@@ -272,7 +272,7 @@ static Status read_operator(Lexer *l) {
     return OK;
 }
 
-static int is_word(char c) {
+static int is_name_character(char c) {
     return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || is_digit(c) || c == '_';
 }
 
@@ -292,9 +292,9 @@ static Status read_tag(Lexer *l, int is_output) {
             TRY(read_string(l));
         } else if (is_digit(c)) {
             TRY(read_number(l));
-        } else if (is_word(c)) {
+        } else if (is_name_character(c)) {
             size_t at = l->at;
-            while (at < l->length && is_word(l->text[at]))
+            while (at < l->length && is_name_character(l->text[at]))
                 at++;
             JinjaToken *token = push(l, T_NAME);
             token->text = l->text + l->at;

@@ -27,12 +27,14 @@ static void describe(const JinjaToken *token, char *out, size_t capacity) {
 Status parser_fail(const Parser *p, const char *wanted) {
     char got[80];
     describe(p->at, got, sizeof got);
-    return error_set(p->err, ERR_FAILED, "%s: line %d: want %s, got %s", p->jinja->what, (int)p->at->line, wanted, got);
+    (void)error_set(p->err, ERR_FAILED, "%s: line %d: want %s, got %s", p->jinja->what, (int)p->at->line, wanted, got);
+    return ERR_FAILED;
 }
 
 static Status refuse(const Parser *p, const char *construct) {
-    return error_set(p->err, ERR_FAILED, "%s: line %d: %s is not supported in a chat template", p->jinja->what,
-                     (int)p->at->line, construct);
+    (void)error_set(p->err, ERR_FAILED, "%s: line %d: %s is not supported in a chat template", p->jinja->what, (int)p->at->line,
+                    construct);
+    return ERR_FAILED;
 }
 
 Status parser_node(Parser *p, NodeKind kind, Node **out) {

@@ -9,8 +9,9 @@
 static Status parse_unary(Parser *p, int with_filter, Node **out);
 
 static Status refuse(const Parser *p, const char *construct) {
-    return error_set(p->err, ERR_FAILED, "%s: line %d: %s not supported in a chat template", p->jinja->what, (int)p->at->line,
-                     construct);
+    (void)error_set(p->err, ERR_FAILED, "%s: line %d: %s not supported in a chat template", p->jinja->what, (int)p->at->line,
+                    construct);
+    return ERR_FAILED;
 }
 
 static Status expect(Parser *p, char code, const char *wanted) {
@@ -42,19 +43,26 @@ static Status parse_binary(Parser *p, int32_t code, Node *left, Status (*operand
 
 /* ---- arguments, postfixes, filters, tests -------------------------------------------------------------------------------- */
 
+static void append(Node **list, Node *node) {
+    while (*list != NULL)
+        list = &(*list)->next;
+    *list = node;
+}
+
 /* From "(" to ")"; keywords go to `more`. */
 static Status parse_arguments(Parser *p, Node *call) {
-    Node **last = &call->items, **last_keyword = &call->more;
+    Node **last = &call->items;
     TRY(expect(p, '(', "\"(\""));
     while (!parser_is_operator(p, ')')) {
         if (parser_is_operator(p, '*') || parser_is_operator(p, OPERATOR2('*', '*')))
             return refuse(p, "unpacked arguments (*) are");
         if (p->at->kind == T_NAME && p->at[1].kind == T_OPERATOR && p->at[1].code == '=') {
-            TRY(parser_node(p, E_KEYWORD, last_keyword));
-            TRY(parser_name(p, &(*last_keyword)->text));
+            Node *keyword;
+            TRY(parser_node(p, E_KEYWORD, &keyword));
+            append(&call->more, keyword);
+            TRY(parser_name(p, &keyword->text));
             p->at++;
-            TRY(parse_expression(p, &(*last_keyword)->a));
-            last_keyword = &(*last_keyword)->next;
+            TRY(parse_expression(p, &keyword->a));
         } else {
             if (call->more != NULL) return parser_fail(p, "NAME=VALUE after an argument by name");
             TRY(parse_expression(p, last));

@@ -55,9 +55,9 @@ Status template_render(const char *name, const ChatMessage *messages, int64_t co
 #define TEMPLATE_MODEL "model" /* what it is called where a template's name is shown */
 typedef struct TemplateJinja TemplateJinja;
 Status template_jinja_open(TemplateJinja **out, const Tokenizer *tokenizer, const char *bos, const char *eos, Error *err);
-void template_jinja_close(TemplateJinja *jinja);
+void template_jinja_close(TemplateJinja *template);
 /* As template_render; bos, eos "": undefined in the template. Fails too when a message's text stands in several places. */
-Status template_jinja_render(const TemplateJinja *jinja, const ChatMessage *messages, int64_t count, int add_generation_prompt,
-                             const char *bos, const char *eos, SegmentList *out, Error *err);
+Status template_jinja_render(const TemplateJinja *template, const ChatMessage *messages, int64_t count,
+                             int add_generation_prompt, const char *bos, const char *eos, SegmentList *out, Error *err);
 
 #endif

@@ -107,10 +107,9 @@ static Status find_spans(Layouter *l, Error *err) {
     }
     for (size_t i = 0; i < l->text.mark_count && status == OK; i++) {
         const JinjaMark *mark = &l->text.marks[i];
-        Span *last = l->span_count > 0 ? &l->spans[l->span_count - 1] : NULL;
         if (mark->origin < 0 || (mark->end == mark->begin && has_bytes[mark->origin])) continue;
-        if (last != NULL && last->message == mark->origin) {
-            last->end = mark->end;
+        if (l->span_count > 0 && l->spans[l->span_count - 1].message == mark->origin) {
+            l->spans[l->span_count - 1].end = mark->end;
             continue;
         }
         int is_answer = strcmp(l->messages[mark->origin].role, "assistant") == 0 || l->messages[mark->origin].train == 1;

@@ -105,7 +105,7 @@ static char *key_of(char *text) {
 
 static int check_row(const Row *row, const char *source) {
     Error error = {0};
-    char *text = render(source, row->variables, &error);
+    char *text = render(source, row->variables != NULL ? row->variables : "{}", &error);
     if (row->file != NULL && text != NULL) text = key_of(text);
     int same = row->text == NULL ? text == NULL : text != NULL && strcmp(text, row->text) == 0;
     if (!same) {
