@@ -7,6 +7,7 @@
 
 #include <string.h>
 
+#include "core/log.h"
 #include "core/memory.h"
 #include "data/data_files.h"
 #include "data/dataset_internal.h"
@@ -153,6 +154,21 @@ static Status refuse_template(const Run *run, const char *reason, Error *err) {
     return ERR_USAGE;
 }
 
+/* Conversations for a model that was never taught any: chatml where its marks are tokens, else zephyr, whose turns end with the
+ * EOS token that every model has. Said aloud, because whoever talks to the model later has to write the same. */
+static const char *template_for_base(const Run *run) {
+    const Tokenizer *tokenizer = run->options->tokenizer;
+    int marks = tokenizer_token_id(tokenizer, "<|im_start|>") >= 0 && tokenizer_token_id(tokenizer, "<|im_end|>") >= 0;
+    const char *name = marks ? "chatml" : "zephyr";
+    Text names = {0};
+    list_templates(&names);
+    log_warning(
+        "%s: the tokenizer has no chat template; conversations are written as \"%s\". data.template chooses another: %s",
+        run->path, name, names.data);
+    text_free(&names);
+    return name;
+}
+
 static Status choose_template(const Run *run, const char **name, Error *err) {
     const char *wanted = run->options->template_name;
     int is_auto = wanted == NULL || strcmp(wanted, "auto") == 0;
@@ -175,7 +191,7 @@ static Status choose_template(const Run *run, const char **name, Error *err) {
         return OK;
     }
     *name = run->layout->default_template;
-    if (*name == NULL) return refuse_template(run, "the tokenizer has no chat template", err);
+    if (*name == NULL) *name = template_for_base(run);
     return OK;
 }
 
