@@ -36,8 +36,9 @@ typedef struct Layout {
     DataLayout id;
     const char *name;              /* as data.layout spells it */
     const char *keys[LAYOUT_KEYS]; /* a record that has all of these is of this layout; NULL ends */
-    const char *default_template;  /* without a chat template in the tokenizer; NULL: what suits the vocabulary, with a warning */
-    int uses_model_template;       /* "auto" takes the model's own chat template where there is one */
+    const char
+        *default_template;   /* without a chat template in the tokenizer; NULL: what suits the vocabulary, with a warning */
+    int uses_model_template; /* "auto" takes the model's own chat template where there is one */
     /* The reader stands behind the object's opening brace; reads up to and including the closing one. */
     Status (*read)(JsonReader *reader, Record *record, Error *err);
 } Layout;
