@@ -113,6 +113,10 @@ static Encoder *encoder_of(const Tokenizer *tokenizer, TokenBuffer *out) {
 static void encode_pieces(const Tokenizer *tokenizer, Encoder *encoder, TokenBuffer *out) {
     for (size_t i = 0; i < encoder->pieces.count; i++) {
         const Piece *piece = &encoder->pieces.data[i];
+        if (encoder->now.text == NULL || encoder->now.align == NULL) { /* no text at all: only added tokens */
+            if (piece->id >= 0) tokens_add(out, piece->id, piece->source);
+            continue;
+        }
         const char *text = encoder->now.text + piece->begin;
         const Span *align = encoder->now.align + piece->begin;
         if (piece->id >= 0)
