@@ -31,16 +31,23 @@ LDFLAGS_ALL := $(OPT) $(LDFLAGS)
 
 COMMON_SOURCES := $(wildcard core/*.c kernels/*.c kernels/cpu/*.c kernels/cpu/ref/*.c quant/*.c autograd/*.c data/*.c)
 TRAIN_SOURCES := $(filter-out train/main.c,$(wildcard train/*.c))
-SIMD_SOURCES := $(wildcard kernels/cpu/simd/*.c)
+SIMD_PAIRS_ONLY := kernels/cpu/simd/gemm_pairs.c kernels/cpu/simd/pairs_probe.c
+SIMD_SOURCES := $(filter-out $(SIMD_PAIRS_ONLY),$(wildcard kernels/cpu/simd/*.c))
+# With AVX512_BF16 only the matrix products differ; the rest is AVX-512's.
+SIMD_PRODUCTS := $(SIMD_PAIRS_ONLY) $(addprefix kernels/cpu/simd/,gemm.c gemm_kernel.c gemm_pack.c operand.c linear.c head.c install.c)
 
 ARCH := $(shell uname -m)
 # One source, one object per instruction set; SIMD_NAME makes the symbols differ. Dispatch is by CPUID at run time.
-SIMD_ISAS := $(if $(filter x86_64,$(ARCH)),avx2 avx512,)
+SIMD_ISAS := $(if $(filter x86_64,$(ARCH)),avx2 avx512 avx512bf16,)
+SIMD_SOURCES_avx2 := $(SIMD_SOURCES)
+SIMD_SOURCES_avx512 := $(SIMD_SOURCES)
+SIMD_SOURCES_avx512bf16 := $(SIMD_PRODUCTS)
 SIMD_FLAGS_avx2 := -mavx2 -mfma -mf16c -O3 -DSIMD_NAME=avx2 -DSIMD_WIDTH=8
 SIMD_FLAGS_avx512 := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c -O3 -mprefer-vector-width=512 -DSIMD_NAME=avx512 -DSIMD_WIDTH=16
+SIMD_FLAGS_avx512bf16 := -mavx512bf16 $(filter-out -DSIMD_NAME=%,$(SIMD_FLAGS_avx512)) -DSIMD_NAME=avx512bf16
 
 COMMON_OBJECTS := $(COMMON_SOURCES:%.c=$(BUILD)/%.o) $(TRAIN_SOURCES:%.c=$(BUILD)/%.o)
-SIMD_OBJECTS := $(foreach isa,$(SIMD_ISAS),$(SIMD_SOURCES:%.c=$(BUILD)/%.$(isa).o))
+SIMD_OBJECTS := $(foreach isa,$(SIMD_ISAS),$(SIMD_SOURCES_$(isa):%.c=$(BUILD)/%.$(isa).o))
 LIBRARY := $(BUILD)/libnibble.a
 BINARY := $(if $(filter build/release,$(BUILD)),nibble,$(BUILD)/nibble)
 

@@ -242,7 +242,7 @@ static void print_result(const StepBench *b, Text *out) {
               (long long)b->options->steps, 1e3 * b->best, tokens / b->mean);
     text_addf(out, "work           %.1f GFLOP/s", rate / 1e9);
     if (isfinite(b->peak))
-        text_addf(out, ", %.1f %% of the %.1f GFLOP/s of dense FP32 products", 100.0 * rate / b->peak, b->peak / 1e9);
+        text_addf(out, ", %.1f %% of the %.1f GFLOP/s of dense products", 100.0 * rate / b->peak, b->peak / 1e9);
     text_adds(out, "\n\n");
     print_kinds(b, out);
 }

@@ -4,7 +4,8 @@
 
 #include "kernels/ops.h"
 
-/* FLOP/s of the best of several short runs of a cache-friendly dense FP32 product on all threads of exec (about 0.1 s); NaN when
+/* FLOP/s of the best of several short runs of a cache-friendly dense product in the precision of exec (BF16 or
+ * FP32; FP32 for F64) on all its threads (about 0.1 s); NaN when
  * it cannot be measured. */
 double ceiling_gemm(const Backend *backend, const Exec *exec);
 

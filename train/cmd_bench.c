@@ -16,7 +16,8 @@
 static const CommandHelp help = {
     .usage = "nibble bench ceiling | cpu | step MODEL | step --arch FILE  [options]",
     .summary =
-        "ceiling: the rate of dense FP32 products on one thread and on all. cpu: the instruction sets that this processor\n"
+        "ceiling: the rate of dense FP32 and BF16 products on one thread and on all. cpu: the instruction sets that this "
+        "processor\n"
         "offers and what each operation uses. step: tokens a second of an optimizer step and where its time goes;\n"
         "--arch measures a shape with random weights, which are written to TMPDIR and removed.",
     .example =
@@ -27,10 +28,10 @@ static const CommandHelp help = {
 
 /* ---- ceiling ------------------------------------------------------------------------------------------------------------- */
 
-static Status measure_products(const Backend *backend, int threads, int *used, double *rate, Error *err) {
+static Status measure_products(const Backend *backend, DType act, int threads, int *used, double *rate, Error *err) {
     Pool *pool;
     TRY(pool_create(&pool, threads, err));
-    Exec exec = {.config = {.act = DTYPE_F32, .threads = pool_threads(pool)}, .pool = pool};
+    Exec exec = {.config = {.act = act, .threads = pool_threads(pool)}, .pool = pool};
     *used = exec.config.threads;
     *rate = ceiling_gemm(backend, &exec);
     pool_free(pool);
@@ -39,25 +40,33 @@ static Status measure_products(const Backend *backend, int threads, int *used, d
 }
 
 static Status bench_ceiling(const BenchOptions *o, Text *out, Error *err) {
+    static const struct {
+        const char *name, *key;
+        DType act;
+    } kinds[] = {{"FP32", "f32", DTYPE_F32}, {"BF16", "bf16", DTYPE_BF16}};
     Backend backend;
-    int one, all;
-    double single, together;
     TRY(cpu_backend(&backend, getenv("NIBBLE_CPU"), err));
-    TRY(measure_products(&backend, 1, &one, &single, err));
-    TRY(measure_products(&backend, (int)o->threads, &all, &together, err));
-    if (o->json)
-        text_addf(out, "{\"variant\": \"%s\", \"one_thread_flops\": %.6g, \"threads\": %d, \"flops\": %.6g}\n",
-                  backend.variant.linear, single, all, together);
-    else
-        text_addf(out, "dense FP32 products (%s)\n  1 thread    %10.1f GFLOP/s\n  %d threads   %10.1f GFLOP/s (%.2f times)\n",
-                  backend.variant.linear, single / 1e9, all, together / 1e9, together / single);
+    if (o->json) text_addf(out, "{\"variant\": \"%s\"", backend.variant.linear);
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+        int one, all;
+        double single, together;
+        TRY(measure_products(&backend, kinds[i].act, 1, &one, &single, err));
+        TRY(measure_products(&backend, kinds[i].act, (int)o->threads, &all, &together, err));
+        if (o->json)
+            text_addf(out, ", \"%s\": {\"one_thread_flops\": %.6g, \"threads\": %d, \"flops\": %.6g}", kinds[i].key, single,
+                      all, together);
+        else
+            text_addf(out, "dense %s products (%s)\n  1 thread    %10.1f GFLOP/s\n  %d threads   %10.1f GFLOP/s (%.2f times)\n",
+                      kinds[i].name, backend.variant.linear, single / 1e9, all, together / 1e9, together / single);
+    }
+    text_adds(out, o->json ? "}\n" : "");
     return OK;
 }
 
 /* ---- cpu ----------------------------------------------------------------------------------------------------------------- */
 
 static Status bench_cpu(const BenchOptions *o, Text *out, Error *err) {
-    static const char *const variants[] = {"ref", "avx2", "avx512"};
+    static const char *const variants[] = {"ref", "avx2", "avx512", "avx512bf16"};
     Backend b;
     TRY(cpu_backend(&b, getenv("NIBBLE_CPU"), err));
     const char *const entries[][2] = {{"linear", b.variant.linear}, {"attention", b.variant.attention},

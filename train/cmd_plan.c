@@ -182,7 +182,7 @@ static void print_text(const Report *r, Text *out) {
         text_adds(out, "expected speed        unknown: this machine's product rate could not be measured\n");
         return;
     }
-    text_addf(out, "dense FP32 products   %.1f GFLOP/s measured here (%s, %d threads)\n", r->gemm_peak / 1e9,
+    text_addf(out, "dense products        %.1f GFLOP/s measured here (%s, %d threads)\n", r->gemm_peak / 1e9,
               r->backend.variant.linear, r->threads);
     text_addf(out, "expected speed        %.1f tokens/s, assuming that a step reaches %.0f %% of that\n", r->tokens_per_second,
               100.0 * ASSUMED_FRACTION);

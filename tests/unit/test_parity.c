@@ -28,7 +28,7 @@ static const char *const models[] = {"llama_gqa",
                                      "qwen2",
                                      "qwen2_window",
                                      "qwen3"};
-static const char *const variants[] = {"ref", "avx2", "avx512"};
+static const char *const variants[] = {"ref", "avx2", "avx512", "avx512bf16"};
 
 static int available(const char *variant) {
     Backend backend;

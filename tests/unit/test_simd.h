@@ -36,30 +36,36 @@ typedef struct Variant {
 } Variant;
 
 #if defined(__x86_64__)
-static inline int simd_variants(Variant variants[2]) {
+static inline void install_pairs(Backend *backend) {
+    cpu_simd_avx512(backend);
+    cpu_simd_avx512bf16(backend);
+}
+static inline int simd_variants(Variant variants[3]) {
     variants[0] = (Variant){"avx2", cpu_simd_avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")};
     variants[1] = (Variant){"avx512", cpu_simd_avx512,
                             __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                                 __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")};
-    for (int i = 0; i < 2; i++)
+    variants[2] = (Variant){"avx512bf16", install_pairs, variants[1].present && __builtin_cpu_supports("avx512bf16")};
+    for (int i = 0; i < 3; i++)
         if (!variants[i].present) printf("skipped: this processor has no %s\n", variants[i].name);
-    return 2;
+    return 3;
 }
 #else
-static inline int simd_variants(Variant variants[2]) {
+static inline int simd_variants(Variant variants[3]) {
     (void)variants;
     printf("skipped: vector kernels exist for x86-64 only\n");
     return 0;
 }
 #endif
 
-/* Runs a check on every variant that this processor has; skips where there is none. */
+/* Runs a check on every variant that this processor has; skips where there is none. products: the check is of what
+ * avx512bf16 has of its own. */
 typedef void VariantCheck(const Backend *ref, const Backend *simd, const char *name);
-static inline void each_variant(VariantCheck *check) {
-    Variant variants[2];
+static inline void each_variant_of(VariantCheck *check, int products) {
+    Variant variants[3];
     int count = simd_variants(variants), ran = 0;
     for (int i = 0; i < count; i++) {
-        if (!variants[i].present) continue;
+        if (!variants[i].present || (variants[i].install == install_pairs && !products)) continue;
         Backend ref = {0}, simd;
         cpu_backend_reference(&ref);
         simd = ref;
@@ -68,6 +74,12 @@ static inline void each_variant(VariantCheck *check) {
         ran++;
     }
     if (ran == 0) skip();
+}
+static inline void each_variant(VariantCheck *check) {
+    each_variant_of(check, 0);
+}
+static inline void each_product_variant(VariantCheck *check) {
+    each_variant_of(check, 1);
 }
 
 /* ---- data ---------------------------------------------------------------------------------------------------------- */

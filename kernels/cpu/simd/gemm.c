@@ -36,8 +36,37 @@ typedef struct Tile {
     int64_t m0, rows, n0, columns;
 } Tile;
 
+#if GEMM_PAIRS
+static void add_term_pairs(const Term *term, const Tile *tile, const Buffers *buf, float *c) {
+    for (int64_t k0 = 0; k0 < term->k; k0 += GEMM_PAIRS_K) {
+        int64_t k = least(GEMM_PAIRS_K, term->k - k0);
+        if (term->a_rows_are_k)
+            gemm_pairs_pack_a_turned(&term->a, tile->m0, tile->rows, k0, k, buf->turn, TURN_STRIDE, buf->a, GEMM_K_STRIDE);
+        else
+            gemm_pairs_pack_a(&term->a, tile->m0, tile->rows, k0, k, buf->a, GEMM_K_STRIDE);
+        for (int64_t n = 0; n < tile->columns; n += GEMM_COLUMNS) {
+            int64_t columns = least(GEMM_COLUMNS, tile->columns - n);
+            int vectors = (int)((columns + SIMD_WIDTH - 1) / SIMD_WIDTH);
+            if (term->b_rows_are_n)
+                gemm_pairs_pack_b_turned(&term->b, tile->n0 + n, columns, k0, k, vectors, buf->turn, TURN_STRIDE, buf->b);
+            else
+                gemm_pairs_pack_b(&term->b, tile->n0 + n, columns, k0, k, vectors, buf->b);
+            for (int64_t i = 0; i < tile->rows; i += GEMM_ROWS)
+                gemm_kernel_pairs(buf->a + i * GEMM_K_STRIDE, GEMM_K_STRIDE, buf->b, c + i * GEMM_TILE_COLUMNS + n,
+                                  GEMM_TILE_COLUMNS, (k + 1) / 2, vectors);
+        }
+    }
+}
+#endif
+
 /* c [rows up to GEMM_ROWS][GEMM_TILE_COLUMNS] += A B */
 static void add_term(const Term *term, const Tile *tile, const Buffers *buf, float *c) {
+#if GEMM_PAIRS
+    if (operand_is_bf16(&term->a) && operand_is_bf16(&term->b)) {
+        add_term_pairs(term, tile, buf, c);
+        return;
+    }
+#endif
     for (int64_t k0 = 0; k0 < term->k; k0 += GEMM_K) {
         int64_t k = least(GEMM_K, term->k - k0);
         if (term->a_rows_are_k)

@@ -18,6 +18,13 @@
 
 #include "kernels/cpu/simd/operand.h"
 
+/* Dot products of BF16 pairs: an instruction set of its own (VDPBF16PS), for terms whose two operands are BF16 numbers. */
+#ifdef __AVX512BF16__
+#define GEMM_PAIRS 1
+#else
+#define GEMM_PAIRS 0
+#endif
+
 #define gemm_run SIMD_SYMBOL(gemm_run)
 #define gemm_kernel SIMD_SYMBOL(gemm_kernel)
 #define gemm_workspace SIMD_SYMBOL(gemm_workspace)
@@ -25,6 +32,11 @@
 #define gemm_pack_a_turned SIMD_SYMBOL(gemm_pack_a_turned)
 #define gemm_pack_b SIMD_SYMBOL(gemm_pack_b)
 #define gemm_pack_b_turned SIMD_SYMBOL(gemm_pack_b_turned)
+#define gemm_kernel_pairs SIMD_SYMBOL(gemm_kernel_pairs)
+#define gemm_pairs_pack_a SIMD_SYMBOL(gemm_pairs_pack_a)
+#define gemm_pairs_pack_a_turned SIMD_SYMBOL(gemm_pairs_pack_a_turned)
+#define gemm_pairs_pack_b SIMD_SYMBOL(gemm_pairs_pack_b)
+#define gemm_pairs_pack_b_turned SIMD_SYMBOL(gemm_pairs_pack_b_turned)
 
 #define GEMM_ROWS 6
 #define GEMM_VECTORS (SIMD_WIDTH == 16 ? 4 : 2)
@@ -83,5 +95,20 @@ void gemm_pack_b(const Operand *b, int64_t n0, int64_t columns, int64_t k0, int6
 /* The same when B's rows are n. turn_stride is at least k up to SIMD_WIDTH; the panel has room for as many rows. */
 void gemm_pack_b_turned(const Operand *b, int64_t n0, int64_t columns, int64_t k0, int64_t k, int vectors, float *turn,
                         int64_t turn_stride, float *to);
+
+#if GEMM_PAIRS
+/* ---- the same with pairs: two BF16 numbers of neighbouring k, the earlier in the low half, where one float was ----
+ * k and k0 count elements, strides and rows of panels count pairs; an odd k is completed by a zero. k is at most
+ * GEMM_PAIRS_K. */
+#define GEMM_PAIRS_K (2 * GEMM_K)
+void gemm_kernel_pairs(const float *a, int64_t a_stride, const float *b, float *c, int64_t c_stride, int64_t pairs,
+                       int vectors);
+void gemm_pairs_pack_a(const Operand *a, int64_t m0, int64_t rows, int64_t k0, int64_t k, float *to, int64_t stride);
+void gemm_pairs_pack_a_turned(const Operand *a, int64_t m0, int64_t rows, int64_t k0, int64_t k, float *turn,
+                              int64_t turn_stride, float *to, int64_t stride);
+void gemm_pairs_pack_b(const Operand *b, int64_t n0, int64_t columns, int64_t k0, int64_t k, int vectors, float *to);
+void gemm_pairs_pack_b_turned(const Operand *b, int64_t n0, int64_t columns, int64_t k0, int64_t k, int vectors, float *turn,
+                              int64_t turn_stride, float *to);
+#endif
 
 #endif

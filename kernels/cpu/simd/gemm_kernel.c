@@ -20,12 +20,21 @@ SIMD_INLINE Row row_load(const float *p, const int vectors) {
     return r;
 }
 
-SIMD_INLINE Row row_fma(Row sum, float a, Row b, const int vectors) {
+/* c + a b, or with pairs c + a.low b.low + a.high b.high */
+SIMD_INLINE vf multiply_add(vf a, vf b, vf c, const int pairs) {
+#if GEMM_PAIRS
+    if (pairs) return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b);
+#endif
+    (void)pairs;
+    return vf_fma(a, b, c);
+}
+
+SIMD_INLINE Row row_fma(Row sum, float a, Row b, const int vectors, const int pairs) {
     vf factor = vf_set(a);
-    sum.v[0] = vf_fma(factor, b.v[0], sum.v[0]);
-    if (vectors > 1) sum.v[1] = vf_fma(factor, b.v[1], sum.v[1]);
-    if (vectors > 2) sum.v[2] = vf_fma(factor, b.v[2], sum.v[2]);
-    if (vectors > 3) sum.v[3] = vf_fma(factor, b.v[3], sum.v[3]);
+    sum.v[0] = multiply_add(factor, b.v[0], sum.v[0], pairs);
+    if (vectors > 1) sum.v[1] = multiply_add(factor, b.v[1], sum.v[1], pairs);
+    if (vectors > 2) sum.v[2] = multiply_add(factor, b.v[2], sum.v[2], pairs);
+    if (vectors > 3) sum.v[3] = multiply_add(factor, b.v[3], sum.v[3], pairs);
     return sum;
 }
 
@@ -37,18 +46,18 @@ SIMD_INLINE void row_add_to(float *p, Row sum, const int vectors) {
 }
 
 SIMD_INLINE void kernel_body(const float *restrict a, int64_t a_stride, const float *restrict b, float *restrict c,
-                             int64_t c_stride, int64_t k, const int vectors) {
+                             int64_t c_stride, int64_t k, const int vectors, const int pairs) {
     const Row zero = {{vf_zero(), vf_zero(), vf_zero(), vf_zero()}};
     Row sum0 = zero, sum1 = zero, sum2 = zero, sum3 = zero, sum4 = zero, sum5 = zero;
     const float *a3 = a + 3 * a_stride;
     for (int64_t p = 0; p < k; p++) {
         Row row = row_load(b + p * vectors * SIMD_WIDTH, vectors);
-        sum0 = row_fma(sum0, a[p], row, vectors);
-        sum1 = row_fma(sum1, a[a_stride + p], row, vectors);
-        sum2 = row_fma(sum2, a[2 * a_stride + p], row, vectors);
-        sum3 = row_fma(sum3, a3[p], row, vectors);
-        sum4 = row_fma(sum4, a3[a_stride + p], row, vectors);
-        sum5 = row_fma(sum5, a3[2 * a_stride + p], row, vectors);
+        sum0 = row_fma(sum0, a[p], row, vectors, pairs);
+        sum1 = row_fma(sum1, a[a_stride + p], row, vectors, pairs);
+        sum2 = row_fma(sum2, a[2 * a_stride + p], row, vectors, pairs);
+        sum3 = row_fma(sum3, a3[p], row, vectors, pairs);
+        sum4 = row_fma(sum4, a3[a_stride + p], row, vectors, pairs);
+        sum5 = row_fma(sum5, a3[2 * a_stride + p], row, vectors, pairs);
     }
     row_add_to(c, sum0, vectors);
     row_add_to(c + c_stride, sum1, vectors);
@@ -58,13 +67,25 @@ SIMD_INLINE void kernel_body(const float *restrict a, int64_t a_stride, const fl
     row_add_to(c + 5 * c_stride, sum5, vectors);
 }
 
-void gemm_kernel(const float *a, int64_t a_stride, const float *b, float *c, int64_t c_stride, int64_t k, int vectors) {
+SIMD_INLINE void kernel_of(const float *a, int64_t a_stride, const float *b, float *c, int64_t c_stride, int64_t k, int vectors,
+                           const int pairs) {
     switch (vectors) {
-        case 1: kernel_body(a, a_stride, b, c, c_stride, k, 1); break;
+        case 1: kernel_body(a, a_stride, b, c, c_stride, k, 1, pairs); break;
 #if SIMD_WIDTH == 16
-        case 2: kernel_body(a, a_stride, b, c, c_stride, k, 2); break;
-        case 3: kernel_body(a, a_stride, b, c, c_stride, k, 3); break;
+        case 2: kernel_body(a, a_stride, b, c, c_stride, k, 2, pairs); break;
+        case 3: kernel_body(a, a_stride, b, c, c_stride, k, 3, pairs); break;
 #endif
-        default: kernel_body(a, a_stride, b, c, c_stride, k, GEMM_VECTORS); break;
+        default: kernel_body(a, a_stride, b, c, c_stride, k, GEMM_VECTORS, pairs); break;
     }
 }
+
+void gemm_kernel(const float *a, int64_t a_stride, const float *b, float *c, int64_t c_stride, int64_t k, int vectors) {
+    kernel_of(a, a_stride, b, c, c_stride, k, vectors, 0);
+}
+
+#if GEMM_PAIRS
+void gemm_kernel_pairs(const float *a, int64_t a_stride, const float *b, float *c, int64_t c_stride, int64_t pairs,
+                       int vectors) {
+    kernel_of(a, a_stride, b, c, c_stride, pairs, vectors, 1);
+}
+#endif

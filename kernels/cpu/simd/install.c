@@ -5,9 +5,11 @@
 
 #define cpu_simd SIMD_SYMBOL(cpu_simd)
 
+/* With pairs only the products are compiled again: the rest is the plain AVX-512's, which was installed before. */
 void cpu_simd(Backend *backend) {
     simd_linear(backend);
     simd_head(backend);
+#ifndef __AVX512BF16__
     simd_attention(backend);
     simd_norm(backend);
     simd_rope(backend);
@@ -15,4 +17,5 @@ void cpu_simd(Backend *backend) {
     simd_embed(backend);
     simd_flat(backend);
     simd_quantize(backend);
+#endif
 }

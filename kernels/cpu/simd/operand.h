@@ -38,6 +38,13 @@ typedef struct Operand {
  * must be room. With a mask, column is a multiple of 4. */
 void operand_read(const Operand *operand, int64_t row, int64_t column, int64_t count, float *out);
 
+/* Whether every element is a BF16 number as it stands. */
+SIMD_INLINE int operand_is_bf16(const Operand *o) {
+    if (o->mask != NULL || o->scale != 1.0f) return 0;
+    if (o->weight != NULL) return o->round_to == DTYPE_BF16 || o->weight->format == WEIGHT_BF16;
+    return o->type == DTYPE_BF16;
+}
+
 /* Elements [first, first + count) of the flattened weight (within one row for INT8 and INT4), with the same surplus. */
 void weight_read(const WeightView *weight, DType round_to, int64_t first, int64_t count, float *out);
 

@@ -1,0 +1,102 @@
+/* Packing for dot products of BF16 pairs: half the floats of gemm_pack.c, each a pair along the contraction.
+ *
+ * An operand that is dense BF16 with rows along k is copied as it lies. Others are read as FP32, whose upper halves are the
+ * BF16 numbers, since operand_is_bf16 was asked first.
+ */
+#include "kernels/cpu/simd/gemm.h"
+
+#define PAIRS SIMD_WIDTH /* a vector holds so many */
+#define ELEMENTS (2 * SIMD_WIDTH)
+
+/* low, high [count]: the elements of neighbouring k. A pair a lane. */
+SIMD_INLINE void store_pairs(float *to, vf low, vf high) {
+    vu pairs = ((vu)low >> 16) | ((vu)high & 0xFFFF0000u);
+    vf_store(to, (vf)pairs);
+}
+
+/* to[0, count / 2) = pairs of neighbours in from[0, count); count a multiple of ELEMENTS */
+static void narrow(const float *from, int64_t count, float *to) {
+    const __m512i odd_words = _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27, 25,
+                                               23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+    for (int64_t i = 0; i < count; i += ELEMENTS) {
+        __m512i low = _mm512_castps_si512(vf_load(from + i)), high = _mm512_castps_si512(vf_load(from + i + SIMD_WIDTH));
+        vf_store(to + i / 2, _mm512_castsi512_ps(_mm512_permutex2var_epi16(low, odd_words, high)));
+    }
+}
+
+/* One row's pairs over [k0, k0 + k), then zeros up to a multiple of PAIRS. */
+static void read_pairs(const Operand *o, int64_t row, int64_t k0, int64_t k, float *to) {
+    if (o->weight == NULL || o->weight->format == WEIGHT_BF16) {
+        if (o->rows != NULL) row = o->rows[row];
+        const bf16 *from =
+            o->weight == NULL ? (const bf16 *)o->data + row * o->stride : (const bf16 *)o->weight->data + row * o->weight->cols;
+        memcpy(to, from + k0, (size_t)k * sizeof(bf16));
+        memset((bf16 *)(void *)to + k, 0, (size_t)(round_up(k, ELEMENTS) - k) * sizeof(bf16));
+        return;
+    }
+    float wide[GEMM_PAIRS_K + ELEMENTS];
+    operand_read(o, row, k0, k, wide);
+    int64_t whole = round_up(k, ELEMENTS);
+    for (int64_t i = round_up(k, SIMD_WIDTH); i < whole; i += SIMD_WIDTH)
+        vf_store(wide + i, vf_zero());
+    narrow(wide, whole, to);
+}
+
+/* Elements [column, column + count) of rows k and k + 1, paired; count up to SIMD_WIDTH. last: there is no row k + 1. */
+static void read_row_pair(const Operand *o, int64_t k, int last, int64_t column, int64_t count, float *to) {
+    float low[GEMM_TILE_ROWS + SIMD_WIDTH], high[GEMM_TILE_ROWS + SIMD_WIDTH];
+    operand_read(o, k, column, count, low);
+    if (!last) operand_read(o, k + 1, column, count, high);
+    for (int64_t i = 0; i < count; i += SIMD_WIDTH)
+        store_pairs(to + i, vf_load(low + i), last ? vf_zero() : vf_load(high + i));
+}
+
+static void zero_rows(int64_t rows, int64_t pairs, float *to, int64_t stride) {
+    for (int64_t i = rows; i % GEMM_ROWS != 0; i++)
+        memset(to + i * stride, 0, (size_t)pairs * sizeof *to);
+}
+
+void gemm_pairs_pack_a(const Operand *a, int64_t m0, int64_t rows, int64_t k0, int64_t k, float *to, int64_t stride) {
+    for (int64_t i = 0; i < rows; i++)
+        read_pairs(a, m0 + i, k0, k, to + i * stride);
+    zero_rows(rows, (k + 1) / 2, to, stride);
+}
+
+void gemm_pairs_pack_a_turned(const Operand *a, int64_t m0, int64_t rows, int64_t k0, int64_t k, float *turn,
+                              int64_t turn_stride, float *to, int64_t stride) {
+    int64_t pairs = (k + 1) / 2;
+    for (int64_t p = 0; p < pairs; p += PAIRS) {
+        for (int64_t i = 0; i < PAIRS; i++) {
+            int64_t at = 2 * (p + i);
+            if (at < k)
+                read_row_pair(a, k0 + at, at + 1 == k, m0, rows, turn + i * turn_stride);
+            else
+                memset(turn + i * turn_stride, 0, (size_t)round_up(rows, SIMD_WIDTH) * sizeof *turn);
+        }
+        for (int64_t i = 0; i < rows; i += SIMD_WIDTH)
+            vf_transpose(turn + i, turn_stride, to + i * stride + p, stride);
+    }
+    zero_rows(rows, pairs, to, stride);
+}
+
+void gemm_pairs_pack_b(const Operand *b, int64_t n0, int64_t columns, int64_t k0, int64_t k, int vectors, float *to) {
+    int64_t width = (int64_t)vectors * SIMD_WIDTH;
+    for (int64_t at = 0; at < k; at += 2)
+        read_row_pair(b, k0 + at, at + 1 == k, n0, columns, to + at / 2 * width);
+}
+
+void gemm_pairs_pack_b_turned(const Operand *b, int64_t n0, int64_t columns, int64_t k0, int64_t k, int vectors, float *turn,
+                              int64_t turn_stride, float *to) {
+    int64_t width = (int64_t)vectors * SIMD_WIDTH, pairs = round_up(k, ELEMENTS) / 2;
+    for (int64_t v = 0; v < vectors; v++) {
+        for (int64_t i = 0; i < SIMD_WIDTH; i++) {
+            int64_t n = v * SIMD_WIDTH + i;
+            if (n < columns)
+                read_pairs(b, n0 + n, k0, k, turn + i * turn_stride);
+            else
+                memset(turn + i * turn_stride, 0, (size_t)pairs * sizeof *turn);
+        }
+        for (int64_t p = 0; p < pairs; p += PAIRS)
+            vf_transpose(turn + p, turn_stride, to + p * width + v * SIMD_WIDTH, width);
+    }
+}
