@@ -168,6 +168,7 @@ typedef struct GateShape {
 /* ---- head + loss ----------------------------------------------------------------------------------------------------
  * For supervised row j at row t = rows[j]: logits = x[t] W^T (FP32), nll_j = logsumexp(logits) - logits[targets[j]].
  * *loss_sum (double) is ACCUMULATED with the sum over j in order; nll [supervised] is overwritten when not NULL.
+ * In a BF16 run the gradient of the logits may be rounded to BF16 before it is multiplied; the reference keeps FP32.
  * With dx: dx[t] = grad_scale * sum_v (softmax - onehot)_v W_v, zero on rows without loss; dW accumulated when trained.
  * Works through chunks of head_chunk_rows supervised rows, so the logits never exist whole. Loss and gradients are one
  * pass: head_loss and head_logits take forward_workspace; saved and backward_workspace are 0. */

@@ -66,7 +66,9 @@ static void check_case(const Backend *ref, const Backend *simd, Random *r, const
     assert_close("nll", DTYPE_F32, one.nll, want.nll, supervised, REDUCTION_F32);
     assert_true(fabs(one.loss - want.loss) <= REDUCTION_F32 * fabs(want.loss)); /* a sum of the same terms in double */
     if (c->need_dx) assert_close("dx", c->act, one.dx, want.dx, c->tokens * c->hidden, reduction_tolerance(c->act));
-    assert_close("dW", DTYPE_F32, one.d_weight, want.d_weight, c->vocab * c->hidden, REDUCTION_F32);
+    /* in BF16 the pairs' gradient of the logits is rounded first: 2^-9 at most a term, 1e-3 of the norm */
+    double d_weight = c->act == DTYPE_BF16 && strcmp(simd->variant.head, "avx512bf16") == 0 ? 1.5e-3 : REDUCTION_F32;
+    assert_close("dW", DTYPE_F32, one.d_weight, want.d_weight, c->vocab * c->hidden, d_weight);
     const int threads[] = {2, 3, 8};
     for (size_t i = 0; i < sizeof threads / sizeof *threads; i++) {
         Outputs more = run(simd, c, &in, threads[i]);
@@ -166,7 +168,7 @@ static void refusals(const Backend *ref, const Backend *simd, const char *name) 
 #define TEST(check)                          \
     static void test_##check(void **state) { \
         (void)state;                         \
-        each_product_variant(check);                 \
+        each_product_variant(check);         \
     }
 TEST(shapes)
 TEST(chunks)

@@ -1,7 +1,9 @@
 /* Head and loss: for every chunk of supervised rows three products (logits, dx, dW) around a softmax.
  *
  * workspace: [ logits FP32 chunk x V | nll double chunk | products' ]
- * The logits of a chunk turn in place into grad_scale * (softmax - onehot), which is what both gradients multiply with.
+ * The logits of a chunk turn in place into grad_scale * (softmax - onehot), which is what both gradients multiply with. Where
+ * BF16 pairs are multiplied and the run is BF16, they are rounded to BF16 on the way and lie in the first half of each row:
+ * an error of 2^-9 a term, as large as that of storing dx.
  */
 #include <math.h>
 
@@ -63,8 +65,12 @@ typedef struct SoftmaxWork {
     const int32_t *targets;
     int64_t vocab;
     float grad_scale;
-    int gradient;
+    int gradient, narrow; /* narrow: the gradient becomes BF16 */
 } SoftmaxWork;
+
+static int narrows(const Exec *exec) {
+    return GEMM_PAIRS && exec->config.act == DTYPE_BF16;
+}
 
 static float row_largest(const float *z, int64_t count) {
     vf most = vf_set(-INFINITY);
@@ -105,9 +111,13 @@ static void softmax_row(void *context, int64_t j, int worker) {
     float scale = (float)((double)w->grad_scale / sum);
     /* the target's own entry is a difference of near equals when the model is sure: formed in double */
     float own = (float)((double)w->grad_scale * ((double)z[target] / sum - 1.0));
-    for (int64_t v = 0; v < w->vocab; v += SIMD_WIDTH)
-        vf_store_act(z, DTYPE_F32, v, w->vocab - v, vf_load_act(z, DTYPE_F32, v, w->vocab - v) * vf_set(scale));
-    z[target] = own;
+    DType type = w->narrow ? DTYPE_BF16 : DTYPE_F32;
+    for (int64_t v = 0; v < w->vocab; v += SIMD_WIDTH) /* a narrow store lies behind what is still to be read */
+        vf_store_act(z, type, v, w->vocab - v, vf_load_act(z, DTYPE_F32, v, w->vocab - v) * vf_set(scale));
+    if (w->narrow)
+        ((bf16 *)(void *)z)[target] = bf16_from_float(own);
+    else
+        z[target] = own;
 }
 
 /* dx[rows[j]] = p[j] W;  dW += p^T x */
@@ -116,6 +126,10 @@ static void gradients(const Exec *exec, const HeadShape *shape, const Batch *bat
     DType act = exec->config.act;
     Operand x_rows = {.data = x, .type = act, .stride = shape->hidden, .rows = batch->rows + first, .scale = 1.0f};
     Operand p_rows = {.data = p, .type = DTYPE_F32, .stride = shape->vocab, .scale = 1.0f};
+    if (narrows(exec)) {
+        p_rows.type = DTYPE_BF16;
+        p_rows.stride = 2 * shape->vocab;
+    }
     Product products[2];
     int products_count = 0;
     if (dx != NULL)
@@ -160,7 +174,8 @@ static Status head_loss(const Exec *exec, const HeadShape *shape, const Batch *b
                             .targets = batch->targets + first,
                             .vocab = shape->vocab,
                             .grad_scale = batch->grad_scale,
-                            .gradient = dx != NULL || d_weight != NULL};
+                            .gradient = dx != NULL || d_weight != NULL,
+                            .narrow = narrows(exec)};
         pool_run(exec->pool, softmax_row, &work, count);
         for (int64_t j = 0; j < count; j++) {
             *loss_sum += row_nll[j];
