@@ -51,6 +51,10 @@ Status quantizer_create(Quantizer **out, const Backend *backend, Pool *pool, int
     return OK;
 }
 
+size_t quantizer_bytes(int threads, int64_t max_constants) {
+    return sizeof(Quantizer) + ((size_t)threads * ITEM_VALUES + CARRY_VALUES + (size_t)max_constants) * sizeof(float);
+}
+
 void quantizer_free(Quantizer *q) {
     if (q == NULL) return;
     memory_free(q->buffers);

@@ -64,6 +64,8 @@ int64_t quant_nested_constants(const QuantSpec *spec, int64_t rows, int64_t cols
 
 /* backend and pool (NULL: the caller alone) are borrowed. max_constants: see quant_nested_constants. */
 Status quantizer_create(Quantizer **out, const Backend *backend, Pool *pool, int64_t max_constants, Error *err);
+/* Bytes that it takes. */
+size_t quantizer_bytes(int threads, int64_t max_constants);
 void quantizer_free(Quantizer *quantizer); /* NULL is fine */
 
 /* Starts over with a tensor that quantized_take filled in; it is complete after quantizer_finish. */

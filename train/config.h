@@ -67,7 +67,13 @@ typedef struct Config {
         int64_t samples; /* prompts shown before and after in the report */
     } train;
     struct {
-        char *mode; /* none */
+        char *mode;         /* none | merged | separate */
+        char *weights;      /* the grid */
+        int64_t group_size; /* int2, int3, int4 */
+        int symmetric, double_quant;
+        int64_t start_step;
+        char *scales, *activations, *kv_cache;
+        int learn_scales;
     } qat;
     struct {
         int shard_base;

@@ -134,8 +134,39 @@ static Status check_train(ConfigLoader *loader, Error *err) {
     return OK;
 }
 
+static Status check_qat(ConfigLoader *loader, Error *err) {
+    const Config *config = loader->config;
+    char where[512];
+    const char *grid = config->qat.weights;
+    int64_t group = config->qat.group_size;
+    int merged = is(config->qat.mode, "merged");
+    if (is(config->qat.mode, "none")) return refuse_section(loader, "qat", "qat.mode is none", err);
+    place(loader, "qat.mode", where, sizeof where);
+    if (is(config->method, "full"))
+        FAIL_USAGE("%s: qat.mode %s and method full do not go together; take method lora or qlora", where, config->qat.mode);
+    if (merged && config->lora.dropout > 0.0)
+        FAIL_USAGE(
+            "%s: qat.mode merged and lora.dropout above 0 do not go together: the adapter is part of the weight and has no "
+            "input of its own; set lora.dropout to 0, or take qat.mode separate",
+            where);
+    int groups = is(grid, "int2") || is(grid, "int3") || is(grid, "int4");
+    if (!groups) TRY(refuse_key(loader, "qat.group_size", "only qat.weights int2, int3 and int4 have groups", err));
+    if (group != 32 && group != 64 && group != 128)
+        FAIL_USAGE("%s: qat.group_size: want 32, 64 or 128, got %lld", place(loader, "qat.group_size", where, sizeof where),
+                   (long long)group);
+    if (!groups && !is(grid, "int8"))
+        TRY(refuse_key(loader, "qat.symmetric", "only the integer grids have zero points to choose", err));
+    if (!is(grid, "nf4")) TRY(refuse_key(loader, "qat.double_quant", "only qat.weights nf4 has block constants", err));
+    int64_t steps = config->train.steps;
+    if (steps > 0 && config->qat.start_step >= steps)
+        FAIL_USAGE("%s: qat.start_step: the run has %lld steps, so none of them would be quantized",
+                   place(loader, "qat.start_step", where, sizeof where), (long long)steps);
+    return OK;
+}
+
 Status config_check(ConfigLoader *loader, Error *err) {
     TRY(check_method(loader, err));
+    TRY(check_qat(loader, err));
     TRY(check_data(loader, err));
     return check_train(loader, err);
 }

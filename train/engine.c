@@ -118,6 +118,20 @@ static Status open_full(Engine *engine, const EngineOptions *options, Error *err
 
 /* ---- frozen base, with or without adapters ------------------------------------------------------------------------------ */
 
+static Status open_qat(Engine *engine, const Config *config, Error *err) {
+    QatShape shape = {.model = &engine->model,
+                      .adapter = &engine->adapter,
+                      .backend = &engine->backend,
+                      .exec = engine->exec.config,
+                      .rows = config->train.micro_batch_tokens};
+    TRY(qat_options(config, &shape.options, err));
+    if (shape.options.mode == QAT_NONE) return OK;
+    engine->qat_mode = shape.options.mode;
+    TRY(qat_open(&engine->qat, &shape, engine->weights, &engine->state, engine->pool, err));
+    engine->source = qat_source(engine->qat);
+    return OK;
+}
+
 static Status open_frozen(Engine *engine, const EngineOptions *options, Error *err) {
     if (options->adapter != NULL)
         TRY(adapter_read(&engine->adapter, &engine->params, options->adapter, &engine->model, err));
@@ -133,7 +147,7 @@ static Status open_frozen(Engine *engine, const EngineOptions *options, Error *e
     else
         adapter_init(&engine->params, options->seed, engine->state.master);
     params_refresh_copy(&engine->state, &engine->params, options->act);
-    return OK;
+    return options->config != NULL ? open_qat(engine, options->config, err) : OK;
 }
 
 Status engine_open(Engine *engine, const EngineOptions *options, Error *err) {
@@ -154,6 +168,7 @@ Status engine_open(Engine *engine, const EngineOptions *options, Error *err) {
 }
 
 void engine_close(Engine *engine) {
+    qat_free(engine->qat);
     weights_free(engine->weights);
     adapter_free(&engine->adapter);
     params_free(&engine->params);
@@ -177,6 +192,7 @@ ModelShape engine_shape(const Engine *engine) {
         shape.dense = weights_view(engine->weights, WEIGHT_EMBED).format;
     }
     if (engine->adapter.modules != NULL) shape.adapter = &engine->adapter;
+    shape.qat = engine->qat_mode;
     return shape;
 }
 

@@ -12,6 +12,7 @@
 #include "train/config.h"
 #include "train/model.h"
 #include "train/params.h"
+#include "train/qat.h"
 #include "train/weights.h"
 
 typedef enum Method { METHOD_FROZEN, METHOD_LORA, METHOD_FULL } Method; /* FROZEN: nothing is trained (eval, generate) */
@@ -37,6 +38,8 @@ typedef struct Engine {
     Exec exec;
     Method method;
     ModelWeights *weights; /* NULL for METHOD_FULL: everything lies in params */
+    QatMode qat_mode;
+    Qat *qat; /* NULL without; then `source` is its own */
     WeightSource source;
     Adapter adapter; /* modules NULL: none */
     ParamSet params;

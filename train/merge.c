@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "train/adapter.h"
+#include "train/lora_row.h"
 #include "train/weights_internal.h"
 
 typedef struct MergeAdapter {
@@ -219,19 +220,9 @@ typedef struct Rows {
     _Atomic int bad;
 } Rows;
 
-/* x += B[row,:] A * scale, the sum over the rank first, as PEFT multiplies before it scales. */
 static void add_delta(const MergeAdapter *a, const AdapterModule *module, int64_t row, int64_t cols, float *delta, float *x) {
-    const float *b = a->values + module->b + row * module->rank, *rows = a->values + module->a;
-    float scale = (float)(a->weight * (double)module->scale);
-    memset(delta, 0, (size_t)cols * sizeof *delta);
-    for (int64_t r = 0; r < module->rank; r++) {
-        const float *from = rows + r * cols;
-        float factor = b[r];
-        for (int64_t c = 0; c < cols; c++)
-            delta[c] += factor * from[c];
-    }
-    for (int64_t c = 0; c < cols; c++)
-        x[c] += scale * delta[c];
+    lora_add_row(a->values + module->b + row * module->rank, a->values + module->a, module->rank, cols,
+                 (float)(a->weight * (double)module->scale), delta, x);
 }
 
 static void scale_to_norm(float *x, int64_t cols, float wanted) {

@@ -9,6 +9,7 @@ typedef struct Recorder {
     const ModelShape *shape;
     const ModelConfig *config;
     int64_t positions; /* a sequence is shorter than this */
+    DType act;
 } Recorder;
 
 static const char *const linear_names[LAYER_LINEARS] = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
@@ -26,6 +27,7 @@ static TapeLinear member(const Recorder *r, int64_t layer, LayerWeight kind) {
     int64_t rows = 0, cols = 0;
     (void)weight_describe(r->config, id, NULL, 0, &rows, &cols);
     WeightFormat format = r->shape->weights != NULL ? weights_view(r->shape->weights, id).format : r->shape->linear;
+    if (r->shape->qat != QAT_NONE) format = r->act == DTYPE_F32 ? WEIGHT_F32 : WEIGHT_BF16;
     TapeLinear out = {.spec = {.out = rows, .format = format},
                       .weight = ref_of(r, id),
                       .bias = ref_of(r, weight_id(layer, (LayerWeight)(kind + LAYER_Q_BIAS))),
@@ -34,6 +36,10 @@ static TapeLinear member(const Recorder *r, int64_t layer, LayerWeight kind) {
     const Adapter *adapter = r->shape->adapter;
     if (adapter == NULL) return out;
     const AdapterModule *module = adapter_module(adapter, layer, kind);
+    if (r->shape->qat == QAT_MERGED) {
+        out.weight.derived = module->rank > 0;
+        return out;
+    }
     out.spec.rank = module->rank;
     out.spec.lora_scale = module->scale;
     out.spec.dropout = adapter->dropout;
@@ -101,6 +107,7 @@ Status model_record(Tape **tape, const ModelShape *shape, const TapeOptions *opt
     *tape = NULL;
     Recorder recorder = {.shape = shape,
                          .config = shape->config,
+                         .act = options->exec.act,
                          .positions = options->mode == TAPE_GENERATE ? options->cache_rows : options->rows};
     TRY(tape_create(&recorder.tape, options, err));
     Status status = record_all(&recorder, err);

@@ -35,12 +35,16 @@ static inline AdapterModule *adapter_module(const Adapter *adapter, int64_t laye
     return &adapter->modules[layer * LAYER_LINEARS + (int64_t)kind];
 }
 
+/* Quantization-aware training (train/qat.h): linears take dense operands from a source that makes them. */
+typedef enum QatMode { QAT_NONE, QAT_SEPARATE, QAT_MERGED } QatMode;
+
 typedef struct ModelShape {
     const ModelConfig *config;
     WeightFormat linear;            /* of the layers' linears, where weights is NULL */
     const ModelWeights *weights;    /* loaded: each linear has its own format (a pre-quantized folder may mix them) */
     WeightFormat dense;             /* of embedding and head */
     const Adapter *adapter;         /* NULL: none */
+    QatMode qat;                    /* MERGED: adapters are part of the operands */
     const int64_t *weight_gradient; /* method full: per weight number, offset in the flat buffers or -1; NULL: frozen */
 } ModelShape;
 

@@ -6,6 +6,7 @@
 #include "train/batches.h"
 #include "train/engine.h"
 #include "train/generate.h"
+#include "train/qat.h"
 
 static int64_t least(int64_t a, int64_t b) {
     return a < b ? a : b;
@@ -58,6 +59,17 @@ static Status plan_tape(const PlanInput *in, TapeMode mode, Recompute recompute,
     return OK;
 }
 
+static Status plan_qat(const PlanInput *in, RunPlan *plan, Error *err) {
+    if (in->shape.qat == QAT_NONE) return OK;
+    QatShape shape = {.model = in->model,
+                      .adapter = in->shape.adapter,
+                      .backend = in->backend,
+                      .exec = {.act = in->act, .threads = in->threads},
+                      .rows = in->config->train.micro_batch_tokens};
+    TRY(qat_options(in->config, &shape.options, err));
+    return qat_bytes(&shape, &plan->qat, err);
+}
+
 static Status plan_candidate(const PlanInput *in, Recompute recompute, RunPlan *plan, Error *err) {
     int64_t window = in->config->train.micro_batch_tokens;
     plan->recompute = recompute;
@@ -72,8 +84,9 @@ static Status plan_candidate(const PlanInput *in, Recompute recompute, RunPlan *
         plan->cache = generator_bytes(in->model, in->act, plan->sample_context, 1);
     }
     plan->activations = arena_align(plan->activations);
-    plan->total =
-        plan->weights.arena + plan->adapters + plan->optimizer + plan->activations + plan->rope + plan->buffers + plan->cache;
+    TRY(plan_qat(in, plan, err));
+    plan->total = plan->weights.arena + plan->adapters + plan->optimizer + plan->activations + plan->qat + plan->rope +
+                  plan->buffers + plan->cache;
     size_t loading = plan->weights.arena + plan->weights.staging;
     plan->peak = plan->total > loading ? plan->total : loading;
     int full = strcmp(in->config->method, "full") == 0;
@@ -129,6 +142,9 @@ static Status plan_parameters(PlanInput *in, Adapter *adapter, ParamSet *params,
         in->shape.dense = dense_format(in->act, in->model->dtype);
         in->shape.linear = strcmp(config->method, "lora") == 0 ? in->shape.dense : options.linear;
         in->shape.adapter = adapter;
+        QatOptions qat;
+        TRY(qat_options(config, &qat, err));
+        in->shape.qat = qat.mode;
     }
     size_t all = params_state_bytes(params, in->act, 1);
     plan->adapters = params_state_bytes(params, in->act, 0);
@@ -193,6 +209,7 @@ void run_plan_print(const RunPlan *plan, Text *out) {
     line(out, "  kept values", plan->train.activations + plan->train.saved, "");
     line(out, "  their gradients", plan->train.gradients, "");
     line(out, "  workspace", plan->train.workspace, "");
+    line(out, "fake quantization", plan->qat, "operands of one linear group, tiles");
     line(out, "rope tables", plan->rope, "");
     line(out, "micro-batches", plan->buffers, "");
     line(out, "samples: cache and logits", plan->cache, "");

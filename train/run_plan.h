@@ -16,6 +16,7 @@ typedef struct RunPlan {
     size_t optimizer;     /* moments and gradients */
     size_t activations;   /* arena of the tapes: the largest of train, evaluation, generation */
     TapePlan train, eval; /* what is in it */
+    size_t qat;           /* operands and scratch of fake quantization; 0 without */
     size_t rope, buffers; /* tables; the arrays of micro-batches */
     size_t cache;         /* key/value cache and logits for samples; 0 without */
     size_t total;         /* resident during training */

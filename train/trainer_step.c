@@ -48,6 +48,7 @@ static void clear_gradients(Trainer *trainer) {
 static Status run_step(Trainer *trainer, StepResult *result, Error *err) {
     Engine *engine = &trainer->engine;
     double loss_sum = 0.0;
+    if (engine->qat != NULL) qat_set_step(engine->qat, trainer->progress.step);
     clear_gradients(trainer);
     for (int64_t k = 0; k < trainer->step.micro_batches; k++) {
         if (signals_pending()) return error_set(err, ERR_INTERRUPTED, "interrupted");

@@ -41,6 +41,10 @@ static const Base bases[] = {
     {{ADAPTER, "quant.type=int8"}},
     {{ADAPTER, "quant.type=int4", "quant.block_size=32"}},
     {{"method=full"}},
+    {{"method=lora", "lora.rank=5", "qat.mode=merged", "qat.weights=int4"}},
+    {{"method=lora", "lora.rank=5", "qat.mode=merged", "qat.weights=nf4"}},
+    {{"lora.rank=5", "qat.mode=merged", "qat.weights=q4_0"}},
+    {{ADAPTER, "qat.mode=separate", "qat.weights=int3", "qat.symmetric=false"}},
 };
 #define BASES ((int)(sizeof bases / sizeof *bases))
 

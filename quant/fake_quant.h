@@ -1,0 +1,46 @@
+/* Fake quantization of rows: every value becomes what packing it into a real format and unpacking it again gives, to the bit.
+ *
+ *   integer groups   b bits (2 to 8) along `in`, q in [-2^(b-1), 2^(b-1) - 1], one scale (and zero point) a group or a row:
+ *     symmetric      scale = amax / ((2^b - 1) / 2), zero = 0
+ *     asymmetric     lo = min(x, 0), hi = max(x, 0); scale = (hi - lo) / (2^b - 1); zero = clamp(RNE(qmin - lo / scale))
+ *     scale is FP32, rounded to scale_type; a scale of 0 becomes scale_type's epsilon; q = RNE(clamp(x / scale + zero));
+ *     value = (q - zero) * scale, rounded to scale_type (compressed-tensors' pack-quantized and int-quantized)
+ *   Q4_0, Q8_0, Q4_K  ggml's blocks (quant/ggml.h)
+ *
+ * The straight-through estimator (Bengio et al. 2013) passes a gradient where the unclamped integer lies in the range and
+ * nothing where it was clamped; scales and zero points are constants. Q8_0 clamps nothing; a Q4_K sub-block whose scale is 0
+ * decides no integer and passes all. NF4 is quantized a whole weight at a time (quant/quantize.h) and clamps nothing.
+ */
+#ifndef NIBBLE_QUANT_FAKE_QUANT_H
+#define NIBBLE_QUANT_FAKE_QUANT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core/dtype.h"
+#include "core/error.h"
+
+typedef enum FakeGrid { FAKE_INT, FAKE_Q4_0, FAKE_Q8_0, FAKE_Q4_K, FAKE_NF4 } FakeGrid;
+
+typedef struct FakeQuant {
+    FakeGrid grid;
+    int bits;           /* INT: 2 to 8 */
+    int symmetric;      /* INT */
+    int64_t group;      /* INT: values that share a scale; 0: a row */
+    DType scale_type;   /* INT: BF16 or F32 */
+    int double_quant;   /* NF4 */
+    int32_t block_size; /* NF4 */
+} FakeQuant;
+
+/* Whether a [rows, cols] weight has this grid; names what does not fit. */
+Status fake_quant_check(const FakeQuant *fake, int64_t rows, int64_t cols, Error *err);
+/* Whether some gradient may be masked. */
+int fake_quant_clips(const FakeQuant *fake);
+/* Scratch of one fake_quant_row call. */
+size_t fake_quant_scratch(const FakeQuant *fake, int64_t cols);
+/* One row of a grid other than NF4, cols as fake_quant_check took it. Overwrites out [cols] and, where not NULL, mask [cols] (1:
+ * the gradient passes). out may be x. Returns 0, or -1 when a value is NaN or Inf or too large for the format (what is
+ * written then is unspecified). Touches only its arguments: rows may run on any thread. scratch: 16-byte aligned. */
+int fake_quant_row(const FakeQuant *fake, const float *x, int64_t cols, float *out, uint8_t *mask, void *scratch);
+
+#endif

@@ -1,0 +1,59 @@
+/* Quantization-aware training: the linears' operands are what the exported model will hold.
+ *
+ *   merged    operand = FQ(W + s B A); the adapter is no separate branch. Backward, with dV = dY^T X the gradient of the operand and
+ *             M the straight-through mask:  dA += s B^T (M . dV)   dB += s (M . dV) A^T, a tile of QAT_TILE rows at a time
+ *   separate  operand = FQ(W); the adapter is added beside it, as other trainers do it
+ *
+ * W is the frozen base as it lies in memory (16-bit, or decoded from its 4 or 8 bits); W + s B A is formed in FP32 with the
+ * adapter's compute copies and the arithmetic of train/merge.h, so exporting the adapter packs the very numbers that were
+ * trained. Every linear of the layers is quantized, with an adapter or without. An operand is held dense in the run's
+ * activation type, one linear group at a time, from acquire to the next group's.
+ *
+ * Memory: one arena, the same for every step; nothing is allocated between steps. Threads and tiles change no bit.
+ */
+#ifndef NIBBLE_TRAIN_QAT_H
+#define NIBBLE_TRAIN_QAT_H
+
+#include <stdint.h>
+
+#include "autograd/weight_source.h"
+#include "quant/fake_quant.h"
+#include "train/config.h"
+#include "train/model.h"
+#include "train/params.h"
+#include "train/weights.h"
+
+#define QAT_TILE 64 /* rows of a weight's gradient that exist at a time; a multiple of every NF4 block whatever the width */
+
+typedef struct QatOptions {
+    QatMode mode;
+    FakeQuant grid;
+    int64_t start_step; /* operands are not quantized before it */
+} QatOptions;
+
+/* What the config's qat section says. */
+Status qat_options(const Config *config, QatOptions *options, Error *err);
+
+/* What memory and operands depend on. Borrowed. */
+typedef struct QatShape {
+    QatOptions options;
+    const ModelConfig *model;
+    const Adapter *adapter;
+    const Backend *backend;
+    ExecConfig exec;
+    int64_t rows; /* capacity of a micro-batch */
+} QatShape;
+
+/* Bytes that qat_open takes; fails, naming the linear, where the grid does not fit a shape. */
+Status qat_bytes(const QatShape *shape, size_t *bytes, Error *err);
+
+typedef struct Qat Qat;
+/* weights, params and pool are borrowed; gradients go to params->gradient. */
+Status qat_open(Qat **out, const QatShape *shape, ModelWeights *weights, const ParamState *params, Pool *pool, Error *err);
+void qat_free(Qat *qat); /* NULL is fine */
+size_t qat_taken(const Qat *qat);
+WeightSource qat_source(Qat *qat);
+/* The step that comes next, counted from 0: decides about start_step. */
+void qat_set_step(Qat *qat, int64_t step);
+
+#endif

@@ -1,0 +1,63 @@
+/* What the pieces of train/qat*.c share. */
+#ifndef NIBBLE_TRAIN_QAT_INTERNAL_H
+#define NIBBLE_TRAIN_QAT_INTERNAL_H
+
+#include "quant/quantize.h"
+#include "train/qat.h"
+
+typedef struct QatWorker { /* rows of one thread, as wide as the widest linear */
+    float *base, *delta, *b;
+    uint8_t *mask;
+    void *scratch;
+} QatWorker;
+
+/* What lies in the arena. */
+typedef struct QatMemory {
+    void *slot[LAYER_LINEARS]; /* operands, type act; linears that are never held together share their memory */
+    float *tile;               /* FP32 [QAT_TILE, widest in] */
+    float *a;                  /* FP32 copy of the adapter's A at hand */
+    QatWorker *workers;        /* [threads] */
+    void *dy;                  /* act [rows, QAT_TILE] */
+    void *workspace;           /* of the tile's product */
+    void *nf4;                 /* the largest weight's codes and constants */
+    size_t nf4_bytes;
+} QatMemory;
+
+struct Qat {
+    QatShape shape;
+    ModelWeights *weights;
+    const ParamState *params;
+    Pool *pool;
+    int active; /* operands are quantized */
+    Arena arena;
+    QatMemory memory;
+    Quantizer *quantizer; /* NF4 */
+    size_t quantizer_bytes;
+};
+
+/* A linear of a layer by its weight number. */
+typedef struct QatLinear {
+    int32_t id;
+    LayerWeight kind;
+    int64_t rows, cols;
+    WeightView base;
+    int64_t rank; /* of the adapter that is merged in; 0: none */
+    float scale;
+    int64_t a, b; /* offsets in the flat buffers */
+} QatLinear;
+
+/* 0 when the number is not a linear of a layer. */
+int qat_linear(const Qat *qat, int32_t id, QatLinear *linear);
+/* Copies A to FP32 where there is an adapter. */
+void qat_prepare(Qat *qat, const QatLinear *linear);
+/* Row `row` of W + s B A in FP32 into out. */
+void qat_merge_row(const Qat *qat, const QatLinear *linear, int64_t row, int worker, float *out);
+/* Overwrites the linear's slot with its operand. */
+Status qat_forward(Qat *qat, const QatLinear *linear, Error *err);
+/* WeightSource.backward. */
+Status qat_backward(void *self, int32_t weight, const Exec *exec, const Batch *batch, const void *dy, const void *x,
+                    Error *err);
+/* The product that forms a tile of dV. */
+LinearShape qat_tile_shape(int64_t rows, int64_t in, int64_t out, DType act);
+
+#endif
