@@ -78,7 +78,7 @@ static void int_group(const FakeQuant *fake, const float *x, int64_t count, floa
         float q = rintf(x[i] / s.scale + s.zero);
         if (mask != NULL) mask[i] = q >= s.low && q <= s.high;
         q = q < s.low ? s.low : q > s.high ? s.high : q;
-        out[i] = round_to((q - s.zero) * s.scale, fake->scale_type);
+        out[i] = round_to((float)(int)(q - s.zero) * s.scale, fake->scale_type); /* a code has no -0 */
     }
 }
 
