@@ -34,7 +34,8 @@ TRAIN_SOURCES := $(filter-out train/main.c,$(wildcard train/*.c))
 SIMD_PAIRS_ONLY := kernels/cpu/simd/gemm_pairs.c kernels/cpu/simd/pairs_probe.c
 SIMD_SOURCES := $(filter-out $(SIMD_PAIRS_ONLY),$(wildcard kernels/cpu/simd/*.c))
 # With AVX512_BF16 only the matrix products differ; the rest is AVX-512's.
-SIMD_PRODUCTS := $(SIMD_PAIRS_ONLY) $(addprefix kernels/cpu/simd/,gemm.c gemm_kernel.c gemm_pack.c operand.c linear.c head.c install.c)
+SIMD_PRODUCTS := $(SIMD_PAIRS_ONLY) $(addprefix kernels/cpu/simd/,gemm.c gemm_kernel.c gemm_pack.c operand.c linear.c head.c \
+	attention.c attention_parts.c attention_backward.c install.c)
 
 ARCH := $(shell uname -m)
 # One source, one object per instruction set; SIMD_NAME makes the symbols differ. Dispatch is by CPUID at run time.

@@ -27,8 +27,9 @@ static float row_largest(const float *scores, int64_t first, int64_t end, float 
     return vf_largest(largest);
 }
 
-/* scores = e^(scale * score - largest), zero where not visible; returns the sum. */
-static float row_exp(float *scores, int64_t count, int64_t first, int64_t end, float scale, float largest) {
+/* scores = e^(scale * score - largest), zero where not visible; returns the sum, of what is not rounded yet. */
+SIMD_INLINE float row_exp(float *scores, int64_t count, int64_t first, int64_t end, float scale, float largest,
+                          const int pairs) {
     vf sum = vf_zero();
     for (int64_t c = 0; c < count; c += SIMD_WIDTH) {
         vf p = vf_zero();
@@ -37,7 +38,7 @@ static float row_exp(float *scores, int64_t count, int64_t first, int64_t end, f
             p = vf_select(lanes_within(c, first, end), p, vf_zero());
             sum += p;
         }
-        vf_store(scores + c, p);
+        store_scores(scores, c, p, pairs);
     }
     return vf_sum(sum);
 }
@@ -56,7 +57,7 @@ static void soften(const Scratch *s, int64_t block, int64_t count, float scale, 
         if (largest < before) largest = before;
         float shrink = before == -INFINITY ? 0.0f : expf(before - largest);
         s->stat[0][i] = largest;
-        s->stat[1][i] = s->stat[1][i] * shrink + row_exp(scores, count, first, end, scale, largest);
+        s->stat[1][i] = s->stat[1][i] * shrink + row_exp(scores, count, first, end, scale, largest, s->pairs);
         if (shrink == 1.0f) continue;
         float *sum = s->sum[0] + i * s->sum_stride;
         for (int64_t d = 0; d < s->sum_stride; d += SIMD_WIDTH)
@@ -84,8 +85,8 @@ static void forward_item(void *context, int64_t item, int worker) {
     int64_t kv_head = head / (shape->heads / shape->kv_heads);
     Operand q = head_of(w->q, w->act, shape->heads, head, dim), k = head_of(w->k, w->act, shape->kv_heads, kv_head, dim);
     Operand v = head_of(w->v, w->act, shape->kv_heads, kv_head, dim);
-    Scratch s = attention_scratch(w->scratch, worker, 1, dim);
-    gemm_pack_a(&q, row, block, 0, dim, s.rows[0], s.row_stride);
+    Scratch s = attention_scratch(w->scratch, worker, 1, w->act, dim);
+    attention_pack(&s, &q, row, block, dim, s.rows[0]);
     memset(s.sum[0], 0, (size_t)(ATTENTION_BLOCK * s.sum_stride) * sizeof(float));
     for (int64_t i = 0; i < block; i++) {
         s.stat[0][i] = -INFINITY;

@@ -5,6 +5,9 @@
  *
  *   scores [block, stretch] = rows x (other side)^T,   something elementwise,   sum [block, D] += scores x (other side)
  *
+ * In a BF16 run with GEMM_PAIRS both products multiply pairs: the rows are copied, and what becomes of the scores is rounded
+ * to BF16 where it is stored, as flash attention does on GPUs (Dao 2023).
+ *
  * Blocks and stretches start at a sequence's own rows, so a sequence gives the same bits wherever it is packed.
  */
 #ifndef NIBBLE_KERNELS_CPU_SIMD_ATTENTION_H
@@ -20,6 +23,7 @@
 
 #define attention_thread_floats SIMD_SYMBOL(attention_thread_floats)
 #define attention_scratch SIMD_SYMBOL(attention_scratch)
+#define attention_pack SIMD_SYMBOL(attention_pack)
 #define attention_cut SIMD_SYMBOL(attention_cut)
 #define attention_scores SIMD_SYMBOL(attention_scores)
 #define attention_add SIMD_SYMBOL(attention_add)
@@ -34,10 +38,14 @@ typedef struct Scratch {
     float *turn;
     float *stat[2]; /* [ATTENTION_STRETCH], by row or by column */
     int64_t row_stride, sum_stride;
+    int pairs; /* rows are BF16 pairs, and so are scores once they are stored again */
 } Scratch;
 
 int64_t attention_thread_floats(int sides, int64_t dim);
-Scratch attention_scratch(void *workspace, int worker, int sides, int64_t dim);
+Scratch attention_scratch(void *workspace, int worker, int sides, DType act, int64_t dim);
+
+/* Rows [row, row + block) as an A panel. */
+void attention_pack(const Scratch *s, const Operand *rows, int64_t row, int64_t block, int64_t dim, float *to);
 
 /* Writes the first row of every block of the batch and returns their number; there are at most `tokens`. */
 int64_t attention_cut(const Batch *batch, int32_t *first_rows);
@@ -62,6 +70,14 @@ SIMD_INLINE vi lanes_within(int64_t at, int64_t first, int64_t end) {
         lane[i] = i;
     vi place = lane + (int32_t)at;
     return (vi)(place >= (int32_t)first) & (vi)(place < (int32_t)end);
+}
+
+/* Stores scores [c, c + SIMD_WIDTH) of a row, of which those up to c + SIMD_WIDTH have been read: as BF16 they lie behind. */
+SIMD_INLINE void store_scores(float *row, int64_t c, vf x, const int pairs) {
+    if (pairs)
+        vf_store_bf16((bf16 *)(void *)row + c, x);
+    else
+        vf_store(row + c, x);
 }
 
 /* Head `head` of an activation [.., heads * dim]. */

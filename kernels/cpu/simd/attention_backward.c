@@ -34,7 +34,7 @@ static void delta_row(void *context, int64_t t, int worker) {
 /* scores[0] = p, scores[1] = ds, from scores[0] = q k and scores[1] = do v. The statistics belong to rows (queries down the
  * block) or to columns (queries along the stretch). */
 SIMD_INLINE void score_gradients(const Scratch *s, int64_t block, int64_t count, float scale, const Visible *visible,
-                                 const int by_row) {
+                                 const int by_row, const int pairs) {
     for (int64_t i = 0; i < block; i++) {
         float *p = s->scores[0] + i * ATTENTION_STRIDE, *ds = s->scores[1] + i * ATTENTION_STRIDE;
         for (int64_t c = 0; c < count; c += SIMD_WIDTH) {
@@ -43,8 +43,8 @@ SIMD_INLINE void score_gradients(const Scratch *s, int64_t block, int64_t count,
             vf delta = by_row ? vf_set(s->stat[1][i]) : vf_load(s->stat[1] + c);
             vf probability = vf_exp(vf_load(p + c) * vf_set(scale) - lse);
             vf gradient = probability * (vf_load(ds + c) - delta);
-            vf_store(p + c, vf_select(seen, probability, vf_zero()));
-            vf_store(ds + c, vf_select(seen, gradient, vf_zero()));
+            store_scores(p, c, vf_select(seen, probability, vf_zero()), pairs);
+            store_scores(ds, c, vf_select(seen, gradient, vf_zero()), pairs);
         }
     }
 }
@@ -67,9 +67,9 @@ static void query_item(void *context, int64_t item, int worker) {
     int64_t kv_head = head / (heads / shape->kv_heads);
     Operand q = head_of(w->q, w->act, heads, head, dim), d_o = head_of(w->d_o, w->act, heads, head, dim);
     Operand k = head_of(w->k, w->act, shape->kv_heads, kv_head, dim), v = head_of(w->v, w->act, shape->kv_heads, kv_head, dim);
-    Scratch s = attention_scratch(w->scratch, worker, 2, dim);
-    gemm_pack_a(&q, row, block, 0, dim, s.rows[0], s.row_stride);
-    gemm_pack_a(&d_o, row, block, 0, dim, s.rows[1], s.row_stride);
+    Scratch s = attention_scratch(w->scratch, worker, 2, w->act, dim);
+    attention_pack(&s, &q, row, block, dim, s.rows[0]);
+    attention_pack(&s, &d_o, row, block, dim, s.rows[1]);
     memset(s.sum[0], 0, (size_t)(ATTENTION_BLOCK * s.sum_stride) * sizeof(float));
     for (int64_t i = 0; i < block; i++) {
         s.stat[0][i] = w->lse[(row + i) * heads + head];
@@ -85,7 +85,7 @@ static void query_item(void *context, int64_t item, int worker) {
         }
         attention_scores(&s, s.rows[0], block, &k, c0, count, dim, &visible, s.scores[0]);
         attention_scores(&s, s.rows[1], block, &v, c0, count, dim, &visible, s.scores[1]);
-        score_gradients(&s, block, count, shape->scale, &visible, 1);
+        score_gradients(&s, block, count, shape->scale, &visible, 1, s.pairs);
         attention_add(&s, s.scores[1], block, &k, c0, count, dim, &visible, s.sum[0]);
     }
     store_sum(w, &s, s.sum[0], block, shape->scale, w->dq, row, heads, head);
@@ -110,7 +110,7 @@ static void add_head(const Work *w, const Scratch *s, int64_t row, int64_t block
         }
         attention_scores(s, s->rows[0], block, &q, c0, count, dim, &visible, s->scores[0]);
         attention_scores(s, s->rows[1], block, &d_o, c0, count, dim, &visible, s->scores[1]);
-        score_gradients(s, block, count, shape->scale, &visible, 0);
+        score_gradients(s, block, count, shape->scale, &visible, 0, s->pairs);
         attention_add(s, s->scores[0], block, &d_o, c0, count, dim, &visible, s->sum[0]);
         attention_add(s, s->scores[1], block, &q, c0, count, dim, &visible, s->sum[1]);
     }
@@ -123,9 +123,9 @@ static void key_item(void *context, int64_t item, int worker) {
     int64_t end = w->batch->starts[ref_sequence_of(w->batch, row) + 1], block = least(ATTENTION_BLOCK, end - row);
     int64_t group = shape->heads / kv_heads;
     Operand k = head_of(w->k, w->act, kv_heads, kv_head, dim), v = head_of(w->v, w->act, kv_heads, kv_head, dim);
-    Scratch s = attention_scratch(w->scratch, worker, 2, dim);
-    gemm_pack_a(&k, row, block, 0, dim, s.rows[0], s.row_stride);
-    gemm_pack_a(&v, row, block, 0, dim, s.rows[1], s.row_stride);
+    Scratch s = attention_scratch(w->scratch, worker, 2, w->act, dim);
+    attention_pack(&s, &k, row, block, dim, s.rows[0]);
+    attention_pack(&s, &v, row, block, dim, s.rows[1]);
     for (int i = 0; i < 2; i++)
         memset(s.sum[i], 0, (size_t)(ATTENTION_BLOCK * s.sum_stride) * sizeof(float));
     for (int64_t head = kv_head * group; head < (kv_head + 1) * group; head++)

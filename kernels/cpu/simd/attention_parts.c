@@ -14,8 +14,8 @@ int64_t attention_thread_floats(int sides, int64_t dim) {
     return sides * pair + panel_floats(dim) + SIMD_WIDTH * row_stride_of(dim) + 2 * ATTENTION_STRETCH;
 }
 
-Scratch attention_scratch(void *workspace, int worker, int sides, int64_t dim) {
-    Scratch s = {.row_stride = row_stride_of(dim), .sum_stride = round_up(dim, 16)};
+Scratch attention_scratch(void *workspace, int worker, int sides, DType act, int64_t dim) {
+    Scratch s = {.row_stride = row_stride_of(dim), .sum_stride = round_up(dim, 16), .pairs = GEMM_PAIRS && act == DTYPE_BF16};
     float *at = (float *)workspace + worker * attention_thread_floats(sides, dim);
     for (int i = 0; i < sides; i++) {
         s.rows[i] = at;
@@ -61,6 +61,48 @@ static int panel_sees(const Visible *visible, int64_t row, int64_t block, int64_
     return 0;
 }
 
+void attention_pack(const Scratch *s, const Operand *rows, int64_t row, int64_t block, int64_t dim, float *to) {
+#if GEMM_PAIRS
+    if (s->pairs) {
+        gemm_pairs_pack_a(rows, row, block, 0, dim, to, s->row_stride);
+        return;
+    }
+#endif
+    gemm_pack_a(rows, row, block, 0, dim, to, s->row_stride);
+}
+
+/* Columns [n0, n0 + width) of (stretch)^T, or of the stretch, as a B panel; then products with it. */
+static void pack_stretch_turned(const Scratch *s, const Operand *columns, int64_t n0, int64_t width, int64_t dim, int vectors) {
+#if GEMM_PAIRS
+    if (s->pairs) {
+        gemm_pairs_pack_b_turned(columns, n0, width, 0, dim, vectors, s->turn, s->row_stride, s->panel);
+        return;
+    }
+#endif
+    gemm_pack_b_turned(columns, n0, width, 0, dim, vectors, s->turn, s->row_stride, s->panel);
+}
+
+static void pack_stretch(const Scratch *s, const Operand *columns, int64_t n0, int64_t width, int64_t c0, int64_t count,
+                         int vectors) {
+#if GEMM_PAIRS
+    if (s->pairs) {
+        gemm_pairs_pack_b(columns, n0, width, c0, count, vectors, s->panel);
+        return;
+    }
+#endif
+    gemm_pack_b(columns, n0, width, c0, count, vectors, s->panel);
+}
+
+static void multiply(const Scratch *s, const float *a, int64_t a_stride, float *c, int64_t c_stride, int64_t k, int vectors) {
+#if GEMM_PAIRS
+    if (s->pairs) {
+        gemm_kernel_pairs(a, a_stride, s->panel, c, c_stride, (k + 1) / 2, vectors);
+        return;
+    }
+#endif
+    gemm_kernel(a, a_stride, s->panel, c, c_stride, k, vectors);
+}
+
 void attention_scores(const Scratch *s, const float *rows, int64_t block, const Operand *columns, int64_t c0, int64_t count,
                       int64_t dim, const Visible *visible, float *scores) {
     size_t bytes = (size_t)round_up(count, SIMD_WIDTH) * sizeof *scores;
@@ -69,11 +111,11 @@ void attention_scores(const Scratch *s, const float *rows, int64_t block, const 
     for (int64_t n = 0; n < count; n += GEMM_COLUMNS) {
         int64_t width = least(GEMM_COLUMNS, count - n);
         int vectors = (int)((width + SIMD_WIDTH - 1) / SIMD_WIDTH);
-        gemm_pack_b_turned(columns, c0 + n, width, 0, dim, vectors, s->turn, s->row_stride, s->panel);
+        pack_stretch_turned(s, columns, c0 + n, width, dim, vectors);
         for (int64_t i = 0; i < block; i += GEMM_ROWS)
             if (panel_sees(visible, i, block, n, n + width))
-                gemm_kernel(rows + i * s->row_stride, s->row_stride, s->panel, scores + i * ATTENTION_STRIDE + n,
-                            ATTENTION_STRIDE, dim, vectors);
+                multiply(s, rows + i * s->row_stride, s->row_stride, scores + i * ATTENTION_STRIDE + n, ATTENTION_STRIDE, dim,
+                         vectors);
     }
 }
 
@@ -82,10 +124,10 @@ void attention_add(const Scratch *s, const float *scores, int64_t block, const O
     for (int64_t d = 0; d < dim; d += GEMM_COLUMNS) {
         int64_t width = least(GEMM_COLUMNS, dim - d);
         int vectors = (int)((width + SIMD_WIDTH - 1) / SIMD_WIDTH);
-        gemm_pack_b(columns, d, width, c0, count, vectors, s->panel);
+        pack_stretch(s, columns, d, width, c0, count, vectors);
         for (int64_t i = 0; i < block; i += GEMM_ROWS)
             if (panel_sees(visible, i, block, 0, count))
-                gemm_kernel(scores + i * ATTENTION_STRIDE, ATTENTION_STRIDE, s->panel, sum + i * s->sum_stride + d,
-                            s->sum_stride, count, vectors);
+                multiply(s, scores + i * ATTENTION_STRIDE, ATTENTION_STRIDE, sum + i * s->sum_stride + d, s->sum_stride, count,
+                         vectors);
     }
 }

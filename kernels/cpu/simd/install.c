@@ -9,8 +9,8 @@
 void cpu_simd(Backend *backend) {
     simd_linear(backend);
     simd_head(backend);
-#ifndef __AVX512BF16__
     simd_attention(backend);
+#ifndef __AVX512BF16__
     simd_norm(backend);
     simd_rope(backend);
     simd_gate(backend);
