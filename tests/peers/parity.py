@@ -36,7 +36,8 @@ def variants():
     """The CPU variants that this machine runs."""
     with open("/proc/cpuinfo") as file:
         flags = next((line.split() for line in file if line.startswith("flags")), [])
-    return ["ref"] + [name for name, flag in (("avx2", "avx2"), ("avx512", "avx512bw")) if flag in flags]
+    offered = (("avx2", "avx2"), ("avx512", "avx512bw"), ("avx512bf16", "avx512_bf16"))
+    return ["ref"] + [name for name, flag in offered if flag in flags]
 
 
 # ---- models --------------------------------------------------------------------------------------------------------------
