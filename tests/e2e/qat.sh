@@ -1,0 +1,67 @@
+#!/bin/bash
+# Quantization-aware training from outside: every mode trains, is planned to the byte, resumes to the same bytes, and is exported as
+# it was trained; what does not go together is refused before anything is read. TAP.
+cd "$(dirname "$0")/../.." || exit 2
+. tests/support/e2e.sh
+make_inputs 40
+
+qat() { # STATUS FOLDER MODE WEIGHTS WORDS...
+    local want=$1 folder=$2 mode=$3 weights=$4
+    shift 4
+    train "$want" "$folder" --set lora.dropout=0 --set "qat.mode=$mode" --set "qat.weights=$weights" "$@"
+}
+learns() { # the loss of the last evaluation is below that of the first
+    sed -nE 's/^\{"kind":"eval".*"loss":([^,]+),.*/\1/p' "$work/$1/metrics.jsonl" |
+        awk 'NR == 1 { first = $1 } { last = $1 } END { exit !(NR > 1 && last < first) }' || { echo "# $1 did not learn"; false; }
+}
+
+for grid in int4 int3 int2 int8 nf4 q4_0 q8_0; do
+    trains() { qat 0 "merged-$grid" merged "$grid" --set method=lora && learns "merged-$grid"; }
+    check "merged, $grid, 16-bit base" trains
+done
+for grid in int4 nf4; do
+    on_nf4() { qat 0 "nf4-$grid" merged "$grid" && learns "nf4-$grid"; }
+    check "merged, $grid, NF4 base" on_nf4
+    beside() { qat 0 "separate-$grid" separate "$grid" --set method=lora --set lora.dropout=0.1 && learns "separate-$grid"; }
+    check "separate, $grid, with dropout" beside
+done
+asymmetric() { qat 0 asymmetric merged int4 --set method=lora --set qat.symmetric=false --set qat.group_size=64 && learns asymmetric; }
+check "merged, int4 with zero points, groups of 64" asymmetric
+
+resumes() { # an interrupted run goes on to the bytes of the whole one, also across qat.start_step
+    local words=(--set method=lora --set qat.start_step=6)
+    qat 0 whole merged int4 "${words[@]}" || return 1
+    NIBBLE_FAULT=kill@step:9 "$nibble" train "$work/config.json" --threads 1 --set "output.path=$work/parts" --set lora.dropout=0 \
+        --set qat.mode=merged --set qat.weights=int4 "${words[@]}" >"$work/out" 2>"$work/err"
+    (($? == 137)) || { echo "# was not killed"; return 1; } # bash says a word about it
+    qat 0 parts merged int4 "${words[@]}" --resume && same_adapter whole parts && cmp <(losses_of whole) <(losses_of parts)
+}
+check "a killed run resumes to the same bytes" resumes
+later() { ! cmp -s "$(adapter whole)" "$(adapter merged-int4)"; }
+check "qat.start_step changes the run" later
+invariant() {
+    qat 0 again merged int4 --set method=lora --set train.recompute=layers --threads 1 && same_adapter merged-int4 again
+}
+check "recomputing and threads change no bit" invariant
+
+planned() {
+    run 0 plan "$work/config.json" --set method=lora --set lora.dropout=0 --set qat.mode=merged && out_has "fake quantization"
+}
+check "the plan shows what it takes" planned
+
+# tests/unit/test_qat.c compares its losses with the run's, bit for bit.
+exports() {
+    run 0 export "$work/model" --adapter "$work/merged-nf4/adapter" --format bnb-nf4 --out "$work/shipped" --json &&
+        run 0 eval "$work/shipped" --data "$work/data.jsonl" --json && out_has '"loss"'
+}
+check "an nf4 run is exported to bnb-nf4" exports
+
+both() { fails_with "lora.dropout above 0" train "$work/config.json" --set qat.mode=merged; }
+check "merged with dropout is refused" both
+full() { fails_with "qat.mode merged and method full do not go together" train "$work/config.json" --set qat.mode=merged --set method=full --set lora.dropout=0 --set lora.rank=16 --set lora.alpha=32; }
+check "method full is refused" full
+odd() { fails_with "multiple of 256" train "$work/config.json" --set qat.mode=merged --set lora.dropout=0 --set qat.weights=q4_k; }
+check "a grid that does not fit the model is refused, with the weight's name" odd
+pending() { fails_with "qat.learn_scales: true is not supported yet" train "$work/config.json" --set qat.learn_scales=true; }
+check "what is not there is refused by name" pending
+finish
