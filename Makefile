@@ -31,7 +31,7 @@ LDFLAGS_ALL := $(OPT) $(LDFLAGS)
 
 COMMON_SOURCES := $(wildcard core/*.c kernels/*.c kernels/cpu/*.c kernels/cpu/ref/*.c quant/*.c autograd/*.c data/*.c)
 TRAIN_SOURCES := $(filter-out train/main.c,$(wildcard train/*.c))
-SIMD_PAIRS_ONLY := kernels/cpu/simd/gemm_pairs.c kernels/cpu/simd/pairs_probe.c
+SIMD_PAIRS_ONLY := $(addprefix kernels/cpu/simd/,gemm_pairs.c dots_pairs.c pairs_probe.c)
 SIMD_SOURCES := $(filter-out $(SIMD_PAIRS_ONLY),$(wildcard kernels/cpu/simd/*.c))
 # With AVX512_BF16 only the matrix products differ; the rest is AVX-512's.
 SIMD_PRODUCTS := $(SIMD_PAIRS_ONLY) $(addprefix kernels/cpu/simd/,gemm.c gemm_kernel.c gemm_pack.c operand.c linear.c head.c \

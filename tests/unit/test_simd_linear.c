@@ -207,6 +207,28 @@ static void formats_int4(const Backend *ref, const Backend *simd, const char *na
         }
 }
 
+/* Generation: so few rows that products are dot products, over whole blocks and not. */
+static void few_rows(const Backend *ref, const Backend *simd, const char *name) {
+    (void)name;
+    static const Member members[] = {{.format = WEIGHT_BF16},
+                                     {.format = WEIGHT_NF4, .block = 64, .nested = 1},
+                                     {.format = WEIGHT_NF4, .block = 128},
+                                     {.format = WEIGHT_FP4, .block = 64},
+                                     {.format = WEIGHT_NF4, .block = 32},
+                                     {.format = WEIGHT_INT8},
+                                     {.format = WEIGHT_INT4, .block = 128}};
+    Random r = {4000000};
+    for (size_t m = 0; m < sizeof members / sizeof *members; m++)
+        for (int64_t tokens = 1; tokens <= 9; tokens++)
+            for (int64_t in = 128; in <= 640; in += 512) {
+                Case c = {
+                    .act = DTYPE_BF16, .capacity = tokens, .tokens = tokens, .in = in, .count = 1, .member = {members[m]}};
+                c.member[0].out = 67;
+                c.member[0].rank = tokens % 2 == 0 ? 8 : 0;
+                check_case(ref, simd, &r, &c);
+            }
+}
+
 /* Groups with adapters, dropout, biases and trained weights together. */
 static void groups(const Backend *ref, const Backend *simd, const char *name) {
     (void)name;
@@ -274,18 +296,19 @@ static void refusals(const Backend *ref, const Backend *simd, const char *name) 
 #define TEST(check)                          \
     static void test_##check(void **state) { \
         (void)state;                         \
-        each_product_variant(check);                 \
+        each_product_variant(check);         \
     }
 TEST(formats)
 TEST(formats_int4)
+TEST(few_rows)
 TEST(groups)
 TEST(large)
 TEST(refusals)
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_formats), cmocka_unit_test(test_formats_int4), cmocka_unit_test(test_groups),
-        cmocka_unit_test(test_large),   cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_formats), cmocka_unit_test(test_formats_int4), cmocka_unit_test(test_few_rows),
+        cmocka_unit_test(test_groups),  cmocka_unit_test(test_large),        cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

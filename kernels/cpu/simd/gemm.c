@@ -139,6 +139,12 @@ static void run_tile(const Product *p, const Tile *tile, const Buffers *buf) {
 
 /* sum[n][m] (a vector each) += B's row n . A's row m over all of k */
 static void add_term_dots(const Term *term, const Tile *tile, const Buffers *buf) {
+#if GEMM_PAIRS
+    if (gemm_dots_pairs_take(term, tile->rows, A_FLOATS)) {
+        gemm_dots_pairs(term, tile->m0, tile->rows, tile->n0, tile->columns, buf->a, buf->c);
+        return;
+    }
+#endif
     for (int64_t k0 = 0; k0 < term->k; k0 += GEMM_K) {
         int64_t k = least(GEMM_K, term->k - k0);
         for (int64_t m = 0; m < tile->rows; m++)

@@ -33,6 +33,8 @@
 #define gemm_pack_b SIMD_SYMBOL(gemm_pack_b)
 #define gemm_pack_b_turned SIMD_SYMBOL(gemm_pack_b_turned)
 #define gemm_kernel_pairs SIMD_SYMBOL(gemm_kernel_pairs)
+#define gemm_dots_pairs SIMD_SYMBOL(gemm_dots_pairs)
+#define gemm_dots_pairs_take SIMD_SYMBOL(gemm_dots_pairs_take)
 #define gemm_pairs_pack_a SIMD_SYMBOL(gemm_pairs_pack_a)
 #define gemm_pairs_pack_a_turned SIMD_SYMBOL(gemm_pairs_pack_a_turned)
 #define gemm_pairs_pack_b SIMD_SYMBOL(gemm_pairs_pack_b)
@@ -109,6 +111,11 @@ void gemm_pairs_pack_a_turned(const Operand *a, int64_t m0, int64_t rows, int64_
 void gemm_pairs_pack_b(const Operand *b, int64_t n0, int64_t columns, int64_t k0, int64_t k, int vectors, float *to);
 void gemm_pairs_pack_b_turned(const Operand *b, int64_t n0, int64_t columns, int64_t k0, int64_t k, int vectors, float *turn,
                               int64_t turn_stride, float *to);
+
+/* Whether a term of `rows` rows can take the next; room: floats that it may use. */
+int gemm_dots_pairs_take(const Term *term, int64_t rows, int64_t room);
+/* sums[n][m] (a vector each) += B's row n0 + n . A's row m0 + m. */
+void gemm_dots_pairs(const Term *term, int64_t m0, int64_t rows, int64_t n0, int64_t columns, float *room, float *sums);
 #endif
 
 #endif
