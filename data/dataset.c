@@ -36,6 +36,7 @@ typedef struct Run {
     int64_t count;
     EncodeScratch *scratch; /* per worker */
     int workers;
+    CacheWriter *writer; /* NULL: the sequences go to out */
     Dataset *out;
 } Run;
 
@@ -70,36 +71,46 @@ static void encode_item(void *context, int64_t item, int worker) {
     if (slot->status != OK) slot->reason = memory_strdup(error.text);
 }
 
+static Status append_piece(const Run *run, const Encoded *e, int64_t at, int64_t count, int64_t record, Error *err) {
+    Dataset *out = run->out;
+    if (run->writer == NULL) {
+        dataset_append(out, e->ids + at, e->train + at, count, record);
+        return OK;
+    }
+    out->count++;
+    out->tokens += count;
+    out->files[out->file_count - 1].count++;
+    return cache_writer_append(run->writer, e->ids + at, e->train + at, count, record, err);
+}
+
 /* Long text goes into pieces of max_length. A piece starts with the last token of the piece before it, because a first
  * token is no target: so every token but the document's first is trained exactly once. Only the first piece has BOS. */
-static void append_encoded(const Run *run, const Slot *slot) {
+static Status append_encoded(const Run *run, const Slot *slot, Error *err) {
     Dataset *out = run->out;
     const Encoded *e = &slot->encoded;
     int64_t trained = 0, longest = run->options->max_length;
     out->truncated += e->truncated;
     out->dropped += e->dropped;
-    if (e->dropped) return;
+    if (e->dropped) return OK;
     for (int64_t t = 0; t < e->count; t++)
         trained += e->train[t];
     if (trained == 0) {
         out->skipped_untrained++;
-        return;
+        return OK;
     }
     out->split += e->count > longest;
     for (int64_t at = 0; at == 0 || at + 1 < e->count; at += longest - 1) {
         int64_t left = e->count - at;
-        dataset_append(out, e->ids + at, e->train + at, left < longest ? left : longest, run->numbers + slot->number);
+        TRY(append_piece(run, e, at, left < longest ? left : longest, run->numbers + slot->number, err));
     }
+    return OK;
 }
 
 static Status collect_slot(Run *run, Slot *slot, Error *err) {
     Dataset *out = run->out;
     out->records++;
     out->files[out->file_count - 1].records++;
-    if (slot->status == OK) {
-        append_encoded(run, slot);
-        return OK;
-    }
+    if (slot->status == OK) return append_encoded(run, slot, err);
     if (run->options->on_error == ON_ERROR_FAIL) {
         return error_set(err, slot->status, "%s (set data.on_error to \"skip\" to leave out bad records)", slot->reason);
     }
@@ -313,14 +324,14 @@ static Status check_result(const DatasetOptions *options, const Dataset *d, Erro
         (long long)d->skipped_untrained, (long long)d->truncated, (long long)options->max_length);
 }
 
-static Status read_file(Run *run, const char *path, double weight, Error *err) {
-    run->path = path;
+static Status read_file(Run *run, const DatasetFile *file, Error *err) {
+    run->path = file->path;
     run->layout = NULL;
     run->rules = (EncodeRules){0};
     run->numbers += run->last_number;
     run->last_number = 0;
-    dataset_add_file(run->out, path, weight);
-    TRY(record_file_open(&run->file, path, err));
+    dataset_add_file(run->out, file->path, file->weight);
+    TRY(record_file_open(&run->file, file->path, err));
     Status status = read_batches(run, err);
     clear_slots(run);
     template_jinja_close(run->rules.jinja);
@@ -328,7 +339,7 @@ static Status read_file(Run *run, const char *path, double weight, Error *err) {
     return status;
 }
 
-static Status read_source(Run *run, const DatasetSource *source, Error *err) {
+static Status list_source(const DatasetSource *source, Dataset *out, Error *err) {
     DataFiles files;
     Status status = OK;
     if (!(source->weight > 0 && source->weight <= DATASET_WEIGHT_MAX))
@@ -336,38 +347,53 @@ static Status read_source(Run *run, const DatasetSource *source, Error *err) {
                    source->weight);
     TRY(data_files_expand(source->path, &files, err));
     for (int64_t i = 0; i < files.count && status == OK; i++) {
-        for (int64_t f = 0; f < run->out->file_count && status == OK; f++) {
-            if (strcmp(run->out->files[f].path, files.names[i]) == 0)
+        for (int64_t f = 0; f < out->file_count && status == OK; f++) {
+            if (strcmp(out->files[f].path, files.names[i]) == 0)
                 status =
                     error_set(err, ERR_USAGE, "data.path: %s is named twice; a weight makes it count more", files.names[i]);
         }
-        if (status == OK) status = read_file(run, files.names[i], source->weight, err);
+        if (status == OK) dataset_add_file(out, files.names[i], source->weight);
     }
     data_files_free(&files);
     return status;
 }
 
-Status dataset_read(const DatasetOptions *options, Dataset *out, Error *err) {
-    Run run = {.options = options, .out = out, .workers = pool_threads(options->pool)};
+Status dataset_list_files(const DatasetOptions *options, Dataset *out, Error *err) {
     DatasetSource only = {options->path, 1};
+    if (options->sources == NULL) return list_source(&only, out, err);
+    for (int64_t s = 0; s < options->source_count; s++)
+        TRY(list_source(&options->sources[s], out, err));
+    return OK;
+}
+
+Status dataset_read_into(const DatasetOptions *options, Dataset *out, CacheWriter *writer, Error *err) {
+    Run run = {.options = options, .out = out, .writer = writer, .workers = pool_threads(options->pool)};
+    Dataset names = {0};
     Status status = OK;
     *out = (Dataset){0};
     if (options->max_length < 2)
         FAIL_USAGE("data.max_length: want at least 2 tokens, got %lld", (long long)options->max_length);
     run.slots = memory_calloc(BATCH_RECORDS, sizeof *run.slots);
     run.scratch = memory_calloc((size_t)run.workers, sizeof *run.scratch);
-    if (options->sources == NULL) TRY_GOTO(read_source(&run, &only, err));
-    for (int64_t s = 0; options->sources != NULL && s < options->source_count; s++)
-        TRY_GOTO(read_source(&run, &options->sources[s], err));
+    TRY_GOTO(dataset_list_files(options, &names, err));
+    for (int64_t f = 0; f < names.file_count; f++)
+        TRY_GOTO(read_file(&run, &names.files[f], err));
     TRY_GOTO(check_result(options, out, err));
-    dataset_name_layout(out);
-    dataset_finish(out);
 done:
     for (int w = 0; w < run.workers; w++)
         encode_scratch_free(&run.scratch[w]);
     memory_free(run.scratch);
     memory_free(run.slots);
     text_free(&run.text);
+    dataset_free(&names);
     if (status != OK) dataset_free(out);
     return status;
+}
+
+Status dataset_read(const DatasetOptions *options, Dataset *out, Error *err) {
+    if (options->cache != NULL) return dataset_read_cached(options, out, err);
+    TRY(dataset_read_into(options, out, NULL, err));
+    dataset_name_layout(out);
+    dataset_finish(out);
+    return OK;
 }

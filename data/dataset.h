@@ -52,6 +52,7 @@ typedef struct DatasetOptions {
     int32_t eos_id;     /* what ends an answer; -1: the tokenizer's */
     int open_documents; /* plain text: no EOS after a document, for models that know no end (TinyStories) */
     Pool *pool;         /* NULL: one thread */
+    const char *cache;  /* folder of token caches (cache.h); NULL: tokenize into memory */
 } DatasetOptions;
 
 typedef struct DatasetFile {
@@ -62,12 +63,15 @@ typedef struct DatasetFile {
     int64_t records, count; /* its sequences follow those of the file before */
 } DatasetFile;
 
-/* All sequences back to back: sequence i owns tokens [start[i], start[i+1]). */
+/* All sequences back to back: sequence i owns tokens [start[i], start[i+1]). Where they lie in a token cache, ids and train are NULL
+ * and dataset_sequence gets them; without DatasetOptions.cache they never are. */
 typedef struct Dataset {
     int64_t count, tokens;
-    int64_t *start;  /* count + 1 */
-    int32_t *ids;    /* tokens */
-    uint8_t *train;  /* tokens: 1 where the token is a target; never at a sequence's first token */
+    int64_t *start;           /* count + 1 */
+    int32_t *ids;             /* tokens */
+    uint8_t *train;           /* tokens: 1 where the token is a target; never at a sequence's first token */
+    struct TokenCache *cache; /* NULL: in memory */
+    int64_t *chosen; /* with a cache: its number of each sequence; NULL: all of them, and start and record are the cache's */
     int64_t *record; /* count: the record a sequence comes from (1-based line, or element of a JSON array); a file's
                         numbers go on where those of the file before end */
     DatasetFile *files;
@@ -76,15 +80,25 @@ typedef struct Dataset {
     DataLayout layout; /* LAYOUT_MIXED, "mixed": files differ */
     char template_name[32];
     int64_t records, skipped_bad, skipped_untrained, truncated, split, dropped, trained_tokens, longest;
-    uint64_t hash;    /* of ids and masks in order, and of weights other than 1 */
+    uint64_t hash;    /* of the sequences' hashes in order, and of weights other than 1 */
     char *first_skip; /* why the first bad record was skipped; NULL when none was */
 } Dataset;
 
-/* Reads and tokenizes everything. JSONL, JSON array, CSV or plain text by extension and first byte, each file with its own
+/* Reads and tokenizes everything, or finds it tokenized in options->cache. JSONL, JSON array, CSV or plain text by extension and first byte, each file with its own
  * layout. Fails, naming file and
  * line, on a bad record unless on_error is skip; fails when nothing in the data is trained. */
 Status dataset_read(const DatasetOptions *options, Dataset *out, Error *err);
 void dataset_free(Dataset *dataset);
+/* Ids and mask of sequence i, start[i+1] - start[i] of each, valid until the next call for data of the same cache. Fails only when a
+ * cache is damaged; allocates nothing; one thread at a time. */
+Status dataset_sequence(const Dataset *dataset, int64_t i, const int32_t **ids, const uint8_t **train, Error *err);
+/* Its targets. */
+int64_t dataset_sequence_trained(const Dataset *dataset, int64_t i);
+/* Ids that hold every different token of the data, *count of them, borrowed: all the data in memory; each once, those of the other part
+ * of a split too, from a cache. */
+const int32_t *dataset_used_ids(const Dataset *dataset, int64_t *count);
+/* What the data's hash is made of. */
+uint64_t sequence_hash(const int32_t *ids, const uint8_t *train, int64_t count);
 /* Whether some file has a weight other than 1. */
 int dataset_is_weighted(const Dataset *dataset);
 const char *layout_name(DataLayout layout);

@@ -24,21 +24,41 @@ static void reserve_tokens(Dataset *d, int64_t more) {
     d->train = memory_resize(d->train, (size_t)want);
 }
 
-void dataset_append(Dataset *d, const int32_t *ids, const uint8_t *train, int64_t count, int64_t record) {
-    if (is_full(d->count)) {
-        size_t capacity = d->count == 0 ? 64 : (size_t)d->count * 2;
-        d->start = memory_resize(d->start, (capacity + 1) * sizeof *d->start);
-        d->record = memory_resize(d->record, capacity * sizeof *d->record);
-        d->start[0] = 0;
-    }
-    reserve_tokens(d, count);
-    memcpy(d->ids + d->tokens, ids, (size_t)count * sizeof *ids);
-    memcpy(d->train + d->tokens, train, (size_t)count);
-    d->train[d->tokens] = 0;
+static void append_place(Dataset *d, int64_t count, int64_t record) {
     d->record[d->count++] = record;
     d->tokens += count;
     d->start[d->count] = d->tokens;
     d->files[d->file_count - 1].count++;
+}
+
+static void reserve_places(Dataset *d) {
+    if (!is_full(d->count)) return;
+    size_t capacity = d->count == 0 ? 64 : (size_t)d->count * 2;
+    d->start = memory_resize(d->start, (capacity + 1) * sizeof *d->start);
+    d->record = memory_resize(d->record, capacity * sizeof *d->record);
+    if (d->cache != NULL) d->chosen = memory_resize(d->chosen, capacity * sizeof *d->chosen);
+    d->start[0] = 0;
+}
+
+void dataset_append(Dataset *d, const int32_t *ids, const uint8_t *train, int64_t count, int64_t record) {
+    reserve_places(d);
+    reserve_tokens(d, count);
+    memcpy(d->ids + d->tokens, ids, (size_t)count * sizeof *ids);
+    memcpy(d->train + d->tokens, train, (size_t)count);
+    d->train[d->tokens] = 0;
+    append_place(d, count, record);
+}
+
+/* Sequence i of another data set: copied, or, from a cache, its number. */
+static void append_sequence(Dataset *d, const Dataset *all, int64_t i) {
+    int64_t begin = all->start[i], count = all->start[i + 1] - begin;
+    if (all->cache == NULL) {
+        dataset_append(d, all->ids + begin, all->train + begin, count, all->record[i]);
+        return;
+    }
+    reserve_places(d);
+    d->chosen[d->count] = all->chosen != NULL ? all->chosen[i] : i;
+    append_place(d, count, all->record[i]);
 }
 
 void dataset_add_file(Dataset *d, const char *path, double weight) {
@@ -64,36 +84,74 @@ int dataset_is_weighted(const Dataset *d) {
     return 0;
 }
 
+uint64_t sequence_hash(const int32_t *ids, const uint8_t *train, int64_t count) {
+    uint64_t parts[3] = {(uint64_t)count, hash_bytes(ids, (size_t)count * sizeof *ids), hash_bytes(train, (size_t)count)};
+    return hash_bytes(parts, sizeof parts);
+}
+
+/* The cache's number of a sequence. */
+static int64_t in_cache(const Dataset *d, int64_t i) {
+    return d->chosen != NULL ? d->chosen[i] : i;
+}
+
+Status dataset_sequence(const Dataset *d, int64_t i, const int32_t **ids, const uint8_t **train, Error *err) {
+    if (d->cache != NULL) return token_cache_get(d->cache, in_cache(d, i), ids, train, err);
+    *ids = d->ids + d->start[i];
+    *train = d->train + d->start[i];
+    return OK;
+}
+
+int64_t dataset_sequence_trained(const Dataset *d, int64_t i) {
+    if (d->cache != NULL) return token_cache_trained(d->cache)[in_cache(d, i)];
+    int64_t trained = 0;
+    for (int64_t t = d->start[i] + 1; t < d->start[i + 1]; t++)
+        trained += d->train[t] != 0;
+    return trained;
+}
+
+const int32_t *dataset_used_ids(const Dataset *d, int64_t *count) {
+    if (d->cache != NULL) return token_cache_used(d->cache, count);
+    *count = d->tokens;
+    return d->ids;
+}
+
 void dataset_finish(Dataset *d) {
     Hash hash;
     hash_init(&hash);
     d->trained_tokens = d->longest = 0;
     for (int64_t i = 0; i < d->count; i++) {
         int64_t begin = d->start[i], length = d->start[i + 1] - begin;
-        for (int64_t t = 0; t < length; t++)
-            d->trained_tokens += d->train[begin + t];
+        uint64_t own = d->cache != NULL ? token_cache_hashes(d->cache)[in_cache(d, i)]
+                                        : sequence_hash(d->ids + begin, d->train + begin, length);
+        d->trained_tokens += dataset_sequence_trained(d, i);
         if (length > d->longest) d->longest = length;
-        hash_update(&hash, &length, sizeof length);
-        hash_update(&hash, d->ids + begin, (size_t)length * sizeof *d->ids);
-        hash_update(&hash, d->train + begin, (size_t)length);
+        hash_update(&hash, &own, sizeof own);
     }
     for (int64_t f = 0; dataset_is_weighted(d) && f < d->file_count; f++) {
         hash_update(&hash, &d->files[f].count, sizeof d->files[f].count);
         hash_update(&hash, &d->files[f].weight, sizeof d->files[f].weight);
     }
     d->hash = hash_final(&hash);
-    if (d->count == 0) return;
+    if (d->count == 0 || (d->cache != NULL && d->chosen == NULL)) return;
     d->start = memory_resize(d->start, (size_t)(d->count + 1) * sizeof *d->start);
     d->record = memory_resize(d->record, (size_t)d->count * sizeof *d->record);
+    if (d->cache != NULL) {
+        d->chosen = memory_resize(d->chosen, (size_t)d->count * sizeof *d->chosen);
+        return;
+    }
     d->ids = memory_resize(d->ids, (size_t)d->tokens * sizeof *d->ids);
     d->train = memory_resize(d->train, (size_t)d->tokens);
 }
 
 void dataset_free(Dataset *dataset) {
-    memory_free(dataset->start);
+    if (dataset->cache == NULL || dataset->chosen != NULL) { /* else they are the cache's */
+        memory_free(dataset->start);
+        memory_free(dataset->record);
+    }
     memory_free(dataset->ids);
     memory_free(dataset->train);
-    memory_free(dataset->record);
+    memory_free(dataset->chosen);
+    token_cache_release(dataset->cache);
     for (int64_t f = 0; f < dataset->file_count; f++)
         memory_free(dataset->files[f].path);
     memory_free(dataset->files);
@@ -144,6 +202,10 @@ static void choose_held_out(const Dataset *all, uint64_t seed, int64_t want, uin
 
 /* Sequences whose flag is `which`, with the files they come from. */
 static void copy_chosen(const Dataset *all, const uint8_t *held, uint8_t which, Dataset *out) {
+    if (all->cache != NULL) {
+        out->cache = token_cache_hold(all->cache);
+        out->chosen = memory_alloc(sizeof *out->chosen); /* also when nothing is chosen: start is not the cache's */
+    }
     for (int64_t f = 0, first = 0; f < all->file_count; first += all->files[f++].count) {
         const DatasetFile *file = &all->files[f];
         dataset_add_file(out, file->path, which ? 1 : file->weight);
@@ -152,9 +214,7 @@ static void copy_chosen(const Dataset *all, const uint8_t *held, uint8_t which, 
         copy->records = file->records;
         memcpy(copy->template_name, file->template_name, sizeof copy->template_name);
         for (int64_t i = first; i < first + file->count; i++) {
-            if (held[i] != which) continue;
-            int64_t begin = all->start[i];
-            dataset_append(out, all->ids + begin, all->train + begin, all->start[i + 1] - begin, all->record[i]);
+            if (held[i] == which) append_sequence(out, all, i);
         }
     }
     out->layout = all->layout;

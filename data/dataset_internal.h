@@ -8,6 +8,7 @@
 
 #include "core/text.h"
 #include "data/byte_source.h"
+#include "data/cache.h"
 #include "data/dataset.h"
 #include "data/layout.h"
 #include "data/template.h"
@@ -89,6 +90,15 @@ void encoded_free(Encoded *encoded);
 /* scratch->record to ids and a mask, untrained first token included; longer than max_length only for text that is split. */
 Status encode_conversation(const EncodeRules *rules, EncodeScratch *scratch, Encoded *out, Error *err);
 Status encode_text(const EncodeRules *rules, EncodeScratch *scratch, Encoded *out, Error *err);
+
+/* ---- dataset.c ---- */
+/* As dataset_read without a cache; the sequences go to `writer` where there is one, and `out` only counts them. */
+Status dataset_read_into(const DatasetOptions *options, Dataset *out, CacheWriter *writer, Error *err);
+/* Adds the files that the options name, in order, with nothing known of them but path and weight. */
+Status dataset_list_files(const DatasetOptions *options, Dataset *out, Error *err);
+
+/* ---- dataset_cached.c ---- */
+Status dataset_read_cached(const DatasetOptions *options, Dataset *out, Error *err);
 
 /* ---- dataset_build.c ---- */
 /* Appends a sequence; grows with the data. */

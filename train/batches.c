@@ -20,19 +20,22 @@ Status batch_buffer_take(BatchBuffer *buffer, Arena *arena, int64_t capacity, Er
     return OK;
 }
 
-void batch_fill(Batch *batch, BatchBuffer *buffer, const Dataset *dataset, const int64_t *sequences, int64_t count,
-                uint64_t sample_base) {
+Status batch_fill(Batch *batch, BatchBuffer *buffer, const Dataset *dataset, const int64_t *sequences, int64_t count,
+                  uint64_t sample_base, Error *err) {
     int64_t row = 0, supervised = 0;
     for (int64_t s = 0; s < count; s++) {
-        int64_t begin = dataset->start[sequences[s]], length = dataset->start[sequences[s] + 1] - begin;
+        int64_t length = dataset->start[sequences[s] + 1] - dataset->start[sequences[s]];
+        const int32_t *ids;
+        const uint8_t *train;
+        TRY(dataset_sequence(dataset, sequences[s], &ids, &train, err));
         buffer->starts[s] = row;
         for (int64_t t = 0; t < length; t++, row++) {
-            buffer->ids[row] = dataset->ids[begin + t];
+            buffer->ids[row] = ids[t];
             buffer->positions[row] = (int32_t)t;
             buffer->samples[row] = sample_base + (uint64_t)sequences[s];
-            if (t + 1 < length && dataset->train[begin + t + 1]) { /* row t predicts token t + 1 */
+            if (t + 1 < length && train[t + 1]) { /* row t predicts token t + 1 */
                 buffer->rows[supervised] = (int32_t)row;
-                buffer->targets[supervised++] = dataset->ids[begin + t + 1];
+                buffer->targets[supervised++] = ids[t + 1];
             }
         }
     }
@@ -46,13 +49,13 @@ void batch_fill(Batch *batch, BatchBuffer *buffer, const Dataset *dataset, const
     batch->supervised = supervised;
     batch->rows = buffer->rows;
     batch->targets = buffer->targets;
+    return OK;
 }
 
 int64_t batch_supervised(const Dataset *dataset, const int64_t *sequences, int64_t count) {
     int64_t supervised = 0;
     for (int64_t s = 0; s < count; s++)
-        for (int64_t t = dataset->start[sequences[s]] + 1; t < dataset->start[sequences[s] + 1]; t++)
-            supervised += dataset->train[t] != 0;
+        supervised += dataset_sequence_trained(dataset, sequences[s]);
     return supervised;
 }
 

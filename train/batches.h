@@ -24,8 +24,8 @@ size_t batch_buffer_bytes(int64_t capacity);
 Status batch_buffer_take(BatchBuffer *buffer, Arena *arena, int64_t capacity, Error *err);
 
 /* Fills buffer and *batch with these sequences of the dataset, one after another. sample_base is added to sequence numbers. */
-void batch_fill(Batch *batch, BatchBuffer *buffer, const Dataset *dataset, const int64_t *sequences, int64_t count,
-                uint64_t sample_base);
+Status batch_fill(Batch *batch, BatchBuffer *buffer, const Dataset *dataset, const int64_t *sequences, int64_t count,
+                  uint64_t sample_base, Error *err);
 
 typedef struct BatchStream {
     const Dataset *dataset;

@@ -15,7 +15,7 @@ Status evaluate(Engine *engine, const Tape *tape, const Dataset *dataset, const 
         int64_t count;
         pack_get(plan, i, &sequences, &count);
         Batch batch = {.dropout = 0};
-        batch_fill(&batch, buffer, dataset, sequences, count, 0);
+        TRY(batch_fill(&batch, buffer, dataset, sequences, count, 0, err));
         TapeRun run = engine_run(engine, &batch);
         run.loss_sum = &sum;
         TRY(tape_run(tape, &run, err));

@@ -42,11 +42,12 @@ static Status add_marked(const InspectOutput *out, Text *text, const Tokenizer *
 
 static Status add_example(InspectOutput *out, const Trainer *trainer, int64_t sequence, int first, Error *err) {
     const Dataset *data = &trainer->train_data;
-    int64_t begin = data->start[sequence], count = data->start[sequence + 1] - begin, trained = 0;
-    for (int64_t t = 0; t < count; t++)
-        trained += data->train[begin + t] != 0;
+    int64_t count = data->start[sequence + 1] - data->start[sequence], trained = dataset_sequence_trained(data, sequence);
+    const int32_t *ids;
+    const uint8_t *train;
     Text marked = {0};
-    Status status = add_marked(out, &marked, trainer->tokenizer, data->ids + begin, data->train + begin, count, err);
+    TRY(dataset_sequence(data, sequence, &ids, &train, err));
+    Status status = add_marked(out, &marked, trainer->tokenizer, ids, train, count, err);
     const char *text = marked.data != NULL ? marked.data : "";
     if (status == OK && !out->json)
         text_addf(&out->text, "--- sequence %lld, record %lld: %lld tokens, %lld trained\n%s\n", (long long)sequence,
@@ -58,10 +59,10 @@ static Status add_example(InspectOutput *out, const Trainer *trainer, int64_t se
         text_add_json_string(&out->text, text, marked.length);
         text_adds(&out->text, ", \"ids\": [");
         for (int64_t t = 0; t < count; t++)
-            text_addf(&out->text, "%s%d", t > 0 ? ", " : "", data->ids[begin + t]);
+            text_addf(&out->text, "%s%d", t > 0 ? ", " : "", ids[t]);
         text_adds(&out->text, "], \"train\": [");
         for (int64_t t = 0; t < count; t++)
-            text_addf(&out->text, "%s%d", t > 0 ? ", " : "", data->train[begin + t] != 0);
+            text_addf(&out->text, "%s%d", t > 0 ? ", " : "", train[t] != 0);
         text_adds(&out->text, "]}");
     }
     text_free(&marked);

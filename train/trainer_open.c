@@ -100,12 +100,15 @@ static Status open_data(Trainer *trainer, const ModelConfig *model, Pool *pool, 
         trainer->train_data = all;
     }
     const Dataset *sets[2] = {&trainer->train_data, &trainer->eval_data};
-    for (int s = 0; s < 2; s++)
-        for (int64_t t = 0; t < sets[s]->tokens; t++)
-            if (sets[s]->ids[t] < 0 || sets[s]->ids[t] >= model->vocab)
+    for (int s = 0; s < 2; s++) {
+        int64_t count = 0;
+        const int32_t *ids = dataset_used_ids(sets[s], &count);
+        for (int64_t t = 0; t < count; t++)
+            if (ids[t] < 0 || ids[t] >= model->vocab)
                 FAIL(
                     "data.path: token %d is not in the model's vocabulary of %lld; the tokenizer does not belong to this model",
-                    sets[s]->ids[t], (long long)model->vocab);
+                    ids[t], (long long)model->vocab);
+    }
     return OK;
 }
 
@@ -215,7 +218,9 @@ static const char *token_text(const Trainer *trainer, int32_t id) {
 static void warn_of_untrained_tokens(const Trainer *trainer) {
     if (trainer->engine.weights == NULL) return; /* method full trains the embeddings as well */
     WeightView embedding = weights_view(trainer->engine.weights, WEIGHT_EMBED);
-    EmbeddingFaults faults = embedding_check(&embedding, trainer->train_data.ids, trainer->train_data.tokens);
+    int64_t count = 0;
+    const int32_t *ids = dataset_used_ids(&trainer->train_data, &count);
+    EmbeddingFaults faults = embedding_check(&embedding, ids, count);
     if (faults.example < 0) return;
     char other[96] = "is near zero";
     if (faults.equal_to >= 0) (void)snprintf(other, sizeof other, "equals that of %.60s", token_text(trainer, faults.equal_to));

@@ -19,18 +19,22 @@ static int collect(void *context, int32_t id) {
 }
 
 /* The prompt of a sequence ends where its first trained token stands; plain text is cut after a quarter. */
-static void split_sequence(const Dataset *data, int64_t sequence, int64_t *prompt, int64_t *length) {
-    int64_t begin = data->start[sequence];
-    *length = data->start[sequence + 1] - begin;
+static Status split_sequence(const Dataset *data, int64_t sequence, const int32_t **ids, int64_t *prompt, int64_t *length,
+                             Error *err) {
+    const uint8_t *train;
+    TRY(dataset_sequence(data, sequence, ids, &train, err));
+    *length = data->start[sequence + 1] - data->start[sequence];
     *prompt = 1;
-    while (*prompt < *length && !data->train[begin + *prompt])
+    while (*prompt < *length && !train[*prompt])
         (*prompt)++;
     if (*prompt == 1 && *length > 8) *prompt = *length / 4;
+    return OK;
 }
 
 static Status write_answer(Trainer *trainer, const Dataset *data, int64_t sequence, Answer *answer, Error *err) {
     int64_t prompt, length, generated;
-    split_sequence(data, sequence, &prompt, &length);
+    const int32_t *ids;
+    TRY(split_sequence(data, sequence, &ids, &prompt, &length, err));
     int32_t stops[MODEL_MAX_EOS + 1];
     int stop_count = 0;
     if (tokenizer_eos(trainer->tokenizer) >= 0) stops[stop_count++] = tokenizer_eos(trainer->tokenizer);
@@ -41,7 +45,7 @@ static Status write_answer(Trainer *trainer, const Dataset *data, int64_t sequen
                              .max_new_tokens = wanted < ANSWER_MAX ? wanted : ANSWER_MAX,
                              .stop_ids = stops,
                              .stop_count = stop_count};
-    TRY(generate(trainer->generator, data->ids + data->start[sequence], prompt, &options, collect, answer, &generated, err));
+    TRY(generate(trainer->generator, ids, prompt, &options, collect, answer, &generated, err));
     if (signals_pending()) return error_set(err, ERR_INTERRUPTED, "interrupted while sampling");
     return OK;
 }
@@ -49,8 +53,8 @@ static Status write_answer(Trainer *trainer, const Dataset *data, int64_t sequen
 static Status report_answer(Trainer *trainer, const Dataset *data, int64_t sequence, const Answer *answer, int after,
                             Error *err) {
     int64_t prompt, length;
-    split_sequence(data, sequence, &prompt, &length);
-    const int32_t *ids = data->ids + data->start[sequence];
+    const int32_t *ids;
+    TRY(split_sequence(data, sequence, &ids, &prompt, &length, err));
     char *texts[3] = {NULL, NULL, NULL};
     size_t bytes;
     Status status = tokenizer_decode(trainer->tokenizer, ids, prompt, 1, &texts[0], &bytes, err);

@@ -33,8 +33,8 @@ static Status run_micro_batch(Trainer *trainer, int64_t k, double *loss_sum, Tap
     Batch batch = {.grad_scale = step->supervised > 0 ? 1.0f / (float)step->supervised : 0.0f,
                    .seed = (uint64_t)trainer->config.seed,
                    .dropout = 1};
-    batch_fill(&batch, &trainer->batch, &trainer->train_data, step->sequences + step->begin[k],
-               step->begin[k + 1] - step->begin[k], (uint64_t)(step->epoch[k] * trainer->train_data.count));
+    TRY(batch_fill(&batch, &trainer->batch, &trainer->train_data, step->sequences + step->begin[k],
+                   step->begin[k + 1] - step->begin[k], (uint64_t)(step->epoch[k] * trainer->train_data.count), err));
     TapeRun run = engine_run(&trainer->engine, &batch);
     run.loss_sum = loss_sum;
     run.watch = watch;

@@ -180,7 +180,7 @@ Status replay_evaluate(Trainer *trainer, const ReplayData *data, int64_t m, floa
     for (int64_t i = 0; i < count; i++)
         trainer->step.sequences[i] = first + i;
     Batch batch = {.dropout = 0};
-    batch_fill(&batch, &trainer->batch, &data->data, trainer->step.sequences, count, 0);
+    TRY(batch_fill(&batch, &trainer->batch, &data->data, trainer->step.sequences, count, 0, err));
     TapeRun run = engine_run(&trainer->engine, &batch);
     run.nll = nll;
     run.loss_sum = loss_sum;

@@ -272,7 +272,7 @@ static void check_model(const char *model, const char *const *overrides, int cou
     check_layout(trainer.eval_tape);
     Batch batch = {.grad_scale = 0.1f, .seed = 1, .dropout = 1};
     const int64_t sequences[] = {0, 1};
-    batch_fill(&batch, &trainer.batch, &data.data, sequences, 2, 0);
+    assert_int_equal(batch_fill(&batch, &trainer.batch, &data.data, sequences, 2, 0, NULL), OK);
     check_lifetimes(&trainer, trainer.train_tape, &batch);
     TapePlan train, eval;
     tape_plan(trainer.train_tape, &train);
