@@ -1,27 +1,19 @@
-/* Reading a data set: batches of records, tokenized side by side, appended in file order.
+/* Reading a data set: batches of records (dataset_batches.c), tokenized side by side, appended in file order.
  *
- * Memory is one batch and the result. Nothing depends on the number of threads: an item writes only its own slot, and
+ * Memory is a few batches and the result. Nothing depends on the number of threads: an item writes only its own slot, and
  * slots are looked at in order.
  */
 #include "data/dataset.h"
 
 #include <string.h>
+#include <sys/stat.h>
 
 #include "core/log.h"
 #include "core/memory.h"
 #include "data/data_files.h"
 #include "data/dataset_internal.h"
 
-#define BATCH_RECORDS 1024
-#define BATCH_BYTES ((size_t)4 << 20)
-
-typedef struct Slot {
-    size_t offset, length; /* of the record in the batch's text */
-    int64_t line, number;
-    Encoded encoded;
-    Status status;
-    char *reason; /* of a failure; set before encoding: what the reader found to be no record */
-} Slot;
+#define PROGRESS_SECONDS 5.0
 
 typedef struct Run {
     const DatasetOptions *options;
@@ -30,21 +22,22 @@ typedef struct Run {
     int64_t last_number;
     const Layout *layout; /* NULL until a record of the file showed it */
     EncodeRules rules;
-    RecordFile file;
-    Text text; /* of the batch */
-    Slot *slots;
-    int64_t count;
-    EncodeScratch *scratch; /* per worker */
+    BatchReader reader;
+    const RecordBatch *batch; /* being tokenized */
+    Slot *slots;              /* of its records */
+    EncodeScratch *scratch;   /* per worker */
     int workers;
-    CacheWriter *writer; /* NULL: the sequences go to out */
+    uint64_t bytes_before, bytes_total; /* on disk: of the files before this one; of all */
+    double begin, reported;             /* clock */
+    CacheWriter *writer;                /* NULL: the sequences go to out */
     Dataset *out;
 } Run;
 
 static Status encode_slot(const Run *run, const Slot *slot, EncodeScratch *scratch, Encoded *encoded, Error *err) {
-    const char *text = run->text.data + slot->offset;
+    const char *text = run->batch->text.data + slot->offset;
     const char *path = run->path;
     record_clear(&scratch->record);
-    if (run->file.form == FORM_DOCUMENTS) {
+    if (run->reader.file.form == FORM_DOCUMENTS) {
         scratch->record.text = memory_alloc(slot->length);
         memcpy(scratch->record.text, text, slot->length);
         scratch->record.text_length = slot->length;
@@ -65,9 +58,9 @@ static void encode_item(void *context, int64_t item, int worker) {
     Error error = {0};
     const Layout *unused = NULL;
     if (slot->reason != NULL) return;
-    slot->status = run->layout == NULL
-                       ? layout_detect(run->path, run->text.data + slot->offset, slot->length, slot->line, &unused, &error)
-                       : encode_slot(run, slot, &run->scratch[worker], &slot->encoded, &error);
+    slot->status = run->layout == NULL ? layout_detect(run->path, run->batch->text.data + slot->offset, slot->length,
+                                                       slot->line, &unused, &error)
+                                       : encode_slot(run, slot, &run->scratch[worker], &slot->encoded, &error);
     if (slot->status != OK) slot->reason = memory_strdup(error.text);
 }
 
@@ -119,34 +112,6 @@ static Status collect_slot(Run *run, Slot *slot, Error *err) {
         out->first_skip = slot->reason;
         slot->reason = NULL;
     }
-    return OK;
-}
-
-static void clear_slots(Run *run) {
-    for (int64_t i = 0; i < run->count; i++) {
-        encoded_free(&run->slots[i].encoded);
-        memory_free(run->slots[i].reason);
-    }
-    run->count = 0;
-    text_clear(&run->text);
-}
-
-static Status fill_batch(Run *run, Error *err) {
-    RecordBytes bytes;
-    int found = 1;
-    while (run->count < BATCH_RECORDS && run->text.length < BATCH_BYTES) {
-        TRY(record_file_next(&run->file, &bytes, &found, err));
-        if (!found) break;
-        Slot *slot = &run->slots[run->count++];
-        *slot = (Slot){.offset = run->text.length, .length = bytes.length, .line = bytes.line, .number = bytes.number};
-        if (bytes.bad != NULL) {
-            slot->status = ERR_FAILED;
-            slot->reason = memory_format("%s: line %lld: %s", run->path, (long long)bytes.line, bytes.bad);
-        }
-        run->last_number = bytes.number;
-        text_add(&run->text, bytes.text, bytes.length);
-    }
-    if (run->text.data == NULL) text_add(&run->text, "", 0);
     return OK;
 }
 
@@ -270,7 +235,7 @@ static Status set_rules(Run *run, Error *err) {
 
 /* The first record that is one decides. */
 static Status find_layout(Run *run, Error *err) {
-    if (run->file.form == FORM_DOCUMENTS) {
+    if (run->reader.file.form == FORM_DOCUMENTS) {
         if (run->options->layout != LAYOUT_AUTO && run->options->layout != LAYOUT_TEXT) {
             FAIL_USAGE("data.layout: \"%s\" wants JSON records, and %s is a plain text file", layout_name(run->options->layout),
                        run->path);
@@ -279,24 +244,40 @@ static Status find_layout(Run *run, Error *err) {
     } else {
         run->layout = layout_find(run->options->layout);
     }
-    for (int64_t i = 0; i < run->count && run->layout == NULL; i++) {
-        if (run->slots[i].reason != NULL) continue;
-        Status status = layout_detect(run->path, run->text.data + run->slots[i].offset, run->slots[i].length,
-                                      run->slots[i].line, &run->layout, err);
+    for (int64_t i = 0; i < run->batch->count && run->layout == NULL; i++) {
+        const Slot *slot = &run->slots[i];
+        if (slot->reason != NULL) continue;
+        Status status =
+            layout_detect(run->path, run->batch->text.data + slot->offset, slot->length, slot->line, &run->layout, err);
         if (status != OK && run->options->on_error == ON_ERROR_FAIL) return status;
     }
     return run->layout == NULL ? OK : set_rules(run, err);
 }
 
+static void report_progress(Run *run) {
+    double now = clock_seconds(), seconds = now - run->begin;
+    if (now - run->reported < PROGRESS_SECONDS) return;
+    char done[32], total[32], left[32];
+    double bytes = (double)(run->bytes_before + run->batch->consumed), part = bytes / (double)run->bytes_total;
+    if (!(part > 0.0 && part <= 1.0)) return; /* a file grew while it was read */
+    run->reported = now;
+    log_info("tokenizing: %s of %s (%.0f %%), %lld records, %lld tokens, %.0f tokens/s, %s left",
+             format_bytes(bytes, done, sizeof done), format_bytes((double)run->bytes_total, total, sizeof total), 100.0 * part,
+             (long long)run->out->records, (long long)run->out->tokens, (double)run->out->tokens / seconds,
+             format_duration(seconds / part - seconds, left, sizeof left));
+}
+
 static Status read_batches(Run *run, Error *err) {
     for (;;) {
-        clear_slots(run);
-        TRY(fill_batch(run, err));
-        if (run->count == 0) return OK;
+        TRY(batch_reader_next(&run->reader, &run->batch, err));
+        if (run->batch->count == 0) return OK;
+        run->slots = run->batch->slots;
         if (run->layout == NULL) TRY(find_layout(run, err));
-        pool_run(run->options->pool, encode_item, run, run->count);
-        for (int64_t i = 0; i < run->count; i++)
+        pool_run(run->options->pool, encode_item, run, run->batch->count);
+        for (int64_t i = 0; i < run->batch->count; i++)
             TRY(collect_slot(run, &run->slots[i], err));
+        run->last_number = run->slots[run->batch->count - 1].number;
+        report_progress(run);
     }
 }
 
@@ -331,11 +312,11 @@ static Status read_file(Run *run, const DatasetFile *file, Error *err) {
     run->numbers += run->last_number;
     run->last_number = 0;
     dataset_add_file(run->out, file->path, file->weight);
-    TRY(record_file_open(&run->file, file->path, err));
+    TRY(batch_reader_open(&run->reader, file->path, run->options->pool != NULL, err));
     Status status = read_batches(run, err);
-    clear_slots(run);
+    run->bytes_before += run->reader.file.source.size;
     template_jinja_close(run->rules.jinja);
-    record_file_close(&run->file);
+    batch_reader_close(&run->reader);
     return status;
 }
 
@@ -366,6 +347,15 @@ Status dataset_list_files(const DatasetOptions *options, Dataset *out, Error *er
     return OK;
 }
 
+uint64_t dataset_file_bytes(const Dataset *names) {
+    uint64_t total = 0;
+    for (int64_t f = 0; f < names->file_count; f++) {
+        struct stat info;
+        if (stat(names->files[f].path, &info) == 0 && info.st_size > 0) total += (uint64_t)info.st_size;
+    }
+    return total;
+}
+
 Status dataset_read_into(const DatasetOptions *options, Dataset *out, CacheWriter *writer, Error *err) {
     Run run = {.options = options, .out = out, .writer = writer, .workers = pool_threads(options->pool)};
     Dataset names = {0};
@@ -373,9 +363,10 @@ Status dataset_read_into(const DatasetOptions *options, Dataset *out, CacheWrite
     *out = (Dataset){0};
     if (options->max_length < 2)
         FAIL_USAGE("data.max_length: want at least 2 tokens, got %lld", (long long)options->max_length);
-    run.slots = memory_calloc(BATCH_RECORDS, sizeof *run.slots);
     run.scratch = memory_calloc((size_t)run.workers, sizeof *run.scratch);
     TRY_GOTO(dataset_list_files(options, &names, err));
+    run.bytes_total = dataset_file_bytes(&names);
+    run.begin = run.reported = clock_seconds();
     for (int64_t f = 0; f < names.file_count; f++)
         TRY_GOTO(read_file(&run, &names.files[f], err));
     TRY_GOTO(check_result(options, out, err));
@@ -383,8 +374,6 @@ done:
     for (int w = 0; w < run.workers; w++)
         encode_scratch_free(&run.scratch[w]);
     memory_free(run.scratch);
-    memory_free(run.slots);
-    text_free(&run.text);
     dataset_free(&names);
     if (status != OK) dataset_free(out);
     return status;

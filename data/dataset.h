@@ -88,6 +88,10 @@ typedef struct Dataset {
  * layout. Fails, naming file and
  * line, on a bad record unless on_error is skip; fails when nothing in the data is trained. */
 Status dataset_read(const DatasetOptions *options, Dataset *out, Error *err);
+/* What data.cache means for these options: a folder to put into options->cache (memory_free), or NULL: tokenize into memory.
+ * setting: "off"; a folder; "auto": the user's cache folder for data of DATASET_CACHE_BYTES or more on disk. */
+#define DATASET_CACHE_BYTES ((uint64_t)64 << 20)
+Status dataset_cache_root(const DatasetOptions *options, const char *setting, char **root, Error *err);
 void dataset_free(Dataset *dataset);
 /* Ids and mask of sequence i, start[i+1] - start[i] of each, valid until the next call for data of the same cache. Fails only when a
  * cache is damaged; allocates nothing; one thread at a time. */

@@ -116,6 +116,28 @@ static Status open_or_build(const char *root, const DatasetOptions *options, con
     return OK;
 }
 
+Status dataset_cache_root(const DatasetOptions *options, const char *setting, char **root, Error *err) {
+    Dataset names = {0};
+    Error reason = {0};
+    *root = NULL;
+    if (strcmp(setting, "off") == 0) return OK;
+    if (strcmp(setting, "auto") != 0) {
+        *root = memory_strdup(setting);
+        return OK;
+    }
+    Status status = dataset_list_files(options, &names, err);
+    int large = status == OK && dataset_file_bytes(&names) >= DATASET_CACHE_BYTES;
+    dataset_free(&names);
+    if (!large) return status;
+    *root = cache_default_root();
+    if (*root != NULL && folder_create(*root, &reason) == OK) return OK;
+    log_warning("data.cache: no place for a token cache (%s); everything is tokenized into memory, again in every run",
+                *root == NULL ? "neither XDG_CACHE_HOME nor HOME is set" : reason.text);
+    memory_free(*root);
+    *root = NULL;
+    return OK;
+}
+
 Status dataset_read_cached(const DatasetOptions *options, Dataset *out, Error *err) {
     Place place = {0};
     TokenCache *cache = NULL;

@@ -6,6 +6,8 @@
 #ifndef NIBBLE_DATA_DATASET_INTERNAL_H
 #define NIBBLE_DATA_DATASET_INTERNAL_H
 
+#include <pthread.h>
+
 #include "core/text.h"
 #include "data/byte_source.h"
 #include "data/cache.h"
@@ -91,7 +93,45 @@ void encoded_free(Encoded *encoded);
 Status encode_conversation(const EncodeRules *rules, EncodeScratch *scratch, Encoded *out, Error *err);
 Status encode_text(const EncodeRules *rules, EncodeScratch *scratch, Encoded *out, Error *err);
 
+/* ---- dataset_batches.c ---- */
+#define BATCH_RECORDS 1024
+
+typedef struct Slot {      /* a record of a batch, and what became of it */
+    size_t offset, length; /* in the batch's text */
+    int64_t line, number;
+    Encoded encoded;
+    Status status;
+    char *reason; /* of a failure; set before encoding: what the reader found to be no record */
+} Slot;
+
+typedef struct RecordBatch {
+    Text text;
+    Slot *slots;
+    int64_t count;     /* 0: the file is at its end */
+    uint64_t consumed; /* bytes of the file, as it lies on disk, that were read for this batch and those before */
+    Status status;     /* of reading; error is set where it is not OK */
+    Error error;
+} RecordBatch;
+
+/* Reads ahead of whoever takes the batches, in a thread of its own where that is wanted; at most BATCHES_AHEAD are full at once. */
+#define BATCHES_AHEAD 2
+typedef struct BatchReader {
+    RecordFile file;
+    RecordBatch batches[BATCHES_AHEAD + 1]; /* batch n lies in n modulo their number */
+    int64_t taken, filled;                  /* batches handed out; read */
+    int threaded, stop;
+    pthread_t thread;
+    pthread_mutex_t mutex;
+    pthread_cond_t changed;
+} BatchReader;
+Status batch_reader_open(BatchReader *reader, const char *path, int threaded, Error *err);
+/* The next batch, valid until the next call; its slots are the caller's to write. Fails where reading did. */
+Status batch_reader_next(BatchReader *reader, const RecordBatch **batch, Error *err);
+void batch_reader_close(BatchReader *reader);
+
 /* ---- dataset.c ---- */
+/* Bytes on disk of the files that exist. */
+uint64_t dataset_file_bytes(const Dataset *names);
 /* As dataset_read without a cache; the sequences go to `writer` where there is one, and `out` only counts them. */
 Status dataset_read_into(const DatasetOptions *options, Dataset *out, CacheWriter *writer, Error *err);
 /* Adds the files that the options name, in order, with nothing known of them but path and weight. */

@@ -92,6 +92,10 @@ const ConfigKey config_keys[] = {
      .help = "best-fit: several sequences share a micro-batch, each seeing only itself; none: one sequence each."},
     {"data.on_error", KEY_CHOICE, AT(data.on_error), .fallback = "\"fail\"", .choices = LIST("fail", "skip"),
      .help = "What a bad record does: stop with its line, or be skipped and counted."},
+    {"data.cache", KEY_STRING, AT(data.cache), .fallback = "\"auto\"",
+     .help =
+         "Where tokenized data are kept: a folder; off: in memory, tokenized in every run; auto: $XDG_CACHE_HOME/nibble/tokens "
+         "(~/.cache/nibble/tokens) for data of 64 MiB or more, else off."},
 
     {"train.steps", KEY_INTEGER, AT(train.steps), .fallback = "0", RANGE(0, STEPS_MAX),
      .help = "Optimizer steps; 0: as many as train.epochs takes."},

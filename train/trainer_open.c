@@ -34,6 +34,16 @@ static DatasetOptions dataset_options(const Trainer *trainer, const ModelConfig 
     return options;
 }
 
+static Status read_cached(const Config *config, DatasetOptions *options, Dataset *out, Error *err) {
+    char *root = NULL;
+    TRY(dataset_cache_root(options, config->data.cache, &root, err));
+    options->cache = root;
+    Status status = dataset_read(options, out, err);
+    options->cache = NULL;
+    memory_free(root);
+    return status;
+}
+
 static void log_data(const char *what, const char *path, const Dataset *data) {
     int64_t shown = data->file_count < 2 ? 0 : data->file_count < FILES_SHOWN ? data->file_count : FILES_SHOWN;
     for (int64_t f = 0; f < shown; f++) {
@@ -78,7 +88,7 @@ static Status open_data(Trainer *trainer, const ModelConfig *model, Pool *pool, 
     options.sources = sources;
     options.source_count = config->data.path_count;
     Dataset all;
-    TRY(dataset_read(&options, &all, err));
+    TRY(read_cached(config, &options, &all, err));
     Text name = {0};
     config_print_paths(config, &name);
     log_data("data", name.data, &all);
@@ -87,7 +97,7 @@ static Status open_data(Trainer *trainer, const ModelConfig *model, Pool *pool, 
         trainer->train_data = all;
         options.path = config->data.eval_path;
         options.sources = NULL;
-        TRY(dataset_read(&options, &trainer->eval_data, err));
+        TRY(read_cached(config, &options, &trainer->eval_data, err));
         log_data("evaluation data", options.path, &trainer->eval_data);
     } else if (config->data.eval_fraction > 0.0 && all.count > 1) {
         Status status = dataset_split(&all, config->data.eval_fraction, (uint64_t)config->seed, &trainer->train_data,
