@@ -132,6 +132,30 @@ static Status open_qat(Engine *engine, const Config *config, Error *err) {
     return OK;
 }
 
+/* lora.init: the same modules, ranks and scales as the config's, or the values would mean something else. */
+static Status first_values(Engine *engine, const EngineOptions *options, Error *err) {
+    const char *folder = options->config->lora.init;
+    if (folder == NULL) {
+        adapter_init(&engine->params, options->seed, engine->state.master);
+        return OK;
+    }
+    Adapter other = {0};
+    ParamSet params = {0};
+    Status status = adapter_read(&other, &params, folder, &engine->model, err);
+    for (int64_t m = 0; m < engine->model.layers * LAYER_LINEARS && status == OK; m++)
+        if (other.modules[m].rank != engine->adapter.modules[m].rank ||
+            other.modules[m].scale != engine->adapter.modules[m].scale)
+            status =
+                error_set(err, ERR_USAGE,
+                          "lora.init: %s has other modules, ranks or scales than lora.target_modules, lora.rank and lora.alpha "
+                          "give; make them the same",
+                          folder);
+    adapter_free(&other);
+    params_free(&params);
+    TRY(status);
+    return adapter_read_values(&engine->adapter, &engine->params, folder, &engine->model, engine->state.master, err);
+}
+
 static Status open_frozen(Engine *engine, const EngineOptions *options, Error *err) {
     if (options->adapter != NULL)
         TRY(adapter_read(&engine->adapter, &engine->params, options->adapter, &engine->model, err));
@@ -145,7 +169,7 @@ static Status open_frozen(Engine *engine, const EngineOptions *options, Error *e
         TRY(adapter_read_values(&engine->adapter, &engine->params, options->adapter, &engine->model, engine->state.master,
                                 err));
     else
-        adapter_init(&engine->params, options->seed, engine->state.master);
+        TRY(first_values(engine, options, err));
     params_refresh_copy(&engine->state, &engine->params, options->act);
     return options->config != NULL ? open_qat(engine, options->config, err) : OK;
 }
