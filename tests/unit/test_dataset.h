@@ -92,14 +92,14 @@ static Status read_text(const char *name, const char *text, DatasetOptions optio
     return status;
 }
 
-static Dataset must_read(const char *name, const char *text, DatasetOptions options) {
+__attribute__((unused)) static Dataset must_read(const char *name, const char *text, DatasetOptions options) {
     Dataset d;
     Error error = {0};
     if (read_text(name, text, options, &d, &error) != OK) fail_msg("%s", error.text);
     return d;
 }
 
-static void must_fail(const char *name, const char *text, DatasetOptions options, const char *wanted) {
+__attribute__((unused)) static void must_fail(const char *name, const char *text, DatasetOptions options, const char *wanted) {
     Dataset d;
     Error error = {0};
     if (read_text(name, text, options, &d, &error) == OK) fail_msg("was read, but want \"%s\": %s", wanted, text);
@@ -126,7 +126,7 @@ static char *spell(const Dataset *d, int64_t i, int trained) {
     return text.data;
 }
 
-static void check_spelled(const Dataset *d, int64_t i, const char *all, const char *trained) {
+__attribute__((unused)) static void check_spelled(const Dataset *d, int64_t i, const char *all, const char *trained) {
     char *whole = spell(d, i, 0), *targets = spell(d, i, 1);
     assert_string_equal(whole, all);
     assert_string_equal(targets, trained);
