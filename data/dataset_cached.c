@@ -96,6 +96,7 @@ static Status build(const DatasetOptions *options, const Place *place, Error *er
 static Status open_or_build(const char *root, const DatasetOptions *options, const Place *place, TokenCache **cache,
                             Error *err) {
     Error reason = {0};
+    double begin = clock_seconds();
     int lock = -1;
     char *meta = path_join(place->folder, "meta");
     if (!file_exists(meta) || token_cache_open(cache, place->folder, place->key, &reason) != OK) {
@@ -113,6 +114,7 @@ static Status open_or_build(const char *root, const DatasetOptions *options, con
         return status;
     }
     memory_free(meta);
+    log_info("token cache %s: opened in %.0f ms", place->folder, 1e3 * (clock_seconds() - begin));
     return OK;
 }
 

@@ -19,6 +19,8 @@
 #define RUN_WINDOWS 128
 #define WINDOW_KEYS (UINT64_C(1) << 63) /* random numbers of windows: beside those of the sequences */
 #define DRAW_KEYS (UINT64_C(1) << 62)   /* and of the sequences that a weight's fraction draws */
+#define BUCKET_KEYS (UINT64_C(3) << 62) /* and of the buckets of sequences that are alike in length */
+#define BUCKET_SEQUENCES 32
 
 struct PackPlan {
     int64_t count, capacity; /* windows */
@@ -246,6 +248,20 @@ static Keyed *list_epoch(const Dataset *d, uint64_t seed, int64_t epoch, int64_t
     return order;
 }
 
+/* Sorts each run of sequences by length, cuts it into buckets and shuffles the buckets: neighbours have much the same length. */
+static void bucket_lengths(const Dataset *d, Keyed *order, int64_t items, uint64_t seed, int64_t epoch) {
+    for (int64_t first = 0; first < items; first += RUN_SEQUENCES) {
+        Keyed *run = order + first;
+        int64_t count = items - first < RUN_SEQUENCES ? items - first : RUN_SEQUENCES;
+        for (int64_t i = 0; i < count; i++)
+            run[i].key = (uint64_t)length_of(d, run[i].value);
+        qsort(run, (size_t)count, sizeof *run, compare_keyed);
+        for (int64_t i = 0; i < count; i++)
+            run[i].key = random_key(seed, epoch, BUCKET_KEYS | (uint64_t)((first + i) / BUCKET_SEQUENCES));
+        qsort(run, (size_t)count, sizeof *run, compare_keyed);
+    }
+}
+
 Status pack_epoch(PackPlan **out, const Dataset *dataset, Packing packing, int64_t window, uint64_t seed, int64_t epoch,
                   int shuffle, Error *err) {
     *out = NULL;
@@ -272,6 +288,7 @@ Status pack_epoch(PackPlan **out, const Dataset *dataset, Packing packing, int64
     if (packing == PACKING_BEST_FIT) {
         pack_best_fit(plan, dataset, order, items, seed, epoch, shuffle);
     } else {
+        if (shuffle) bucket_lengths(dataset, order, items, seed, epoch);
         for (int64_t i = 0; i < items; i++) {
             add_window(plan);
             add_member(plan, order[i].value);

@@ -146,6 +146,33 @@ static void test_none_is_one_each(void **state) {
     memory_free(d.start);
 }
 
+/* Unpacked and shuffled: neighbours are alike in length, and yet long and short mix over the epoch. */
+static void test_none_buckets_lengths(void **state) {
+    (void)state;
+    Dataset d = make(9001, 1024, 6);
+    PackPlan *plan = pack(&d, PACKING_NONE, 1024, 8, 2, 1);
+    double near = 0, far = 0, sum[2] = {0};
+    int64_t before = -1, count = pack_count(plan);
+    check_cover(&d, plan, 1024);
+    for (int64_t w = 0; w < count; w++) {
+        const int64_t *s, *other;
+        int64_t n, m;
+        pack_get(plan, w, &s, &n);
+        pack_get(plan, (w * 7919 + 13) % count, &other, &m);
+        int64_t length = length_of(&d, s[0]);
+        if (before >= 0) near += (double)llabs(length - before);
+        far += (double)llabs(length - length_of(&d, other[0]));
+        sum[w >= count / 2] += (double)length;
+        before = length;
+    }
+    /* 4,096 lengths in 128 buckets: neighbours in a bucket differ by under 1 % of the range, and 1 of 32 begins another bucket */
+    assert_true(near < 0.1 * far);
+    assert_true(sum[0] / sum[1] > 0.8 &&
+                sum[0] / sum[1] < 1.25); /* halves of 140 buckets: sd of the ratio 0.9 * sqrt(4 / 281) = 11 % */
+    pack_free(plan);
+    memory_free(d.start);
+}
+
 /* Without shuffling, windows come in the order of their first sequences. */
 static void test_unshuffled_order(void **state) {
     (void)state;
@@ -201,9 +228,9 @@ static void test_refusals(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_exact_cover),      cmocka_unit_test(test_fill),
-                                       cmocka_unit_test(test_deterministic),    cmocka_unit_test(test_none_is_one_each),
-                                       cmocka_unit_test(test_unshuffled_order), cmocka_unit_test(test_lengths_mix),
-                                       cmocka_unit_test(test_refusals)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_exact_cover),          cmocka_unit_test(test_fill),
+                                       cmocka_unit_test(test_deterministic),        cmocka_unit_test(test_none_is_one_each),
+                                       cmocka_unit_test(test_none_buckets_lengths), cmocka_unit_test(test_unshuffled_order),
+                                       cmocka_unit_test(test_lengths_mix),          cmocka_unit_test(test_refusals)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
