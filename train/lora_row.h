@@ -8,4 +8,9 @@
  * delta [cols] is scratch. */
 void lora_add_row(const float *b, const float *a, int64_t rank, int64_t cols, float scale, float *delta, float *x);
 
+/* y += factor * x, element by element, product and sum rounded apart. */
+void row_add(float *restrict y, const float *restrict x, float factor, int64_t count);
+/* x . y in FP32, over 16 lanes that are added in order. */
+float row_dot(const float *restrict x, const float *restrict y, int64_t count);
+
 #endif

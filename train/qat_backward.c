@@ -4,6 +4,7 @@
  */
 #include <string.h>
 
+#include "train/lora_row.h"
 #include "train/qat_internal.h"
 
 #define COLUMNS 256 /* of dA, one item each */
@@ -41,13 +42,8 @@ static void row_item(void *context, int64_t item, int worker) {
             if (!w->mask[c]) dv[c] = 0.0f;
     }
     float *db = qat->params->gradient + linear->b + row * linear->rank;
-    for (int64_t r = 0; r < linear->rank; r++) {
-        const float *a = qat->memory.a + r * cols;
-        double sum = 0.0;
-        for (int64_t c = 0; c < cols; c++)
-            sum += (double)dv[c] * (double)a[c];
-        db[r] += (float)((double)linear->scale * sum);
-    }
+    for (int64_t r = 0; r < linear->rank; r++)
+        db[r] += linear->scale * row_dot(dv, qat->memory.a + r * cols, cols);
 }
 
 static void column_item(void *context, int64_t item, int worker) {
@@ -63,11 +59,8 @@ static void column_item(void *context, int64_t item, int worker) {
         const uint8_t *from =
             (const uint8_t *)qat->params->copy + (size_t)(linear->b + (tile->first + i) * rank) * dtype_size(act);
         dtype_convert(b, DTYPE_F32, from, act, rank);
-        for (int64_t r = 0; r < rank; r++) {
-            float *da = qat->params->gradient + linear->a + r * cols + first, factor = linear->scale * b[r];
-            for (int64_t c = 0; c < count; c++)
-                da[c] += factor * dv[c];
-        }
+        for (int64_t r = 0; r < rank; r++)
+            row_add(qat->params->gradient + linear->a + r * cols + first, dv, linear->scale * b[r], count);
     }
 }
 
