@@ -118,6 +118,8 @@ static Status open_full(Engine *engine, const EngineOptions *options, Error *err
 
 /* ---- frozen base, with or without adapters ------------------------------------------------------------------------------ */
 
+#define LARGE_BASE ((size_t)1 << 28) /* from here on a sample takes minutes */
+
 static Status open_qat(Engine *engine, const Config *config, Error *err) {
     QatShape shape = {.model = &engine->model,
                       .adapter = &engine->adapter,
@@ -127,6 +129,10 @@ static Status open_qat(Engine *engine, const Config *config, Error *err) {
     TRY(qat_options(config, &shape.options, err));
     if (shape.options.mode == QAT_NONE) return OK;
     engine->qat_mode = shape.options.mode;
+    if (config->train.samples > 0 && weights_bytes(engine->weights) > LARGE_BASE)
+        log_warning(
+            "qat.mode %s: the report's samples quantize the whole model again for every token; train.samples=0 spares that",
+            config->qat.mode);
     TRY(qat_open(&engine->qat, &shape, engine->weights, &engine->state, engine->pool, err));
     engine->source = qat_source(engine->qat);
     return OK;
