@@ -11,6 +11,7 @@
 #include "core/log.h"
 #include "train/commands.h"
 #include "train/export.h"
+#include "train/export_gguf.h"
 #include "train/output_folder.h"
 #include "train/signals.h"
 #include "train/weights.h"
@@ -21,30 +22,67 @@ static const CommandHelp help = {
         "Merges adapters into a model and writes it: W + sum of weight x scale x B A in FP32, rounded once.\n"
         "Formats: hf (safetensors as transformers reads them), bnb-nf4 (quantized as transformers with bitsandbytes reads "
         "it),\n"
-        "peft (the adapter itself, normalised). The result is read back and compared with the FP32 merge; export_report.json\n"
+        "peft (the adapter itself, normalised), gguf (DIR/model.gguf, as llama.cpp reads it), lora-gguf (DIR/adapter.gguf). "
+        "The result is read back and compared with the FP32 merge; export_report.json\n"
         "says what survived, and with --eval what became of a file's loss.",
     .example =
         "nibble export models/TinyLlama-1.1B --adapter runs/first/adapter --format hf --out models/first --eval "
         "held_out.jsonl\n"
         "nibble export models/TinyLlama-1.1B --adapter runs/first/adapter --format bnb-nf4 --out models/first-nf4\n"
+        "nibble export models/TinyLlama-1.1B --adapter runs/first/adapter --format gguf --gguf-type Q4_K_M --out models/gguf\n"
         "nibble export BASE --adapter a --adapter b --weight 0.7 --weight 0.3 --format hf --out models/both",
 };
 
 /* ---- options -------------------------------------------------------------------------------------------------------------- */
 
+typedef struct FormatInfo {
+    const char *name;
+    ExportFormat format;
+    int is_adapter;
+    Status (*write)(Export *export, const char *folder, Error *err);
+    const ExportReader *reader; /* NULL: a model folder that merge_open reads */
+    int no_eval;                /* nibble cannot run the result yet */
+} FormatInfo;
+
+static const FormatInfo formats[] = {
+    {"hf", EXPORT_HF, 0, export_hf_write, NULL, 0},
+    {"bnb-nf4", EXPORT_NF4, 0, export_nf4_write, NULL, 0},
+    {"peft", EXPORT_PEFT, 1, export_peft_write, NULL, 1},
+    {"gguf", EXPORT_GGUF, 0, export_gguf_write, &export_gguf_reader, 1},
+    {"lora-gguf", EXPORT_LORA_GGUF, 1, export_lora_gguf_write, NULL, 1},
+};
+#define FORMATS "hf, bnb-nf4, peft, gguf or lora-gguf"
+
+static const FormatInfo *format_info(ExportFormat format) {
+    for (size_t i = 0; i < sizeof formats / sizeof *formats; i++)
+        if (formats[i].format == format) return &formats[i];
+    return NULL;
+}
+
+const ExportReader *export_reader(const Export *export) {
+    return format_info(export->options->format)->reader;
+}
+
 static Status check_format(ExportOptions *o, Error *err) {
-    static const char *const known[] = {"hf", "bnb-nf4", "peft"};
-    static const char *const later[] = {"gguf", "lora-gguf", "gptq", "awq", "compressed-tensors"};
-    if (o->format_name == NULL) FAIL_USAGE("want --format hf, bnb-nf4 or peft");
+    static const char *const later[] = {"gptq", "awq", "compressed-tensors"};
+    if (o->format_name == NULL) FAIL_USAGE("want --format " FORMATS);
     for (size_t i = 0; i < sizeof later / sizeof *later; i++)
-        if (strcmp(o->format_name, later[i]) == 0)
-            FAIL_USAGE("--format %s is not supported yet; there are hf, bnb-nf4 and peft", later[i]);
-    for (int i = 0; i < 3; i++)
-        if (strcmp(o->format_name, known[i]) == 0) {
-            o->format = (ExportFormat)i;
+        if (strcmp(o->format_name, later[i]) == 0) FAIL_USAGE("--format %s is not supported yet; there are " FORMATS, later[i]);
+    for (size_t i = 0; i < sizeof formats / sizeof *formats; i++)
+        if (strcmp(o->format_name, formats[i].name) == 0) {
+            o->format = formats[i].format;
+            o->is_adapter = formats[i].is_adapter;
             return OK;
         }
-    FAIL_USAGE("--format: want hf, bnb-nf4 or peft, got \"%.60s\"", o->format_name);
+    FAIL_USAGE("--format: want " FORMATS ", got \"%.60s\"", o->format_name);
+}
+
+static Status check_gguf(const ExportOptions *o, const GgufMix **mix, Error *err) {
+    if (o->gguf_type != NULL && o->format != EXPORT_GGUF) FAIL_USAGE("--gguf-type belongs to --format gguf");
+    if (o->format == EXPORT_GGUF) TRY(gguf_mix_named(o->gguf_type, mix, err));
+    if (o->eval != NULL && format_info(o->format)->no_eval && !o->is_adapter)
+        FAIL_USAGE("--eval: the model in format %s cannot be run here; leave --eval out", o->format_name);
+    return OK;
 }
 
 static Status check_dtype(ExportOptions *o, Error *err) {
@@ -60,6 +98,8 @@ static Status check_dtype(ExportOptions *o, Error *err) {
         }
     if (!o->dtype_given) FAIL_USAGE("--dtype: want bf16, f16 or f32, got \"%.60s\"", o->dtype_name);
     if (o->format == EXPORT_NF4) FAIL_USAGE("--dtype: bnb-nf4 quantizes the linears and copies the rest; leave --dtype out");
+    if (o->format == EXPORT_GGUF || o->format == EXPORT_LORA_GGUF)
+        FAIL_USAGE("--dtype: %s", o->is_adapter ? "lora-gguf is written in F32; leave --dtype out" : "gguf takes --gguf-type");
     return OK;
 }
 
@@ -85,17 +125,18 @@ static Status check_adapters(const ExportOptions *o, MergeOptions *merging, Erro
 }
 
 static Status check_peft(const ExportOptions *o, Error *err) {
-    if (o->format != EXPORT_PEFT) return OK;
+    if (!o->is_adapter) return OK;
     if (o->adapters.count != 1)
-        FAIL_USAGE("--format peft: want one --adapter, got %d; several can be merged into a model (--format hf)",
+        FAIL_USAGE("--format %s: want one --adapter, got %d; several can be merged into a model (--format hf)", o->format_name,
                    o->adapters.count);
     if (o->weights.count != 0 || o->onto != NULL || o->eval != NULL)
-        FAIL_USAGE("--format peft merges nothing; --weight, --onto and --eval do not apply");
+        FAIL_USAGE("--format %s merges nothing; --weight, --onto and --eval do not apply", o->format_name);
     return OK;
 }
 
-static Status check_options(ExportOptions *o, MergeOptions *merging, Error *err) {
+static Status check_options(ExportOptions *o, MergeOptions *merging, const GgufMix **mix, Error *err) {
     TRY(check_format(o, err));
+    TRY(check_gguf(o, mix, err));
     TRY(check_dtype(o, err));
     if (o->out == NULL) FAIL_USAGE("want --out DIR");
     if (o->onto != NULL && strcmp(o->onto, "original") != 0 && strcmp(o->onto, "dequantized") != 0)
@@ -119,13 +160,16 @@ static Status check_out(const ExportOptions *o, Error *err) {
     TRY(check_outside(o, o->eval, err));
     for (int i = 0; i < o->adapters.count; i++)
         TRY(check_outside(o, o->adapters.items[i], err));
-    if (o->format != EXPORT_PEFT) return output_folder_check(o->out, o->overwrite, err);
+    if (!o->is_adapter && o->format != EXPORT_GGUF) return output_folder_check(o->out, o->overwrite, err);
     if (folder_is_empty(o->out)) return OK;
     if (!o->overwrite) FAIL_USAGE("%s: is not empty; give --overwrite to replace it", o->out);
-    char *config = path_join(o->out, "adapter_config.json");
-    int is_adapter = file_exists(config);
-    memory_free(config);
-    if (!is_adapter) FAIL_USAGE("%s: has no adapter_config.json; --overwrite replaces adapter folders only", o->out);
+    const char *mark = o->format == EXPORT_PEFT   ? "adapter_config.json"
+                       : o->format == EXPORT_GGUF ? EXPORT_GGUF_FILE
+                                                  : EXPORT_LORA_GGUF_FILE;
+    char *marked = path_join(o->out, mark);
+    int is_ours = file_exists(marked);
+    memory_free(marked);
+    if (!is_ours) FAIL_USAGE("%s: has no %s; --overwrite replaces folders of this format only", o->out, mark);
     return OK;
 }
 
@@ -154,14 +198,8 @@ Status export_interrupted(Error *err) {
 static Status fill(void *context, const char *folder, Error *err) {
     Export *export = context;
     const ExportOptions *o = export->options;
-    if (o->format == EXPORT_PEFT) {
-        TRY(export_peft_write(export, folder, err));
-        return export_report_write(export, folder, err);
-    }
-    if (o->format == EXPORT_NF4)
-        TRY(export_nf4_write(export, folder, err));
-    else
-        TRY(export_hf_write(export, folder, err));
+    TRY(format_info(o->format)->write(export, folder, err));
+    if (o->is_adapter) return export_report_write(export, folder, err);
     if (!o->no_verify) {
         TRY(export_proof_weights(export, folder, err));
         TRY(export_proof_eval(export, folder, err));
@@ -174,7 +212,7 @@ static Status run(Export *export, Error *err) {
     const ExportOptions *o = export->options;
     TRY(cpu_backend(&export->backend, getenv("NIBBLE_CPU"), err));
     TRY(pool_create(&export->pool, (int)o->threads, err));
-    if (o->format != EXPORT_PEFT) {
+    if (!o->is_adapter) {
         TRY(export_choose_base(export, err));
         log_info("merging onto %s: %s", export->onto, export->reason);
         TRY(merge_open(&export->merge, &export->merging, &export->backend, export->pool, err));
@@ -198,10 +236,11 @@ Status command_export(int argc, char **argv, Error *err) {
     const OptionSpec specs[] = {
         {"adapter", OPTION_LIST, "DIR", "a PEFT folder to merge, for example runs/first/adapter", &o.adapters},
         {"weight", OPTION_LIST, "W", "factor of an adapter, in their order; left out: 1", &o.weights},
-        {"format", OPTION_STRING, "FORMAT", "hf, bnb-nf4 or peft", &o.format_name},
+        {"format", OPTION_STRING, "FORMAT", FORMATS, &o.format_name},
         {"out", OPTION_STRING, "DIR", "the folder to write", &o.out},
         {"onto", OPTION_STRING, "BASE", "original or dequantized; left out: what the run trained on", &o.onto},
         {"dtype", OPTION_STRING, "TYPE", "bf16, f16 or f32 (hf, peft); left out: as it is stored", &o.dtype_name},
+        {"gguf-type", OPTION_STRING, "TYPE", "Q4_K_M (left out), F16, Q8_0, ...; a wrong one lists all", &o.gguf_type},
         {"eval", OPTION_STRING, "FILE", "loss and most likely tokens before and after, on this file", &o.eval},
         {"no-verify", OPTION_FLAG, NULL, "do not read the result back", &o.no_verify},
         {"threads", OPTION_INTEGER, "N", "threads; 0: all that this process may use", &o.threads},
@@ -212,7 +251,7 @@ Status command_export(int argc, char **argv, Error *err) {
     TRY(options_parse(argc, argv, &help, specs, sizeof specs / sizeof *specs, &o.model, 1, 1, &count, &helped, err));
     if (helped) return OK;
     Export export = {.options = &o};
-    TRY(check_options(&o, &export.merging, err));
+    TRY(check_options(&o, &export.merging, &export.gguf, err));
     TRY(check_out(&o, err));
     signals_install();
     Status status = run(&export, err);

@@ -5,6 +5,7 @@
  *   export_hf.c       a 16- or 32-bit model folder
  *   export_nf4.c      one in bitsandbytes' NF4
  *   export_peft.c     an adapter as a normalised PEFT folder
+ *   export_gguf*.c    a GGUF file (export_gguf.h); export_lora_gguf.c: an adapter as one
  *   export_proof.c    the written weights, read back, against the FP32 merge
  *   export_eval.c     live, merged and exported model on a file
  *   export_report.c   export_report.json and the table
@@ -16,15 +17,16 @@
 #include "train/merge.h"
 #include "train/options.h"
 
-typedef enum ExportFormat { EXPORT_HF, EXPORT_NF4, EXPORT_PEFT } ExportFormat;
+typedef enum ExportFormat { EXPORT_HF, EXPORT_NF4, EXPORT_PEFT, EXPORT_GGUF, EXPORT_LORA_GGUF } ExportFormat;
 
 typedef struct ExportOptions {
-    const char *model, *format_name, *out, *onto, *dtype_name, *eval;
+    const char *model, *format_name, *out, *onto, *dtype_name, *eval, *gguf_type;
     OptionList adapters, weights;
     int no_verify, overwrite, json;
     int64_t threads;
     /* filled in by the check */
     ExportFormat format;
+    int is_adapter; /* what is written is an adapter, not a model */
     int dtype_given;
     DType dtype;
 } ExportOptions;
@@ -69,6 +71,7 @@ typedef struct Export {
     Merge *merge;
     QuantSpec spec; /* bnb-nf4: of what is written */
     DType type;     /* hf: of the merged weights */
+    const struct GgufMix *gguf;
     int64_t linears, adapted;
     uint64_t bytes;
     ExportProof proof;
@@ -84,6 +87,21 @@ Status export_hf_write(Export *export, const char *folder, Error *err);
 Status export_nf4_write(Export *export, const char *folder, Error *err);
 /* Writes, reads back, and reports into the folder. */
 Status export_peft_write(Export *export, const char *folder, Error *err);
+
+/* How a format that merge_open does not read is read back. cols: of the weight; rows in the order of a model folder. */
+typedef struct ExportReader {
+    Status (*open)(Export *export, const char *folder, void **state, Error *err); /* *state is closed also after a failure */
+    /* What was written, and Q(base) for `count` rows of the base: FP32 [count, cols], overwritten. */
+    Status (*rows)(void *state, int32_t id, int64_t cols, int64_t first, int64_t count, float *out, Error *err);
+    Status (*alone)(void *state, int32_t id, int64_t cols, int64_t count, const float *base, float *out, Error *err);
+    void (*close)(void *state); /* NULL is fine */
+} ExportReader;
+
+Status export_gguf_write(Export *export, const char *folder, Error *err);
+Status export_lora_gguf_write(Export *export, const char *folder, Error *err);
+extern const ExportReader export_gguf_reader;
+/* The reader of the format at hand; NULL: merge_open reads it. */
+const ExportReader *export_reader(const Export *export);
 
 /* Reads `folder` back. written as NF4: export->format. */
 Status export_proof_weights(Export *export, const char *folder, Error *err);

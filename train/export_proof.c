@@ -20,6 +20,8 @@ typedef struct Sums {
 typedef struct Proof {
     Export *export;
     Merge *written;
+    const ExportReader *reader; /* instead of written; NULL */
+    void *reading;
     const Backend *backend;
     float *base, *merged, *got, *alone; /* one slab each; alone: Q(W) */
     int64_t rows;                       /* of a slab */
@@ -80,8 +82,13 @@ static void round_through(float *values, DType type, int64_t count, const float 
 static Status prove_slab(Proof *p, int32_t id, const MergeWeight *weight, const Alone *alone, int64_t first, int64_t count,
                          Error *err) {
     TRY(merge_rows(p->export->merge, first, count, p->base, weight->adapted ? p->merged : NULL, err));
-    TRY(merge_rows(p->written, first, count, p->got, NULL, err));
-    if (weight->adapted && alone->tensor.rows > 0) {
+    if (p->reader != NULL)
+        TRY(p->reader->rows(p->reading, id, weight->cols, first, count, p->got, err));
+    else
+        TRY(merge_rows(p->written, first, count, p->got, NULL, err));
+    if (weight->adapted && p->reader != NULL) {
+        TRY(p->reader->alone(p->reading, id, weight->cols, count, p->base, p->alone, err));
+    } else if (weight->adapted && alone->tensor.rows > 0) {
         WeightView view = quantized_view(&alone->tensor);
         p->backend->dequantize(&view, first * weight->cols, count * weight->cols, p->alone, DTYPE_F32);
     } else if (weight->adapted) {
@@ -105,7 +112,7 @@ static Status prove_weight(Proof *p, int32_t id, WeightProof *out, Error *err) {
     Sums total = {0};
     Status status;
     TRY_GOTO(merge_begin(export->merge, id, err));
-    TRY_GOTO(merge_begin(p->written, id, err));
+    if (p->reader == NULL) TRY_GOTO(merge_begin(p->written, id, err));
     if (weight.adapted && export->options->format == EXPORT_NF4) TRY_GOTO(alone_begin(p, &weight, &alone, err));
     for (int64_t first = 0; first < weight.rows; first += rows) {
         int64_t count = weight.rows - first < rows ? weight.rows - first : rows;
@@ -162,11 +169,14 @@ static void sum_up(ExportProof *proof) {
 }
 
 Status export_proof_weights(Export *export, const char *folder, Error *err) {
-    Proof p = {.export = export, .backend = &export->backend};
+    Proof p = {.export = export, .backend = &export->backend, .reader = export_reader(export)};
     MergeOptions written = {.model = folder};
     int32_t count = weight_count(merge_model(export->merge));
     Status status;
-    TRY_GOTO(merge_open(&p.written, &written, &export->backend, export->pool, err));
+    if (p.reader != NULL)
+        TRY_GOTO(p.reader->open(export, folder, &p.reading, err));
+    else
+        TRY_GOTO(merge_open(&p.written, &written, &export->backend, export->pool, err));
     take_buffers(&p);
     export->proof.weights = memory_calloc((size_t)count, sizeof *export->proof.weights);
     for (int32_t id = 0; id < count; id++) {
@@ -177,6 +187,7 @@ Status export_proof_weights(Export *export, const char *folder, Error *err) {
     sum_up(&export->proof);
 done:
     if (status == ERR_FAILED) error_prefix(err, "reading the export back");
+    if (p.reader != NULL) p.reader->close(p.reading);
     merge_close(p.written);
     memory_free(p.base);
     memory_free(p.merged);
@@ -201,9 +212,9 @@ void export_proof_warn(const Export *export) {
     if (proof->vanished == 0) return;
     log_warning("THE MERGE HAS MOSTLY VANISHED in %d of %d adapted weights: of the whole change %.1f %% is in what was written",
                 (int)proof->vanished, (int)adapted, 100.0 * proof->surviving);
-    if (export->options->format == EXPORT_NF4)
+    if (export->options->format != EXPORT_HF)
         log_warning(
-            "steps of 4 bits are larger than the adapter's change. Serve the base with the adapter beside it (--format "
+            "the format's steps are larger than the adapter's change. Serve the base with the adapter beside it (--format "
             "peft), or write 16 bits (--format hf)%s",
             strcmp(export->onto, "dequantized") == 0 && !merge_weight(export->merge, weight_id(0, LAYER_Q)).folder_quantized
                 ? ", or merge onto the original weights (--onto original)"

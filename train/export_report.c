@@ -5,6 +5,7 @@
 #include "core/file.h"
 #include "core/memory.h"
 #include "train/export.h"
+#include "train/export_gguf_mix.h"
 #include "train/weights.h"
 
 static const char *const role_names[EVAL_ROLES] = {"live", "merged", "exported"};
@@ -34,6 +35,7 @@ static void add_adapters(const Export *export, Text *out) {
 
 static const char *type_text(const Export *export) {
     if (export->options->format == EXPORT_NF4) return export->spec.double_quant ? "nf4, double quantization" : "nf4";
+    if (export->gguf != NULL) return export->gguf->name;
     return dtype_name(export->type);
 }
 
@@ -100,7 +102,7 @@ void export_report_json(const Export *export, Text *out) {
     add_string(out, "type", type_text(export));
     text_adds(out, ", ");
     add_string(out, "out", o->out);
-    if (o->format != EXPORT_PEFT) {
+    if (!o->is_adapter) {
         text_adds(out, ",\n  ");
         add_string(out, "onto", export->onto);
         text_adds(out, ", ");
@@ -189,12 +191,12 @@ void export_report_table(const Export *export, Text *out) {
     text_addf(out, "%s: %s (%s), %s; %lld of %lld linears changed by %d adapter%s\n", o->out, o->format_name, type_text(export),
               format_bytes((double)export->bytes, bytes, sizeof bytes), (long long)export->adapted, (long long)export->linears,
               export->merging.count, export->merging.count == 1 ? "" : "s");
-    if (o->format != EXPORT_PEFT) text_addf(out, "onto %s: %s\n", export->onto, export->reason);
+    if (!o->is_adapter) text_addf(out, "onto %s: %s\n", export->onto, export->reason);
     if (o->no_verify) {
         text_adds(out, "not verified (--no-verify)\n");
         return;
     }
-    if (o->format == EXPORT_PEFT) text_adds(out, "read back: every value and scale equals what was to be written\n");
+    if (o->is_adapter) text_adds(out, "read back: every value and scale equals what was to be written\n");
     if (export->proof.count > 0) add_kinds(export, out);
     if (export->proof.tokens > 0) add_runs(export, out);
 }
