@@ -45,7 +45,7 @@ awk -v target="$bytes" 'BEGIN { srand(3)
     for (i = 0; bytes < target; i++) {
         a = ""; k = 20 + int(rand() * 120); for (j = 0; j < k; j++) a = a " " w[1 + int(rand() * n)]
         l = "{\"prompt\": \"question " i ":\", \"completion\": \"" a "\"}"; bytes += length(l) + 1; print l } }' >"$work/large.jsonl"
-show=(inspect --data "$work/config.json" --json --count 1 --set "data.path=$work/large.jsonl" --set data.eval_fraction=0 --set train.steps=1)
+show=(inspect --data "$work/config.json" --json --count 1 --set "data.path=$work/large.jsonl" --set data.eval_fraction=0 --set train.save_best=false --set train.steps=1)
 whole() { # nothing in the cache's place but whole caches, locks and notes
     local folder
     [[ -z $(find "$work/cache" -name '*.tmp-*') ]] || { echo "# something temporary is left"; return 1; }
@@ -87,7 +87,7 @@ check "the second run opens it" again
 
 bomb() {
     [[ -x /usr/bin/time ]] || { cannot "there is no /usr/bin/time"; return; }
-    head -c 1000000000 /dev/zero | gzip -1 >"$work/bomb.jsonl.gz"
+    head -c 1000000000 /dev/zero | gzip -9 >"$work/bomb.jsonl.gz"
     ! measured inspect --data "$work/config.json" --set "data.path=$work/bomb.jsonl.gz" "${cache[@]}" || return 1
     echo "# a gzip bomb: at most $((kib / 1024)) MiB resident"
     err_has "no text does that" && ((kib < 400000)) && whole
