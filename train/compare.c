@@ -178,6 +178,7 @@ static double bits_of(const Trainer *trainer) {
 static Status measure(Trainer *trainer, double *loss, Error *err) {
     EvalResult result;
     if (trainer->eval_data.count == 0) FAIL_USAGE("the config holds no data out: set data.eval_path or data.eval_fraction");
+    if (trainer->engine.qat != NULL) qat_set_step(trainer->engine.qat, INT64_MAX); /* as it is shipped: quantized */
     TRY(evaluate(&trainer->engine, trainer->eval_tape, &trainer->eval_data, trainer->eval_plan, &trainer->batch, &result, err));
     *loss = result.loss;
     return OK;

@@ -318,6 +318,8 @@ Status trainer_open(Trainer *trainer, const char *config_path, const char *const
     TRY(check_plan(trainer, err));
     TRY(run_folder_open(&trainer->config, resume, err));
     TRY(open_state(trainer, err));
+    int64_t step = trainer->progress.step; /* an evaluation sees what the last step computed with */
+    if (trainer->engine.qat != NULL) qat_set_step(trainer->engine.qat, step > 0 ? step - 1 : 0);
     trainer->gemm_peak = ceiling_gemm(&trainer->engine.backend, &trainer->engine.exec);
     return OK;
 }

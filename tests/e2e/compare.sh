@@ -11,6 +11,7 @@ cat >"$work/experiment.json" <<END
     { "name": "bf16", "set": ["method=lora"] },
     { "name": "ptq", "rounds": "bf16", "set": ["method=lora", "qat.mode=merged", "qat.weights=int2"] },
     { "name": "qat", "against": "ptq", "set": ["method=lora", "qat.mode=merged", "qat.weights=int2"] },
+    { "name": "late", "against": "ptq", "set": ["method=lora", "qat.mode=merged", "qat.weights=int2", "qat.start_step=4"] },
     { "name": "again", "rounds": "qat", "against": "ptq", "set": ["method=lora", "qat.mode=merged", "qat.weights=int2"] }
   ] }
 END
@@ -18,7 +19,7 @@ runs() { run 0 compare "$work/experiment.json" --json --threads 2 && cp "$work/o
 check "an experiment runs" runs
 written() { cmp "$work/first.json" "$work/out-runs/compare.json" && grep -q "<svg" "$work/out-runs/compare.html"; }
 check "its results are written beside the runs" written
-every_run() { [[ $(find "$work/out-runs" -name metrics.jsonl | wc -l) == 8 ]]; }
+every_run() { [[ $(find "$work/out-runs" -name metrics.jsonl | wc -l) == 12 ]]; }
 check "every seed and learning rate of the trained arms is a run" every_run
 repeats() { run 0 compare "$work/experiment.json" --json --threads 1 && cmp "$work/out" "$work/first.json" && err_has "is complete"; }
 check "called again it trains nothing and gives the same numbers" repeats
