@@ -3,14 +3,19 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
 
+#include "core/file.h"
 #include "core/memory.h"
 #include "core/philox.h"
 #include "data/packing.h"
+#include "train/batches.h"
+
+#define ASSETS "../shared/assets/"
 
 /* A data set of lengths only. */
 static Dataset make(int64_t count, int64_t longest, uint64_t seed) {
@@ -173,6 +178,97 @@ static void test_none_buckets_lengths(void **state) {
     memory_free(d.start);
 }
 
+/* A data set whose ids tell sequence and position apart, with random masks. */
+static Dataset make_ids(int64_t count, int64_t longest, uint64_t seed) {
+    Dataset d = make(count, longest, seed);
+    d.tokens = d.start[count];
+    d.ids = memory_alloc((size_t)d.tokens * sizeof *d.ids);
+    d.train = memory_alloc((size_t)d.tokens);
+    for (int64_t i = 0; i < count; i++) {
+        for (int64_t t = d.start[i]; t < d.start[i + 1]; t++) {
+            d.ids[t] = (int32_t)t;
+            d.train[t] = t > d.start[i] && random_uniform(seed, RANDOM_TEST, 1, (uint64_t)t) < 0.6f;
+        }
+    }
+    return d;
+}
+
+/* The rows of one document in a micro-batch: its own tokens, positions from 0, and targets that are its own next tokens. */
+static void check_document(const Dataset *d, const Batch *b, int64_t sequence, int64_t row, int64_t *supervised) {
+    int64_t begin = d->start[sequence], length = length_of(d, sequence);
+    for (int64_t t = 0; t < length; t++) {
+        assert_int_equal(b->ids[row + t], begin + t);
+        assert_int_equal(b->positions[row + t], t);
+        assert_true(b->samples[row + t] == 1000000 + (uint64_t)sequence);
+        if (t + 1 == length || !d->train[begin + t + 1]) continue;
+        assert_int_equal(b->rows[*supervised], row + t);
+        assert_int_equal(b->targets[(*supervised)++], begin + t + 1);
+    }
+}
+
+/* Attention sees the rows between two starts and nothing else (test_invariance.c holds the kernels to that: packed losses equal
+ * unpacked ones). Here: those rows are one document each, positions restart in it, and no target lies in another. */
+static void test_nothing_crosses_a_document(void **state) {
+    (void)state;
+    for (uint64_t seed = 0; seed < 20; seed++) {
+        int64_t window = 64 + (int64_t)seed * 37;
+        Dataset d = make_ids(300, window, seed);
+        Arena arena;
+        BatchBuffer buffer;
+        assert_int_equal(arena_create(&arena, "test", batch_buffer_bytes(window), NULL), OK);
+        assert_int_equal(batch_buffer_take(&buffer, &arena, window, NULL), OK);
+        PackPlan *plan = pack(&d, seed % 4 == 3 ? PACKING_NONE : PACKING_BEST_FIT, window, seed, 0, 1);
+        for (int64_t w = 0; w < pack_count(plan); w++) {
+            const int64_t *sequences;
+            int64_t count, supervised = 0;
+            Batch batch = {0};
+            pack_get(plan, w, &sequences, &count);
+            assert_int_equal(batch_fill(&batch, &buffer, &d, sequences, count, 1000000, NULL), OK);
+            assert_int_equal(batch.sequences, count);
+            for (int64_t s = 0; s < count; s++) {
+                assert_int_equal(batch.starts[s + 1] - batch.starts[s], length_of(&d, sequences[s]));
+                check_document(&d, &batch, sequences[s], batch.starts[s], &supervised);
+            }
+            assert_int_equal(batch.starts[count], batch.tokens);
+            assert_int_equal(batch.supervised, supervised);
+            assert_int_equal(supervised, batch_supervised(&d, sequences, count));
+        }
+        pack_free(plan);
+        arena_free(&arena);
+        memory_free(d.start);
+        memory_free(d.ids);
+        memory_free(d.train);
+    }
+}
+
+static void test_fill_of_real_data(void **state) {
+    (void)state;
+    static const char *const files[] = {"alpaca/alpaca_5000.json", "gsm8k/train_head3000.jsonl",
+                                        "pretrain/tinystories_1500.txt"};
+    Tokenizer *tokenizer = NULL;
+    Error error = {0};
+    if (!file_exists(ASSETS "tokenizers/tinyllama/tokenizer.json")) {
+        print_message("skipped: " ASSETS " is not here\n");
+        skip();
+    }
+    if (tokenizer_open(&tokenizer, ASSETS "tokenizers/tinyllama", &error) != OK) fail_msg("%s", error.text);
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        char *path = memory_format(ASSETS "datasets/%s", files[i]);
+        DatasetOptions options = {
+            .path = path, .template_name = "auto", .max_length = 2048, .tokenizer = tokenizer, .eos_id = -1};
+        Dataset d;
+        if (dataset_read(&options, &d, &error) != OK) fail_msg("%s", error.text);
+        PackPlan *plan = pack(&d, PACKING_BEST_FIT, 2048, 1234, 0, 1);
+        print_message("%s: %lld sequences of up to %lld tokens in %lld windows of 2048: %.2f %% full\n", files[i],
+                      (long long)d.count, (long long)d.longest, (long long)pack_count(plan), 100 * pack_fill(plan));
+        assert_true(pack_fill(plan) >= 0.98);
+        pack_free(plan);
+        dataset_free(&d);
+        memory_free(path);
+    }
+    tokenizer_close(tokenizer);
+}
+
 /* Without shuffling, windows come in the order of their first sequences. */
 static void test_unshuffled_order(void **state) {
     (void)state;
@@ -228,9 +324,11 @@ static void test_refusals(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_exact_cover),          cmocka_unit_test(test_fill),
-                                       cmocka_unit_test(test_deterministic),        cmocka_unit_test(test_none_is_one_each),
-                                       cmocka_unit_test(test_none_buckets_lengths), cmocka_unit_test(test_unshuffled_order),
-                                       cmocka_unit_test(test_lengths_mix),          cmocka_unit_test(test_refusals)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_exact_cover),          cmocka_unit_test(test_fill),
+        cmocka_unit_test(test_deterministic),        cmocka_unit_test(test_none_is_one_each),
+        cmocka_unit_test(test_none_buckets_lengths), cmocka_unit_test(test_nothing_crosses_a_document),
+        cmocka_unit_test(test_fill_of_real_data),    cmocka_unit_test(test_unshuffled_order),
+        cmocka_unit_test(test_lengths_mix),          cmocka_unit_test(test_refusals)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
