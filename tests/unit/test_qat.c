@@ -11,6 +11,7 @@
 
 #include "core/file.h"
 #include "core/philox.h"
+#include "data/gguf.h"
 #include "quant/ggml.h"
 #include "tests/support/compare.h"
 #include "tests/support/replay.h"
@@ -338,12 +339,62 @@ static void test_exported_is_trained(void **state) {
     replay_free(&data);
 }
 
+/* The tensors of an exported GGUF file are the trained operands, for those that llama.cpp does not reorder. */
+static void test_exported_gguf(void **state) {
+    (void)state;
+    static const Case trained[] = {{"qat.weights=q8_0", "qat.start_step=0", F32, DENSE, GGML_Q8_0, 0},
+                                   {"qat.weights=q4_0", "qat.start_step=0", F32, DENSE, GGML_Q4_0, 0},
+                                   {"qat.weights=q4_k", "qat.start_step=0", F32, DENSE, GGML_Q4_K, 0}};
+    static char *const types[] = {"Q8_0", "Q4_0", "Q4_K_S"};
+    static const struct {
+        const char *name;
+        LayerWeight kind;
+    } linears[] = {
+        {"blk.0.ffn_up.weight", LAYER_UP}, {"blk.0.ffn_gate.weight", LAYER_GATE}, {"blk.0.attn_output.weight", LAYER_O}};
+    ReplayData data;
+    char out[64], path[80];
+    int compared = 0;
+    make_data(&data);
+    (void)snprintf(out, sizeof out, "%s/gguf", root);
+    (void)snprintf(path, sizeof path, "%s/model.gguf", out);
+    for (int n = 0; n < 3; n++) {
+        Trainer trainer;
+        GgufFile *file;
+        open_case(&trainer, &trained[n], &data, NULL);
+        char *arguments[] = {"export",   model,   "--adapter", adapter,       "--format", "gguf",        "--onto",
+                             "original", "--out", out,         "--gguf-type", types[n],   "--overwrite", "--no-verify"};
+        assert_ok(command_export(14, arguments, &error), &error);
+        assert_ok(gguf_open(&file, path, &error), &error);
+        Engine *engine = &trainer.engine;
+        for (size_t i = 0; i < sizeof linears / sizeof *linears; i++) {
+            const GgufTensor *tensor = gguf_tensor_find(file, linears[i].name);
+            assert_non_null(tensor);
+            if (tensor->type->type != trained[n].ggml) continue; /* the mix gives some tensors more bits */
+            WeightView view;
+            assert_ok(engine->source.acquire(engine->source.self, weight_id(0, linears[i].kind), PASS_FORWARD, &view, &error),
+                      &error);
+            size_t bytes = (size_t)(view.rows * view.cols) * sizeof(float);
+            void *packed = memory_alloc((size_t)tensor->bytes);
+            float *values = memory_alloc(bytes);
+            assert_ok(gguf_read(file, tensor, 0, packed, (size_t)tensor->bytes, 0, &error), &error);
+            assert_ok(ggml_dequantize(tensor->type->type, packed, view.rows, view.cols, values, NULL, &error), &error);
+            assert_memory_equal(values, view.data, bytes);
+            compared++;
+            memory_free(packed);
+            memory_free(values);
+        }
+        gguf_close(file);
+        replay_close(&trainer);
+    }
+    assert_true(compared >= 8);
+    replay_free(&data);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_operands),
-        cmocka_unit_test(test_gradients),
-        cmocka_unit_test(test_start_step),
-        cmocka_unit_test(test_exported_is_trained),
+        cmocka_unit_test(test_operands),      cmocka_unit_test(test_gradients),
+        cmocka_unit_test(test_start_step),    cmocka_unit_test(test_exported_is_trained),
+        cmocka_unit_test(test_exported_gguf),
     };
     return cmocka_run_group_tests(tests, make_model, remove_all);
 }
