@@ -30,5 +30,11 @@ if "$python" -c 'import gguf, xxhash' 2>/dev/null; then
 else
     echo "SKIP gguf_files and ggml_blocks: $python has no module gguf or xxhash"
 fi
+if "$python" -c 'import gguf, llama_cpp' 2>/dev/null; then
+    echo "== gguf_llamacpp"
+    "$python" "$here/gguf_llamacpp.py" "$build" || failed=$((failed + 1))
+else
+    echo "SKIP gguf_llamacpp: $python has no module gguf or llama_cpp"
+fi
 echo "$failed of the comparisons failed"
 exit $((failed > 0))
