@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "core/file.h"
+#include "core/log.h"
 #include "core/memory.h"
 #include "data/gguf_vocab.h"
 #include "data/tokenizer_internal.h"
@@ -208,13 +209,19 @@ static Status put_id(GgufWriter *writer, const char *key, int32_t id, int64_t co
     return id < 0 || id >= count ? OK : gguf_put_u32(writer, key, (uint32_t)id, err);
 }
 
-/* Whether a space is put in front of a text: seen in what becomes of one. */
+/* Whether a space is put in front of a text: seen in what becomes of one. llama.cpp also puts it in front of a space. */
 static Status adds_space(const Tokenizer *t, int *adds, Error *err) {
-    TokenBuffer ids = {0};
+    TokenBuffer ids = {0}, spaced = {0};
     Status status = tokenizer_encode(t, "a", 1, 0, 0, &ids, err);
+    if (status == OK) status = tokenizer_encode(t, " a", 2, 0, 0, &spaced, err);
     const char *first = status == OK && ids.count > 0 ? tokenizer_token(t, ids.ids[0]) : NULL;
     *adds = first != NULL && strncmp(first, "\xE2\x96\x81", 3) == 0;
+    if (*adds && spaced.count == ids.count && memcmp(ids.ids, spaced.ids, (size_t)ids.count * sizeof *ids.ids) == 0)
+        log_warning(
+            "%s: adds no space in front of a text that begins with one; llama.cpp does, so such texts get one more token there",
+            t->path);
     token_buffer_free(&ids);
+    token_buffer_free(&spaced);
     return status;
 }
 
