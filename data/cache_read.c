@@ -98,14 +98,14 @@ static Status read_meta(TokenCache *cache, uint64_t key, Error *err) {
         FAIL("%s: the file meta does not match its checksum", cache->folder);
     if (m->key != key) FAIL("%s: holds other data than its name says", cache->folder);
     size_t text = m->first_skip < 0 ? 0 : (size_t)m->first_skip;
-    if (m->files < 1 || size_mul((size_t)m->files, sizeof(CacheFileMeta), &files) || text > length ||
+    if (m->files < 1 || size_mul((size_t)m->files, sizeof(CacheFileMeta), &files) || files > length || text > length ||
         sizeof *m + files + text + sizeof checksum != length)
         FAIL("%s: the file meta has not the length it wants", cache->folder);
     int64_t per_sequence = m->sequences;
     if (per_sequence < 1 || m->shards < 1 || m->shards > SHARDS_MAX || m->largest_frame < 1 ||
         m->largest_frame > FRAME_MAX_TOKENS || m->counts[SECTION_STARTS] != (uint64_t)per_sequence + 1 ||
         m->counts[SECTION_RECORDS] != (uint64_t)per_sequence || m->counts[SECTION_HASHES] != (uint64_t)per_sequence ||
-        m->counts[SECTION_TRAINED] != (uint64_t)per_sequence || m->counts[SECTION_FRAMES] < 1)
+        m->counts[SECTION_TRAINED] != (uint64_t)per_sequence || m->counts[SECTION_FRAMES] < 1 || m->counts[SECTION_USED] < 1)
         FAIL("%s: the counts in the file meta contradict each other", cache->folder);
     return OK;
 }
@@ -223,6 +223,15 @@ static Status fail_frame(const TokenCache *cache, int64_t shard, const char *rea
          removed ? "the cache is void now, and running again builds it anew" : "remove the folder and run again");
 }
 
+/* Whoever checked the used ids against a vocabulary relies on there being no others. */
+static int ids_within(const uint8_t *raw, size_t count, int32_t most) {
+    const int32_t *ids = (const int32_t *)(const void *)raw;
+    int bad = 0;
+    for (size_t t = 0; t < count; t++)
+        bad |= ids[t] < 0 || ids[t] > most;
+    return !bad;
+}
+
 static Status decompress(TokenCache *cache, int64_t number, KeptFrame *kept, Error *err) {
     const CacheFrame *frame = &frames(cache)[number];
     const uint8_t *packed = cache->shards[frame->shard].data + frame->offset;
@@ -232,6 +241,10 @@ static Status decompress(TokenCache *cache, int64_t number, KeptFrame *kept, Err
         return fail_frame(cache, frame->shard, "it does not match its checksum", err);
     size_t got = ZSTD_decompressDCtx(cache->zstd, kept->raw, raw, packed, frame->bytes);
     if (ZSTD_isError(got) || got != raw) return fail_frame(cache, frame->shard, "it does not decompress", err);
+    int64_t used = 0;
+    const int32_t *different = token_cache_used(cache, &used);
+    if (!ids_within(kept->raw, raw / CACHE_TOKEN_BYTES, different[used - 1]))
+        return fail_frame(cache, frame->shard, "it has tokens that its index does not know", err);
     kept->frame = number;
     return OK;
 }
