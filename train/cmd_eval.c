@@ -14,18 +14,20 @@
 #include "train/exact_match.h"
 #include "train/perplexity.h"
 #include "train/signals.h"
+#include "train/suite.h"
 
 #define WHOLE_DOCUMENTS ((int64_t)1 << 30) /* max_length that cuts nothing */
 #define ROWS_USUAL 2048
 
 static const CommandHelp help = {
-    .usage = "nibble eval MODEL --data FILE [options]",
+    .usage = "nibble eval MODEL --data FILE | --suite NAME:PATH [options]",
     .summary =
         "Loss of a model on a file. Conversations: mean over the supervised tokens, as in training. Plain text:\n"
         "sliding-window perplexity; windows of --window tokens start at every --stride tokens and each token of a document\n"
         "but its first is scored once, with the context that its window gives (windows that do not overlap leave out their\n"
         "first tokens; the end-of-text token is not scored). With --max-length plain text is cut into pieces and ended as in\n"
         "training. --exact-match: greedy answers compared with the data's, surrounding white space aside.\n"
+        "--suite mmlu:FOLDER: multiple choice by log-likelihood; --suite gsm8k:FILE: greedy answers, their numbers compared.\n"
         "--logits OUT.safetensors --ids 1,2,3: the FP32 tensor \"logits\" [tokens, vocabulary] of a sequence.",
     .example =
         "nibble eval models/TinyLlama-1.1B --data wikitext2_raw_test.txt --window 2048 --stride 512 --quant nf4\n"
@@ -278,11 +280,44 @@ static void evaluation_free(Evaluation *e) {
     memory_free(e);
 }
 
+static Status ask_suite(Evaluation *e, Suite *suite, const SuiteOptions *options, Text *out, Error *err) {
+    int32_t stops[STOP_IDS_MAX];
+    TRY(suite_open(suite, options, e->tokenizer, e->model.context, err));
+    TRY(open_generator(e, suite->longest, SUITE_OPTION_TOKENS, err));
+    int stop_count = model_stop_ids(e->tokenizer, &e->model, stops);
+    TRY(suite_ask(suite, options, e->generator, e->tokenizer, e->model.vocab, stops, stop_count, err));
+    if (options->json) {
+        text_adds(out, "{");
+        json_text(out, "model", e->folder);
+        if (e->options->model.adapter != NULL) json_text(out, "adapter", e->options->model.adapter);
+        json_text(out, "data", options->path);
+        json_text(out, "quant", e->options->model.quant);
+        json_text(out, "precision", e->options->model.precision);
+    }
+    suite_print(suite, options, out);
+    if (options->json) text_adds(out, "}\n");
+    return OK;
+}
+
+static Status run_suite(Evaluation *e, Text *out, Error *err) {
+    const EvalOptions *o = e->options;
+    SuiteOptions options = {.shots = o->shots, .limit = o->limit, .details = o->details, .json = o->json};
+    Suite suite = {0};
+    char *name = NULL;
+    Status status = suite_parse(o->suite, o->data, &name, &options.path, err);
+    options.name = name;
+    if (status == OK) status = ask_suite(e, &suite, &options, out, err);
+    suite_free(&suite);
+    memory_free(name);
+    return status;
+}
+
 static Status run_evaluation(Evaluation *e, Text *out, Error *err) {
     const EvalOptions *o = e->options;
     TRY(model_options_check(&o->model, e->folder, &e->model, err));
     if (o->logits != NULL) return run_logits(e, err);
     TRY(tokenizer_open(&e->tokenizer, e->folder, err));
+    if (o->suite != NULL) return run_suite(e, out, err);
     TRY(open_data(e, err));
     if (o->exact_match) {
         TRY(run_exact_match(e, err));
@@ -298,7 +333,7 @@ static Status run_evaluation(Evaluation *e, Text *out, Error *err) {
 }
 
 Status command_eval(int argc, char **argv, Error *err) {
-    EvalOptions o = {.model = MODEL_OPTIONS_DEFAULT};
+    EvalOptions o = {.model = MODEL_OPTIONS_DEFAULT, .shots = -1};
     const OptionSpec specs[] = {
         {"data", OPTION_STRING, "FILE", "JSONL, JSON, CSV or plain text, also .gz, .zst or a pattern", &o.data},
         {"layout", OPTION_STRING, "NAME", "auto, alpaca, messages, sharegpt, prompt_completion, question_answer or text",
@@ -310,11 +345,13 @@ Status command_eval(int argc, char **argv, Error *err) {
         {"stride", OPTION_INTEGER, "N", "plain text: tokens between windows; left out: half a window", &o.stride},
         {"no-document-eos", OPTION_FLAG, NULL, "with --max-length: documents have no end-of-text token", &o.no_document_eos},
         {"exact-match", OPTION_FLAG, NULL, "generate the answers and compare them", &o.exact_match},
-        {"limit", OPTION_INTEGER, "N", "--exact-match: the first N records only", &o.limit},
+        {"limit", OPTION_INTEGER, "N", "--exact-match, --suite: the first N records, or questions of a subject", &o.limit},
         {"show", OPTION_INTEGER, "N", "--exact-match: print N wrong answers", &o.show},
         {"logits", OPTION_STRING, "FILE", "write the logits of --ids there (safetensors)", &o.logits},
         {"ids", OPTION_STRING, "LIST", "token ids with commas between them", &o.ids},
-        {"suite", OPTION_STRING, "NAME", "a benchmark by name (not supported yet)", &o.suite},
+        {"suite", OPTION_STRING, "NAME:PATH", "a benchmark: mmlu:FOLDER or gsm8k:FILE; PATH may stand in --data", &o.suite},
+        {"shots", OPTION_INTEGER, "K", "--suite: examples in front of a question [default: 5]", &o.shots},
+        {"details", OPTION_STRING, "FILE", "--suite: a JSON line for every question", &o.details},
         MODEL_OPTION_SPECS(&o.model),
         {"json", OPTION_FLAG, NULL, "print the result as JSON", &o.json},
     };

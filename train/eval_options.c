@@ -47,8 +47,18 @@ static Status check_exact_match(const EvalOptions *o, Error *err) {
     return OK;
 }
 
+static Status check_suite(const EvalOptions *o, Error *err) {
+    if (o->logits != NULL || o->ids != NULL || o->exact_match || o->max_length != 0 || o->window != 0 || o->stride != 0 ||
+        o->layout != NULL || o->template_name != NULL || o->train_on != NULL || o->no_document_eos || o->show != 0)
+        FAIL_USAGE("--suite has prompts of its own; of the data options it takes --data, --shots, --limit and --details");
+    if (o->shots < -1 || o->shots > 64) FAIL_USAGE("--shots: want 0 to 64, got %lld", (long long)o->shots);
+    if (o->limit < 0) FAIL_USAGE("--limit: want a positive number, got %lld", (long long)o->limit);
+    return OK;
+}
+
 Status eval_options_check(EvalOptions *o, Error *err) {
-    if (o->suite != NULL) FAIL_USAGE("--suite is not supported yet; give --data FILE");
+    if (o->suite != NULL) return check_suite(o, err);
+    if (o->shots != -1 || o->details != NULL) FAIL_USAGE("--shots and --details belong to --suite");
     if (o->logits != NULL || o->ids != NULL) return check_logits(o, err);
     if (o->data == NULL) FAIL_USAGE("want --data FILE (or --logits FILE with --ids LIST)");
     if (o->max_length < 0 || o->window < 0 || o->stride < 0 || o->limit < 0 || o->show < 0)

@@ -7,8 +7,9 @@
 
 typedef struct EvalOptions {
     ModelOptions model;
-    const char *data, *suite, *layout, *template_name, *train_on, *logits, *ids;
+    const char *data, *suite, *details, *layout, *template_name, *train_on, *logits, *ids;
     int64_t max_length, window, stride, limit, show; /* 0: not given */
+    int64_t shots;                                   /* -1: not given */
     int no_document_eos, exact_match, json;
     /* filled in by eval_options_check */
     DataLayout data_layout;

@@ -11,6 +11,8 @@ struct Generator {
     Arena arena;
     KvLayer *cache; /* [layers] */
     float *logits;  /* [logit_rows, vocab] */
+    float *last;    /* [vocab]: of the last row held */
+    int32_t *held;  /* [capacity]: the tokens whose rows the cache holds; `past` of them */
     int32_t *order; /* [vocab] */
     int32_t *positions, *rows;
     int64_t past;
@@ -23,7 +25,7 @@ static size_t cache_bytes(const ModelConfig *model, DType act, int64_t capacity)
 size_t generator_bytes(const ModelConfig *model, DType act, int64_t capacity, int64_t logit_rows) {
     return 2 * (size_t)model->layers * cache_bytes(model, act, capacity) +
            arena_align((size_t)(logit_rows * model->vocab) * sizeof(float)) +
-           arena_align((size_t)model->vocab * sizeof(int32_t)) + 2 * arena_align((size_t)capacity * sizeof(int32_t));
+           2 * arena_align((size_t)model->vocab * sizeof(int32_t)) + 3 * arena_align((size_t)capacity * sizeof(int32_t));
 }
 
 static Status take_memory(Generator *g, const ModelConfig *model, DType act, Error *err) {
@@ -32,12 +34,16 @@ static Status take_memory(Generator *g, const ModelConfig *model, DType act, Err
         TRY(arena_take(&g->arena, cache_bytes(model, act, g->capacity), &g->cache[layer].k, err));
         TRY(arena_take(&g->arena, cache_bytes(model, act, g->capacity), &g->cache[layer].v, err));
     }
-    void *logits, *order, *positions, *rows;
+    void *logits, *last, *order, *positions, *rows, *held;
     TRY(arena_take(&g->arena, (size_t)(g->logit_rows * model->vocab) * sizeof(float), &logits, err));
+    TRY(arena_take(&g->arena, (size_t)model->vocab * sizeof(float), &last, err));
     TRY(arena_take(&g->arena, (size_t)model->vocab * sizeof(int32_t), &order, err));
     TRY(arena_take(&g->arena, (size_t)g->capacity * sizeof(int32_t), &positions, err));
     TRY(arena_take(&g->arena, (size_t)g->capacity * sizeof(int32_t), &rows, err));
+    TRY(arena_take(&g->arena, (size_t)g->capacity * sizeof(int32_t), &held, err));
     g->logits = logits;
+    g->last = last;
+    g->held = held;
     g->order = order;
     g->positions = positions;
     g->rows = rows;
@@ -93,8 +99,28 @@ static Status run_rows(Generator *g, const int32_t *ids, int64_t count, int64_t 
     run.cache = g->cache;
     run.past = g->past;
     TRY(tape_run(g->tape, &run, err));
+    memcpy(g->held + g->past, ids, (size_t)count * sizeof *ids);
     g->past += count;
     return OK;
+}
+
+/* The prompt's rows behind the first `kept`, which the cache holds; the logits of the last. */
+static Status run_prompt(Generator *g, const int32_t *prompt, int64_t count, int64_t kept, Error *err) {
+    g->past = kept;
+    for (int64_t done = kept; done < count;) {
+        int64_t rows = count - done < g->chunk ? count - done : g->chunk;
+        TRY(run_rows(g, prompt + done, rows, done + rows == count ? 1 : 0, g->last, err));
+        done += rows;
+    }
+    return OK;
+}
+
+/* How many rows stay; never all, since the last one's logits are wanted. */
+static int64_t kept_rows(const Generator *g, const int32_t *ids, int64_t count) {
+    int64_t kept = 0;
+    while (kept < g->past && kept < count - 1 && g->held[kept] == ids[kept])
+        kept++;
+    return kept;
 }
 
 static int is_stop(const SampleOptions *options, int32_t id) {
@@ -117,20 +143,15 @@ Status generate(Generator *g, const int32_t *prompt, int64_t count, const Sample
                 void *context, int64_t *generated, Error *err) {
     *generated = 0;
     TRY(check_ids(g, prompt, count, err));
-    g->past = 0;
-    for (int64_t done = 0; done < count;) {
-        int64_t rows = count - done < g->chunk ? count - done : g->chunk;
-        TRY(run_rows(g, prompt + done, rows, done + rows == count ? 1 : 0, g->logits, err));
-        done += rows;
-    }
+    TRY(run_prompt(g, prompt, count, options->reuse ? kept_rows(g, prompt, count) : 0, err));
     for (;;) {
         if (*generated == options->max_new_tokens) return OK;
-        int32_t id = sample_token(g->logits, g->order, g->engine->model.vocab, &options->spec, (uint64_t)g->past);
+        int32_t id = sample_token(g->last, g->order, g->engine->model.vocab, &options->spec, (uint64_t)g->past);
         if (is_stop(options, id)) return OK;
         (*generated)++;
         if (callback(context, id) || g->past == g->capacity || signals_pending()) return OK;
         if (*generated == options->max_new_tokens) return OK;
-        TRY(run_rows(g, &id, 1, 1, g->logits, err));
+        TRY(run_rows(g, &id, 1, 1, g->last, err));
     }
 }
 
@@ -143,5 +164,26 @@ Status generator_logits(Generator *g, const int32_t *ids, int64_t count, float *
         TRY(run_rows(g, ids + done, rows, rows, logits + done * g->engine->model.vocab, err));
         done += rows;
     }
+    g->past = 0; /* the last row's logits are the caller's: nothing to go on from */
     return OK;
+}
+
+Status generator_prefill(Generator *g, const int32_t *ids, int64_t count, const float **logits, Error *err) {
+    TRY(check_ids(g, ids, count, err));
+    *logits = g->last;
+    if (g->past == count && memcmp(g->held, ids, (size_t)count * sizeof *ids) == 0) return OK;
+    return run_prompt(g, ids, count, kept_rows(g, ids, count), err);
+}
+
+Status generator_look_ahead(Generator *g, const int32_t *ids, int64_t count, const float **logits, Error *err) {
+    *logits = g->logits;
+    if (count == 0) return OK;
+    TRY(check_ids(g, ids, count, err));
+    if (count > g->logit_rows || g->past + count > g->capacity)
+        FAIL("%lld tokens ahead of %lld: there is room for %lld and logits of %lld", (long long)count, (long long)g->past,
+             (long long)(g->capacity - g->past), (long long)g->logit_rows);
+    int64_t past = g->past;
+    Status status = run_rows(g, ids, count, count, g->logits, err);
+    g->past = past;
+    return status;
 }

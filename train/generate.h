@@ -17,6 +17,7 @@ typedef struct SampleOptions {
     int64_t max_new_tokens;
     const int32_t *stop_ids;
     int stop_count;
+    int reuse; /* rows of the cache that hold the prompt's beginning already are kept, as by generator_prefill */
 } SampleOptions;
 
 /* Called per new token; a non-zero return stops. The stop token itself is not passed. */
@@ -38,5 +39,13 @@ Status generate(Generator *generator, const int32_t *prompt, int64_t count, cons
                 GenerateCallback *callback, void *context, int64_t *generated, Error *err);
 /* Logits of every position of a sequence, FP32 [count, vocab], for tests and `eval --logits`. */
 Status generator_logits(Generator *generator, const int32_t *ids, int64_t count, float *logits, Error *err);
+
+/* Makes the cache hold `ids` [count >= 1], of which the longest beginning that it holds already is not computed again (how
+ * much is known changes how products are shaped, so the last bits of what follows may differ). *logits: FP32 [vocab] of the
+ * last token, valid until the next call that changes the cache. */
+Status generator_prefill(Generator *generator, const int32_t *ids, int64_t count, const float **logits, Error *err);
+/* As if `ids` [count <= logit_rows] followed what was prefilled: *logits FP32 [count, vocab], valid until the next call. The
+ * cache then holds what it held before. */
+Status generator_look_ahead(Generator *generator, const int32_t *ids, int64_t count, const float **logits, Error *err);
 
 #endif
