@@ -115,7 +115,7 @@ check "an adapter in and out is the same adapter" peft
 # ---- refusals ----------------------------------------------------------------------------------------------------------
 refusals() {
     local format
-    for format in gguf lora-gguf gptq awq compressed-tensors; do
+    for format in gptq awq compressed-tensors; do
         fails_with "--format $format is not supported yet" export "$model" --format $format --out "$work/no" || return 1
     done
     fails_with "want --out DIR" export "$model" --format hf && fails_with "--format: want" export "$model" --format onnx --out "$work/no" &&
