@@ -158,7 +158,7 @@ prequantized() {
 }
 check "a pre-quantized folder gives the loss of --quant nf4, bit for bit" prequantized
 check "eval: quantizing what is quantized" fails_with "quantized already" eval "$work/nf4" --data "$work/text.txt" --quant fp4
-check "eval: --suite" fails_with "--suite is not supported yet" eval "$tiny" --suite mmlu
+check "eval: --suite without data" fails_with "where is its data" eval "$tiny" --suite mmlu
 check "eval: nothing to do" fails_with "--data FILE" eval "$tiny"
 disjoint() { # 64 bytes: 8 windows of 8 leave out 8 first tokens; 7 windows of 9 leave out 7, and the last token stands alone
     run 0 eval "$tiny" --data "$work/text.txt" --window 8 --stride 8 --json && [[ $(value tokens) == 56 ]] || return 1
