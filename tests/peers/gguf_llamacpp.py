@@ -2,7 +2,7 @@
 
 F32 files: its tokenizer gives our ids; logits at most 1e-3 apart; the same greedy text. Quantized files: every weight dequantized
 by the gguf package lies where it belongs (the proof's error, computed again from outside), argmax and KL against the same
-weights in FP32. Adapters: logits on an F32 file equal the live adapter's. Models of llama, qwen2, qwen3, tied and untied; text
+weights in FP32; types and bytes of every tensor are those of llama-quantize. Adapters: logits on an F32 file equal the live adapter's. Models of llama, qwen2, qwen3, tied and untied; text
 and 4-bit figures on the demo's base, whose widths fit every block.
 """
 
@@ -205,6 +205,27 @@ def compare_types(folder):
             checks.at_most(f"{kind}: mean KL", divergence / total, 1e-2)
 
 
+FILE_TYPES = dict(F16=1, BF16=32, Q8_0=7, Q4_0=2, Q4_1=3, Q5_0=8, Q5_1=9, Q2_K=10, Q3_K=11, Q5_K=16, Q6_K=18)
+FILE_TYPES.update(Q3_K_M=12, Q4_K_S=14, Q4_K_M=15, Q5_K_M=17)
+
+
+def compare_quantize(folder):
+    """llama-quantize on our F32 file against our own file: each tensor's type and bytes. Q4_K is no choice of llama-quantize's."""
+    with Folder() as f:
+        source = export(folder, f("f32"), "F32", "--no-verify")
+        for kind, file_type in FILE_TYPES.items():
+            parameters = llama_cpp.llama_model_quantize_default_params()
+            parameters.ftype, parameters.nthread = file_type, 1
+            done = llama_cpp.llama_model_quantize(source.encode(), f("theirs").encode(), parameters)
+            ours = {t.name: t for t in gguf.GGUFReader(export(folder, f("out"), kind, "--no-verify")).tensors}
+            theirs = {t.name: t for t in gguf.GGUFReader(f("theirs")).tensors}
+            same = done == 0 and ours.keys() == theirs.keys()
+            types = [name for name in theirs if not same or ours[name].tensor_type != theirs[name].tensor_type]
+            data = [name for name in theirs if not types and not np.array_equal(ours[name].data, theirs[name].data)]
+            checks.at_most(f"{kind}: tensors of another type than llama-quantize's", len(types), 0)
+            checks.at_most(f"{kind}: tensors with other bytes", len(data), 0)
+
+
 for name in MODELS:
     compare_logits(name)
 for name in ("llama", "qwen2 tied", "qwen3"):
@@ -218,4 +239,5 @@ if os.path.isdir(STORIES):
 else:
     print(f"SKIP stories3M: {STORIES} is not there")
 compare_types(DEMO)
+compare_quantize(DEMO)
 checks.finish()
