@@ -6,7 +6,7 @@
 #include "core/log.h"
 #include "core/memory.h"
 #include "core/text.h"
-#include "data/template.h"
+#include "train/chat_prompt.h"
 #include "train/commands.h"
 #include "train/generate.h"
 #include "train/model_options.h"
@@ -43,14 +43,7 @@ static Status check_options(const Options *o, Error *err) {
         FAIL_USAGE("--top-k and --top-p choose among random draws, and temperature 0 draws none; give --temperature");
     if (o->seed < 0) FAIL_USAGE("--seed: want at least 0, got %lld", (long long)o->seed);
     int has_template = strcmp(o->template_name, "none") != 0;
-    if (has_template && !template_exists(o->template_name)) {
-        size_t count = 0;
-        while (template_names[count] != NULL)
-            count++;
-        const char *near = nearest_word(o->template_name, template_names, count);
-        FAIL_USAGE("--template: \"%.60s\" is not a built-in template; did you mean %s?", o->template_name,
-                   near != NULL ? near : "chatml");
-    }
+    if (has_template) TRY(chat_prompt_check(o->template_name, err));
     if (o->raw && has_template) FAIL_USAGE("--raw and --template contradict each other; give one");
     if (o->system != NULL && !has_template) FAIL_USAGE("--system: only a --template has a place for it");
     return OK;
@@ -58,72 +51,16 @@ static Status check_options(const Options *o, Error *err) {
 
 /* ---- the prompt ---------------------------------------------------------------------------------------------------------- */
 
-static const char *spelling(const Tokenizer *tokenizer, int32_t id) {
-    const char *text = id < 0 ? NULL : tokenizer_token(tokenizer, id);
-    return text == NULL ? "" : text;
-}
-
-static Status render(const Options *o, const Tokenizer *tokenizer, const char *prompt, size_t length, int with_answer,
-                     SegmentList *segments, Error *err) {
-    ChatMessage messages[3];
+/* chat is closed by the caller, also after a failure. */
+static Status encode_prompt(const Options *o, const Tokenizer *tokenizer, ChatPrompt *chat, const char *prompt, size_t length,
+                            TokenBuffer *out, Error *err) {
+    if (strcmp(o->template_name, "none") == 0) return tokenizer_encode(tokenizer, prompt, length, !o->raw, o->raw, out, err);
+    ChatMessage messages[2];
     int64_t count = 0;
     if (o->system != NULL) messages[count++] = (ChatMessage){"system", o->system, strlen(o->system), -1};
     messages[count++] = (ChatMessage){"user", prompt, length, -1};
-    if (with_answer) messages[count++] = (ChatMessage){"assistant", "x", 1, -1};
-    return template_render(o->template_name, messages, count, !with_answer, spelling(tokenizer, tokenizer_bos(tokenizer)),
-                           spelling(tokenizer, tokenizer_eos(tokenizer)), segments, err);
-}
-
-/* Special tokens are parsed in the template's own text only. */
-static Status encode_segments(const Tokenizer *tokenizer, const SegmentList *segments, TokenBuffer *out, Error *err) {
-    const char *bos = spelling(tokenizer, tokenizer_bos(tokenizer));
-    Text text = {0};
-    TokenRange *plain = memory_calloc((size_t)segments->count + 1, sizeof *plain);
-    size_t plain_count = 0;
-    for (int64_t i = 0; i < segments->count; i++) {
-        const Segment *segment = &segments->items[i];
-        if (!segment->special && segment->length > 0)
-            plain[plain_count++] = (TokenRange){text.length, text.length + segment->length};
-        text_add(&text, segment->text, segment->length);
-    }
-    int writes_bos = segments->count > 0 && segments->items[0].special && bos[0] != 0 && text.length >= strlen(bos) &&
-                     memcmp(text.data, bos, strlen(bos)) == 0;
-    Status status = tokenizer_encode_guarded(tokenizer, text.data != NULL ? text.data : "", text.length, !writes_bos, plain,
-                                             plain_count, out, err);
-    memory_free(plain);
-    text_free(&text);
-    return status;
-}
-
-/* The special token with which the template ends an answer, or -1. */
-static Status find_end_of_turn(const Options *o, const Tokenizer *tokenizer, int32_t *id, Error *err) {
-    SegmentList segments = {0};
-    TokenBuffer tokens = {0};
-    int answered = 0;
-    *id = -1;
-    Status status = render(o, tokenizer, "x", 1, 1, &segments, err);
-    for (int64_t i = 0; status == OK && i < segments.count && *id < 0; i++) {
-        const Segment *segment = &segments.items[i];
-        if (segment->assistant && !segment->special) answered = 1;
-        if (!answered || !segment->special) continue;
-        tokens.count = 0;
-        status = tokenizer_encode(tokenizer, segment->text, segment->length, 0, 1, &tokens, err);
-        for (int64_t t = 0; status == OK && t < tokens.count && *id < 0; t++)
-            if (tokenizer_is_special(tokenizer, tokens.ids[t])) *id = tokens.ids[t];
-    }
-    token_buffer_free(&tokens);
-    segments_free(&segments);
-    return status;
-}
-
-static Status encode_prompt(const Options *o, const Tokenizer *tokenizer, const char *prompt, size_t length, TokenBuffer *out,
-                            Error *err) {
-    if (strcmp(o->template_name, "none") == 0) return tokenizer_encode(tokenizer, prompt, length, !o->raw, o->raw, out, err);
-    SegmentList segments = {0};
-    Status status = render(o, tokenizer, prompt, length, 0, &segments, err);
-    if (status == OK) status = encode_segments(tokenizer, &segments, out, err);
-    segments_free(&segments);
-    return status;
+    TRY(chat_prompt_open(chat, o->template_name, tokenizer, err));
+    return chat_prompt_encode(chat, messages, count, out, err);
 }
 
 /* ---- the answer ---------------------------------------------------------------------------------------------------------- */
@@ -215,6 +152,7 @@ typedef struct Generation {
     Engine engine;
     Tokenizer *tokenizer;
     Generator *generator;
+    ChatPrompt chat;
     TokenBuffer tokens;
     Answer answer;
     int64_t capacity;
@@ -227,6 +165,7 @@ static void generation_free(Generation *s) {
     generator_free(s->generator);
     engine_close(&s->engine);
     token_buffer_free(&s->tokens);
+    chat_prompt_close(&s->chat);
     tokenizer_close(s->tokenizer);
     memory_free(s);
 }
@@ -235,7 +174,7 @@ static Status open_generation(Generation *s, const Options *o, const char *folde
                               Error *err) {
     TRY(model_options_check(&o->model, folder, &s->model, err));
     TRY(tokenizer_open(&s->tokenizer, folder, err));
-    TRY(encode_prompt(o, s->tokenizer, prompt, length, &s->tokens, err));
+    TRY(encode_prompt(o, s->tokenizer, &s->chat, prompt, length, &s->tokens, err));
     if (s->tokens.count < 1) FAIL("the prompt is empty and the tokenizer adds no BOS; give at least one character");
     if (s->tokens.count > s->model.context)
         FAIL("the prompt has %lld tokens and the model takes %lld", (long long)s->tokens.count, (long long)s->model.context);
@@ -254,11 +193,10 @@ static Status open_generation(Generation *s, const Options *o, const char *folde
 }
 
 static Status run_generation(Generation *s, const Options *o, const char *prompt, size_t length, Error *err) {
-    int32_t stops[STOP_IDS_MAX], end = -1;
+    int32_t stops[STOP_IDS_MAX];
     const char *stop;
     int stop_count = model_stop_ids(s->tokenizer, &s->model, stops);
-    if (strcmp(o->template_name, "none") != 0) TRY(find_end_of_turn(o, s->tokenizer, &end, err));
-    if (end >= 0) stops[stop_count++] = end;
+    if (strcmp(o->template_name, "none") != 0 && s->chat.end >= 0) stops[stop_count++] = s->chat.end;
     double begin = clock_seconds();
     TRY(answer_prompt(o, s->generator, s->capacity, &s->tokens, stops, stop_count, &s->answer, &stop, err));
     double seconds = clock_seconds() - begin;
@@ -274,7 +212,8 @@ Status command_generate(int argc, char **argv, Error *err) {
     const OptionSpec specs[] = {
         {"prompt", OPTION_STRING, "TEXT", "what to continue", &o.prompt},
         {"prompt-file", OPTION_STRING, "FILE", "the same, from a file", &o.prompt_file},
-        {"template", OPTION_STRING, "NAME", "render the prompt as a user's message", &o.template_name},
+        {"template", OPTION_STRING, "NAME", "render the prompt as a user's message: \"model\" (its own template) or a built-in",
+         &o.template_name},
         {"system", OPTION_STRING, "TEXT", "a system message, with --template", &o.system},
         {"raw", OPTION_FLAG, NULL, "the prompt is complete: no BOS is added, special tokens in it are parsed", &o.raw},
         {"max-tokens", OPTION_INTEGER, "N", "new tokens at most", &o.max_tokens},

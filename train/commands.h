@@ -11,6 +11,7 @@ Status command_train(int argc, char **argv, Error *err);
 Status command_quantize(int argc, char **argv, Error *err);
 Status command_export(int argc, char **argv, Error *err);
 Status command_eval(int argc, char **argv, Error *err);
+Status command_chat(int argc, char **argv, Error *err);
 Status command_generate(int argc, char **argv, Error *err);
 Status command_plan(int argc, char **argv, Error *err);
 Status command_inspect(int argc, char **argv, Error *err);

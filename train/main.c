@@ -22,7 +22,7 @@ static const Command commands[] = {
     {"export", command_export, "merge adapters, write another format, and say what survived"},
     {"eval", command_eval, "loss and perplexity of a model on a file"},
     {"generate", command_generate, "continue a prompt"},
-    {"chat", NULL, "talk to a model"},
+    {"chat", command_chat, "talk to a model"},
     {"plan", command_plan, "memory and speed of a run, without weights"},
     {"inspect", command_inspect, "what is in a model, an adapter, a checkpoint or the data"},
     {"compare", command_compare, "quantization experiments under one harness"},

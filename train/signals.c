@@ -36,6 +36,10 @@ int signals_pending(void) {
     return pending;
 }
 
+void signals_clear(void) {
+    pending = 0;
+}
+
 const char *signals_name(int number) {
     return number == SIGINT ? "SIGINT" : number == SIGTERM ? "SIGTERM" : number == SIGUSR1 ? "SIGUSR1" : "a signal";
 }

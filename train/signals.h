@@ -10,6 +10,8 @@ void signals_install(void);
 void signals_install_fatal(void);
 /* 0, or the number of the signal that asked to stop. */
 int signals_pending(void);
+/* Forgets the signal that asked, once it was obeyed. */
+void signals_clear(void);
 const char *signals_name(int number);
 
 #endif

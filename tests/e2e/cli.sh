@@ -27,7 +27,7 @@ for command in config synth; do check "$command --help" command_help "$command";
 no_command() { run 2 && err_has "usage: nibble COMMAND" && [[ ! -s $work/out ]]; }
 check "no command is a mistake" no_command
 check "an unknown command has a hint" fails_with 'did you mean `nibble train`?' trian
-for command in chat distill-data; do
+for command in distill-data; do
     check "$command is refused as not supported yet" fails_with "not supported yet" "$command"
 done
 check "an unknown option has a hint" fails_with "did you mean --schema?" config --shcema
