@@ -11,8 +11,8 @@ Status chat_prompt_check(const char *name, Error *err) {
     while (template_names[count] != NULL)
         count++;
     const char *near = nearest_word(name, template_names, count);
-    FAIL_USAGE("--template: \"%.60s\" is neither \"" TEMPLATE_MODEL
-               "\" (the model's own) nor a built-in template; did you mean %s?",
+    FAIL_USAGE("--template: \"%.60s\" is not a built-in template, nor \"" TEMPLATE_MODEL
+               "\" (the model's own); did you mean %s?",
                name, near != NULL ? near : "chatml");
 }
 
