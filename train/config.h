@@ -52,7 +52,7 @@ typedef struct Config {
         double eval_fraction;
         char *layout, *template_name, *train_on, *packing, *on_error, *too_long; /* template_name is the key data.template */
         int64_t max_length;                                                      /* CONFIG_AUTO, or tokens */
-        char *cache;      /* auto | off | a folder */
+        char *cache;                                                             /* auto | off | a folder */
         int document_eos; /* plain text: EOS ends a document, and is trained */
     } data;
     struct {

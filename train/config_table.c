@@ -89,7 +89,8 @@ const ConfigKey config_keys[] = {
     {"data.document_eos", KEY_BOOL, AT(data.document_eos), .fallback = "true",
      .help = "Plain text: end every document with the EOS token, and train it. false suits a base that knows no end."},
     {"data.packing", KEY_CHOICE, AT(data.packing), .fallback = "\"best-fit\"", .choices = LIST("best-fit", "none"),
-     .help = "best-fit: several sequences share a micro-batch, each seeing only itself; none: one each, neighbours alike in length."},
+     .help = "best-fit: several sequences share a micro-batch, each seeing only itself; none: one each, neighbours alike in "
+             "length."},
     {"data.on_error", KEY_CHOICE, AT(data.on_error), .fallback = "\"fail\"", .choices = LIST("fail", "skip"),
      .help = "What a bad record does: stop with its line, or be skipped and counted."},
     {"data.cache", KEY_STRING, AT(data.cache), .fallback = "\"auto\"",
