@@ -40,6 +40,12 @@ void *memory_calloc(size_t count, size_t size) {
     return checked(calloc(count ? count : 1, size ? size : 1), count * size);
 }
 
+void *memory_calloc_aligned(size_t alignment, size_t size) {
+    check_allowed("aligned_alloc");
+    size_t bytes = (size / alignment + 1) * alignment; /* a multiple, as C11 asked for at first */
+    return memset(checked(aligned_alloc(alignment, bytes), bytes), 0, bytes);
+}
+
 void *memory_resize(void *old, size_t bytes) {
     check_allowed("realloc");
     return checked(realloc(old, bytes ? bytes : 1), bytes);

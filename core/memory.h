@@ -53,6 +53,8 @@ static inline size_t arena_align(size_t bytes) {
  * allocation is forbidden. Sizes that come from files are checked before they get here. */
 void *memory_alloc(size_t bytes); /* uncleared; 0 bytes gives a valid pointer */
 void *memory_calloc(size_t count, size_t size);
+/* Cleared. alignment: a power of two, for a type that wants more than malloc gives (a Hash, for one); memory_free. */
+void *memory_calloc_aligned(size_t alignment, size_t size);
 void *memory_resize(void *old, size_t bytes);
 char *memory_strdup(const char *text);
 char *memory_format(const char *format, ...) __attribute__((format(printf, 1, 2)));

@@ -66,7 +66,7 @@ static Status section_add(CacheWriter *writer, CacheSection which, const void *v
 }
 
 Status cache_writer_open(CacheWriter **out, const char *folder, Error *err) {
-    CacheWriter *writer = memory_calloc(1, sizeof *writer);
+    CacheWriter *writer = memory_calloc_aligned(_Alignof(CacheWriter), sizeof *writer);
     const int64_t zero = 0;
     Status status = OK;
     writer->folder = memory_strdup(folder);
