@@ -3,18 +3,19 @@
 #include <math.h>
 
 #include "quant/ggml_internal.h"
+#include "quant/group_int.h"
 #include "quant/quantize.h"
+
+static GroupInt int_grid(const FakeQuant *fake) {
+    return (GroupInt){.bits = fake->bits, .symmetric = fake->symmetric, .group = fake->group, .scale_type = fake->scale_type};
+}
 
 Status fake_quant_check(const FakeQuant *fake, int64_t rows, int64_t cols, Error *err) {
     int64_t bytes;
+    GroupInt grid;
     if (rows <= 0 || cols <= 0) FAIL("cannot quantize a [%lld, %lld] weight", (long long)rows, (long long)cols);
     switch (fake->grid) {
-        case FAKE_INT:
-            if (fake->bits < 2 || fake->bits > 8) FAIL("integer codes have 2 to 8 bits, got %d", fake->bits);
-            if (fake->group < 0 || (fake->group > 0 && cols % fake->group != 0))
-                FAIL("groups of %lld do not divide rows of %lld; take a smaller group", (long long)fake->group,
-                     (long long)cols);
-            return OK;
+        case FAKE_INT: grid = int_grid(fake); return group_int_check(&grid, rows, cols, err);
         case FAKE_Q4_0: return ggml_bytes(GGML_Q4_0, rows, cols, &bytes, err);
         case FAKE_Q8_0: return ggml_bytes(GGML_Q8_0, rows, cols, &bytes, err);
         case FAKE_Q4_K: return ggml_bytes(GGML_Q4_K, rows, cols, &bytes, err);
@@ -48,37 +49,16 @@ static int all_finite(const float *x, int64_t count) {
 
 /* ---- integer groups -------------------------------------------------------------------------------------------------------- */
 
-static float round_to(float value, DType type) {
-    return type == DTYPE_BF16 ? bf16_to_float(bf16_from_float(value)) : value;
-}
-
-typedef struct IntScale {
-    float scale, zero, low, high;
-} IntScale;
-
-static IntScale int_scale(const FakeQuant *fake, const float *x, int64_t count) {
-    float least = 0.0f, most = 0.0f, levels = (float)((1 << fake->bits) - 1);
+static void int_group(const GroupInt *grid, const float *x, int64_t count, float *out, uint8_t *mask) {
+    int bits = grid->bits;
+    DType type = grid->scale_type;
+    float scale;
+    uint8_t zero;
+    group_int_scale_of(grid, x, count, &scale, &zero);
     for (int64_t i = 0; i < count; i++) {
-        if (x[i] < least) least = x[i];
-        if (x[i] > most) most = x[i];
-    }
-    IntScale s = {.low = -(float)(1 << (fake->bits - 1)), .high = (float)((1 << (fake->bits - 1)) - 1)};
-    float size = -least > most ? -least : most;
-    s.scale = round_to(fake->symmetric ? size / (levels / 2.0f) : (most - least) / levels, fake->scale_type);
-    if (s.scale == 0.0f) s.scale = fake->scale_type == DTYPE_BF16 ? 0x1p-7f : 0x1p-23f;
-    if (fake->symmetric) return s;
-    float zero = rintf(s.low - least / s.scale);
-    s.zero = zero < s.low ? s.low : zero > s.high ? s.high : zero;
-    return s;
-}
-
-static void int_group(const FakeQuant *fake, const float *x, int64_t count, float *out, uint8_t *mask) {
-    IntScale s = int_scale(fake, x, count);
-    for (int64_t i = 0; i < count; i++) {
-        float q = rintf(x[i] / s.scale + s.zero);
-        if (mask != NULL) mask[i] = q >= s.low && q <= s.high;
-        q = q < s.low ? s.low : q > s.high ? s.high : q;
-        out[i] = round_to((float)(int)(q - s.zero) * s.scale, fake->scale_type); /* a code has no -0 */
+        uint8_t clipped, code = group_int_code(bits, x[i], scale, zero, &clipped);
+        if (mask != NULL) mask[i] = !clipped;
+        out[i] = group_int_value(code, scale, zero, type);
     }
 }
 
@@ -133,8 +113,9 @@ static int ggml_row(FakeGrid grid, const float *x, int64_t cols, float *out, uin
 int fake_quant_row(const FakeQuant *fake, const float *x, int64_t cols, float *out, uint8_t *mask, void *scratch) {
     if (!all_finite(x, cols)) return -1;
     if (fake->grid != FAKE_INT) return ggml_row(fake->grid, x, cols, out, mask, scratch);
-    int64_t group = fake->group > 0 ? fake->group : cols;
+    GroupInt grid = int_grid(fake);
+    int64_t group = group_int_columns(&grid, cols);
     for (int64_t g = 0; g < cols; g += group)
-        int_group(fake, x + g, group, out + g, mask != NULL ? mask + g : NULL);
+        int_group(&grid, x + g, group, out + g, mask != NULL ? mask + g : NULL);
     return all_finite(out, cols) ? 0 : -1;
 }

@@ -1,10 +1,7 @@
 /* Fake quantization of rows: every value becomes what packing it into a real format and unpacking it again gives, to the bit.
  *
- *   integer groups   b bits (2 to 8) along `in`, q in [-2^(b-1), 2^(b-1) - 1], one scale (and zero point) a group or a row:
- *     symmetric      scale = amax / ((2^b - 1) / 2), zero = 0
- *     asymmetric     lo = min(x, 0), hi = max(x, 0); scale = (hi - lo) / (2^b - 1); zero = clamp(RNE(qmin - lo / scale))
- *     scale is FP32, rounded to scale_type; a scale of 0 becomes scale_type's epsilon; q = RNE(clamp(x / scale + zero));
- *     value = (q - zero) * scale, rounded to scale_type (compressed-tensors' pack-quantized and int-quantized)
+ *   integer groups   b bits (2 to 8) along `in`, one scale (and zero point) a group or a row: quant/group_int.h, whose code
+ *                    this runs (compressed-tensors' pack-quantized and int-quantized)
  *   Q4_0, Q8_0, Q4_K  ggml's blocks (quant/ggml.h)
  *
  * The straight-through estimator (Bengio et al. 2013) passes a gradient where the unclamped integer lies in the range and
@@ -27,7 +24,7 @@ typedef struct FakeQuant {
     int bits;           /* INT: 2 to 8 */
     int symmetric;      /* INT */
     int64_t group;      /* INT: values that share a scale; 0: a row */
-    DType scale_type;   /* INT: BF16 or F32 */
+    DType scale_type;   /* INT: F32, BF16 or F16 */
     int double_quant;   /* NF4 */
     int32_t block_size; /* NF4 */
 } FakeQuant;
