@@ -10,6 +10,7 @@
  * INT8: one scale a row, SCB[o] = max|w[o,:]|; q = RNE(w * ((1 / SCB) * 127)); w = (q * SCB) * (1/127), FP32.
  * INT4: groups of 32, 64 or 128 along `in`, symmetric: scale = amax / 7.5, q = clamp(RNE(w / scale), -8, 7);
  *   stored as q + 8, element 2k in the LOW nibble of byte k (as compressed-tensors packs it); w = q * scale.
+ * GGML: the blocks of a GGUF file as they are, row after row; each weight has its own type (kernels/ggml_formats.h).
  */
 #ifndef NIBBLE_KERNELS_FORMATS_H
 #define NIBBLE_KERNELS_FORMATS_H
@@ -25,6 +26,7 @@ typedef enum WeightFormat {
     WEIGHT_FP4,
     WEIGHT_INT8,
     WEIGHT_INT4,
+    WEIGHT_GGML,
     WEIGHT_FORMATS
 } WeightFormat;
 
@@ -74,7 +76,7 @@ typedef enum WeightFormat {
 typedef struct WeightView {
     WeightFormat format;
     int64_t rows, cols;
-    const void *data;    /* F32, BF16, F64: row-major; NF4, FP4, INT4: packed nibbles; INT8: int8 row-major */
+    const void *data;    /* F32, BF16, F64: row-major; NF4, FP4, INT4: packed nibbles; INT8: int8 row-major; GGML: blocks */
     const float *scales; /* NF4, FP4: absmax per block (NULL when nested); INT8: [rows]; INT4: [rows, cols/block_size] */
     int32_t block_size;  /* NF4, FP4: 32..4096; INT4: 32, 64, 128 */
     const float *codes;  /* NF4, FP4: the 16 values (from the file when pre-quantized) */
@@ -82,6 +84,7 @@ typedef struct WeightView {
     const float *nested_absmax;  /* [ceil(blocks/256)] */
     const float *nested_map;     /* [256] */
     float nested_offset;
+    uint32_t ggml_type; /* GGML: a GgmlType, F16 or one with blocks */
 } WeightView;
 
 static inline int64_t weight_blocks(int64_t rows, int64_t cols, int64_t block_size) {
@@ -97,7 +100,7 @@ static inline float weight_absmax(const WeightView *weight, int64_t block) {
 
 /* "f32", "bf16", "nf4" … */
 static inline const char *weight_format_name(WeightFormat format) {
-    static const char *const names[WEIGHT_FORMATS] = {"f32", "bf16", "f64", "nf4", "fp4", "int8", "int4"};
+    static const char *const names[WEIGHT_FORMATS] = {"f32", "bf16", "f64", "nf4", "fp4", "int8", "int4", "ggml"};
     return names[format];
 }
 

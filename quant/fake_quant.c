@@ -97,15 +97,15 @@ static int ggml_row(FakeGrid grid, const float *x, int64_t cols, float *out, uin
     if (grid == FAKE_Q4_0) {
         ggml_quantize_q4_0(x, cols, NULL, scratch);
         if (mask != NULL) mask_q4_0(x, cols, mask);
-        ggml_dequantize_q4_0(scratch, cols, out);
+        ggml_dequantize_row(GGML_Q4_0, scratch, cols, out);
     } else if (grid == FAKE_Q8_0) {
         ggml_quantize_q8_0(x, cols, NULL, scratch);
         if (mask != NULL) memset(mask, 1, (size_t)cols);
-        ggml_dequantize_q8_0(scratch, cols, out);
+        ggml_dequantize_row(GGML_Q8_0, scratch, cols, out);
     } else {
         ggml_quantize_q4_k(x, cols, NULL, scratch);
         if (mask != NULL) mask_q4_k(x, cols, scratch, mask);
-        ggml_dequantize_q4_k(scratch, cols, out);
+        ggml_dequantize_row(GGML_Q4_K, scratch, cols, out);
     }
     return all_finite(out, cols) ? 0 : -1; /* a 16-bit scale became Inf */
 }

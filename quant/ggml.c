@@ -8,6 +8,7 @@
 #include <strings.h>
 
 #include "core/dtype.h"
+#include "kernels/ggml_decode.h"
 #include "quant/ggml_internal.h"
 
 /* Sizes: ggml 0.25.3, gguf-py/gguf/constants.py. {type, name, block, bytes, is_float, is_codec, is_quantized} */
@@ -90,40 +91,38 @@ static void quantize_bf16(const float *x, int64_t cols, const float *importance,
     dtype_convert(out, DTYPE_BF16, x, DTYPE_F32, cols);
 }
 
-static void dequantize_f32(const void *data, int64_t cols, float *x) {
-    memcpy(x, data, (size_t)cols * sizeof *x);
-}
-
-static void dequantize_f16(const void *data, int64_t cols, float *x) {
-    dtype_convert(x, DTYPE_F32, data, DTYPE_F16, cols);
-}
-
-static void dequantize_bf16(const void *data, int64_t cols, float *x) {
-    dtype_convert(x, DTYPE_F32, data, DTYPE_BF16, cols);
+void ggml_dequantize_row(uint32_t type, const void *data, int64_t cols, float *x) {
+    switch (type) {
+        case GGML_F32: memcpy(x, data, (size_t)cols * sizeof *x); return;
+        case GGML_F16: dtype_convert(x, DTYPE_F32, data, DTYPE_F16, cols); return;
+        case GGML_BF16: dtype_convert(x, DTYPE_F32, data, DTYPE_BF16, cols); return;
+        default: break;
+    }
+    for (int64_t i = 0; i < cols; i += GGML_RUN)
+        ggml_decode_run(type, data, i / GGML_RUN, x + i);
 }
 
 typedef struct Codec {
     uint32_t type;
     GgmlQuantizeRow *quantize;
-    GgmlDequantizeRow *dequantize;
     int is_searched;                /* reads the importance */
     int half_offset[2], half_count; /* where the halves of a block are: they must be finite */
     int reach;                      /* the largest value is so many times the largest half; 0: any */
 } Codec;
 
-static const Codec codecs[] = {{GGML_F32, quantize_f32, dequantize_f32, 0, {0, 0}, 0, 0},
-                               {GGML_F16, quantize_f16, dequantize_f16, 0, {0, 0}, 1, 0},
-                               {GGML_BF16, quantize_bf16, dequantize_bf16, 0, {0, 0}, 0, 0},
-                               {GGML_Q4_0, ggml_quantize_q4_0, ggml_dequantize_q4_0, 1, {0, 0}, 1, 8},
-                               {GGML_Q4_1, ggml_quantize_q4_1, ggml_dequantize_q4_1, 1, {0, 2}, 2, 16},
-                               {GGML_Q5_0, ggml_quantize_q5_0, ggml_dequantize_q5_0, 1, {0, 0}, 1, 16},
-                               {GGML_Q5_1, ggml_quantize_q5_1, ggml_dequantize_q5_1, 1, {0, 2}, 2, 32},
-                               {GGML_Q8_0, ggml_quantize_q8_0, ggml_dequantize_q8_0, 0, {0, 0}, 1, 127},
-                               {GGML_Q2_K, ggml_quantize_q2_k, ggml_dequantize_q2_k, 1, {80, 82}, 2, 45},
-                               {GGML_Q3_K, ggml_quantize_q3_k, ggml_dequantize_q3_k, 1, {108, 0}, 1, 128},
-                               {GGML_Q4_K, ggml_quantize_q4_k, ggml_dequantize_q4_k, 1, {0, 2}, 2, 945},
-                               {GGML_Q5_K, ggml_quantize_q5_k, ggml_dequantize_q5_k, 1, {0, 2}, 2, 1953},
-                               {GGML_Q6_K, ggml_quantize_q6_k, ggml_dequantize_q6_k, 1, {208, 0}, 1, 4096}};
+static const Codec codecs[] = {{GGML_F32, quantize_f32, 0, {0, 0}, 0, 0},
+                               {GGML_F16, quantize_f16, 0, {0, 0}, 1, 0},
+                               {GGML_BF16, quantize_bf16, 0, {0, 0}, 0, 0},
+                               {GGML_Q4_0, ggml_quantize_q4_0, 1, {0, 0}, 1, 8},
+                               {GGML_Q4_1, ggml_quantize_q4_1, 1, {0, 2}, 2, 16},
+                               {GGML_Q5_0, ggml_quantize_q5_0, 1, {0, 0}, 1, 16},
+                               {GGML_Q5_1, ggml_quantize_q5_1, 1, {0, 2}, 2, 32},
+                               {GGML_Q8_0, ggml_quantize_q8_0, 0, {0, 0}, 1, 127},
+                               {GGML_Q2_K, ggml_quantize_q2_k, 1, {80, 82}, 2, 45},
+                               {GGML_Q3_K, ggml_quantize_q3_k, 1, {108, 0}, 1, 128},
+                               {GGML_Q4_K, ggml_quantize_q4_k, 1, {0, 2}, 2, 945},
+                               {GGML_Q5_K, ggml_quantize_q5_k, 1, {0, 2}, 2, 1953},
+                               {GGML_Q6_K, ggml_quantize_q6_k, 1, {208, 0}, 1, 4096}};
 
 static Status codec_find(uint32_t type, const Codec **codec, const GgmlTypeInfo **info, Error *err) {
     *info = ggml_type_info(type);
@@ -200,7 +199,7 @@ static void quantize_row(void *context, int64_t row, int worker) {
 static void dequantize_row(void *context, int64_t row, int worker) {
     (void)worker;
     Job *job = context;
-    job->codec->dequantize(job->data + row * job->row_bytes, job->cols, job->to + row * job->cols);
+    ggml_dequantize_row(job->codec->type, job->data + row * job->row_bytes, job->cols, job->to + row * job->cols);
 }
 
 static Status refusal(const Job *job, int64_t row, Error *err) {

@@ -1,5 +1,5 @@
 /* The types with blocks of 32: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0.
- * Source: ggml 0.25.3 src/ggml-quants.c, quantize_row_*_ref, quantize_row_*_impl and dequantize_row_*. */
+ * Source: ggml 0.25.3 src/ggml-quants.c, quantize_row_*_ref and quantize_row_*_impl. */
 #include <float.h>
 #include <math.h>
 #include <string.h>
@@ -30,14 +30,6 @@ static void pack_fifth(const uint8_t *codes, uint8_t *qh) {
     memset(qh, 0, 4);
     for (int j = 0; j < GGML_BLOCK; j++)
         qh[j / 8] = (uint8_t)(qh[j / 8] | ((codes[j] >> 4) & 1) << j % 8);
-}
-
-static int code_low(const uint8_t *qs, int j) {
-    return j < HALF ? qs[j] & 15 : qs[j - HALF] >> 4;
-}
-
-static int code_five(const uint8_t *qs, const uint8_t *qh, int j) {
-    return code_low(qs, j) | ((qh[j / 8] >> j % 8) & 1) << 4;
 }
 
 /* ---- codes of one block ---------------------------------------------------------------------------------------------------- */
@@ -165,50 +157,5 @@ void ggml_quantize_q8_0(const float *x, int64_t cols, const float *importance, v
         block->d = f16_from_float(d);
         for (int j = 0; j < GGML_BLOCK; j++)
             block->qs[j] = (int8_t)truncate_code(roundf(x[i + j] * inverse));
-    }
-}
-
-void ggml_dequantize_q4_0(const void *data, int64_t cols, float *x) {
-    const GgmlBlockQ4_0 *block = data;
-    for (int64_t i = 0; i < cols; i += GGML_BLOCK, block++) {
-        float d = f16_to_float(block->d);
-        for (int j = 0; j < GGML_BLOCK; j++)
-            x[i + j] = (float)(code_low(block->qs, j) - 8) * d;
-    }
-}
-
-void ggml_dequantize_q4_1(const void *data, int64_t cols, float *x) {
-    const GgmlBlockQ4_1 *block = data;
-    for (int64_t i = 0; i < cols; i += GGML_BLOCK, block++) {
-        float d = f16_to_float(block->d), m = f16_to_float(block->m);
-        for (int j = 0; j < GGML_BLOCK; j++)
-            x[i + j] = (float)code_low(block->qs, j) * d + m;
-    }
-}
-
-void ggml_dequantize_q5_0(const void *data, int64_t cols, float *x) {
-    const GgmlBlockQ5_0 *block = data;
-    for (int64_t i = 0; i < cols; i += GGML_BLOCK, block++) {
-        float d = f16_to_float(block->d);
-        for (int j = 0; j < GGML_BLOCK; j++)
-            x[i + j] = (float)(code_five(block->qs, block->qh, j) - 16) * d;
-    }
-}
-
-void ggml_dequantize_q5_1(const void *data, int64_t cols, float *x) {
-    const GgmlBlockQ5_1 *block = data;
-    for (int64_t i = 0; i < cols; i += GGML_BLOCK, block++) {
-        float d = f16_to_float(block->d), m = f16_to_float(block->m);
-        for (int j = 0; j < GGML_BLOCK; j++)
-            x[i + j] = (float)code_five(block->qs, block->qh, j) * d + m;
-    }
-}
-
-void ggml_dequantize_q8_0(const void *data, int64_t cols, float *x) {
-    const GgmlBlockQ8_0 *block = data;
-    for (int64_t i = 0; i < cols; i += GGML_BLOCK, block++) {
-        float d = f16_to_float(block->d);
-        for (int j = 0; j < GGML_BLOCK; j++)
-            x[i + j] = (float)block->qs[j] * d;
     }
 }

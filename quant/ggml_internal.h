@@ -9,12 +9,12 @@
 
 /* One row: cols is a multiple of the type's block; importance is NULL or [cols]. Values are finite. */
 typedef void GgmlQuantizeRow(const float *x, int64_t cols, const float *importance, void *out);
-typedef void GgmlDequantizeRow(const void *data, int64_t cols, float *x);
 
 GgmlQuantizeRow ggml_quantize_q4_0, ggml_quantize_q4_1, ggml_quantize_q5_0, ggml_quantize_q5_1, ggml_quantize_q8_0;
 GgmlQuantizeRow ggml_quantize_q2_k, ggml_quantize_q3_k, ggml_quantize_q4_k, ggml_quantize_q5_k, ggml_quantize_q6_k;
-GgmlDequantizeRow ggml_dequantize_q4_0, ggml_dequantize_q4_1, ggml_dequantize_q5_0, ggml_dequantize_q5_1, ggml_dequantize_q8_0;
-GgmlDequantizeRow ggml_dequantize_q2_k, ggml_dequantize_q3_k, ggml_dequantize_q4_k, ggml_dequantize_q5_k, ggml_dequantize_q6_k;
+
+/* One row back, of any type that ggml_dequantize takes. */
+void ggml_dequantize_row(uint32_t type, const void *data, int64_t cols, float *x);
 
 /* Nearest integer, ties to even, of |value| < 2^22, by the sum with 1.5 * 2^23. Beyond that (and for Inf and NaN, which the
  * searches produce from denormal blocks) it gives the low bits of that sum, as the reference does. */

@@ -1,5 +1,5 @@
 /* Super-blocks with a scale and a min for each sub-block: Q2_K, Q4_K, Q5_K.
- * Source: ggml 0.25.3 src/ggml-quants.c, quantize_row_q{2,4,5}_K_ref, _impl and dequantize_row_q{2,4,5}_K. */
+ * Source: ggml 0.25.3 src/ggml-quants.c, quantize_row_q{2,4,5}_K_ref and _impl. */
 #include <math.h>
 #include <string.h>
 
@@ -179,53 +179,4 @@ void ggml_quantize_q5_k(const float *x, int64_t cols, const float *importance, v
         for (int j = 0; j < GGML_SUPER; j++)
             block->qh[j % 32] = (uint8_t)(block->qh[j % 32] | (super.codes[j] >> 4) << j / 32);
     }
-}
-
-/* ---- decoding ------------------------------------------------------------------------------------------------------------ */
-
-void ggml_dequantize_q2_k(const void *data, int64_t cols, float *x) {
-    const GgmlBlockQ2_K *block = data;
-    for (int64_t i = 0; i < cols; i += GGML_SUPER, block++) {
-        float d_all = f16_to_float(block->d), min_all = f16_to_float(block->dmin);
-        for (int j = 0; j < GGML_SUPER; j++) {
-            uint8_t scales = block->scales[j / 16];
-            float d = d_all * (float)(scales & 15), min = min_all * (float)(scales >> 4);
-            int code = (block->qs[j / 128 * 32 + j % 32] >> 2 * (j % 128 / 32)) & 3;
-            x[i + j] = d * (float)code - min;
-        }
-    }
-}
-
-/* The scale and min of sub-block j of Q4_K and Q5_K. */
-static void sub_block(f16 d, f16 dmin, const uint8_t scales[12], int j, float *scale, float *min) {
-    int scale_code, min_code;
-    ggml_scale_min(scales, j, &scale_code, &min_code);
-    *scale = f16_to_float(d) * (float)scale_code;
-    *min = f16_to_float(dmin) * (float)min_code;
-}
-
-void ggml_dequantize_q4_k(const void *data, int64_t cols, float *x) {
-    const GgmlBlockQ4_K *block = data;
-    for (int64_t i = 0; i < cols; i += GGML_SUPER, block++)
-        for (int j = 0; j < 8; j++) {
-            float d, min;
-            sub_block(block->d, block->dmin, block->scales, j, &d, &min);
-            const uint8_t *qs = block->qs + j / 2 * 32;
-            for (int l = 0; l < 32; l++)
-                x[i + j * 32 + l] = d * (float)((qs[l] >> 4 * (j & 1)) & 15) - min;
-        }
-}
-
-void ggml_dequantize_q5_k(const void *data, int64_t cols, float *x) {
-    const GgmlBlockQ5_K *block = data;
-    for (int64_t i = 0; i < cols; i += GGML_SUPER, block++)
-        for (int j = 0; j < 8; j++) {
-            float d, min;
-            sub_block(block->d, block->dmin, block->scales, j, &d, &min);
-            const uint8_t *qs = block->qs + j / 2 * 32;
-            for (int l = 0; l < 32; l++) {
-                int code = ((qs[l] >> 4 * (j & 1)) & 15) | ((block->qh[l] >> j) & 1) << 4;
-                x[i + j * 32 + l] = d * (float)code - min;
-            }
-        }
 }

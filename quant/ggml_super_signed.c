@@ -1,5 +1,5 @@
 /* Super-blocks with a signed scale for each sub-block of 16: Q3_K, Q6_K.
- * Source: ggml 0.25.3 src/ggml-quants.c, quantize_row_q{3,6}_K_ref, _impl and dequantize_row_q{3,6}_K. */
+ * Source: ggml 0.25.3 src/ggml-quants.c, quantize_row_q{3,6}_K_ref and _impl. */
 #include <math.h>
 #include <string.h>
 
@@ -95,19 +95,6 @@ void ggml_quantize_q3_k(const float *x, int64_t cols, const float *importance, v
     }
 }
 
-void ggml_dequantize_q3_k(const void *data, int64_t cols, float *x) {
-    const GgmlBlockQ3_K *block = data;
-    for (int64_t i = 0; i < cols; i += GGML_SUPER, block++) {
-        float d_all = f16_to_float(block->d);
-        for (int j = 0; j < GGML_SUPER; j++) {
-            float d = d_all * (float)ggml_scale_q3(block->scales, j / SUB);
-            int low = (block->qs[j / 128 * 32 + j % 32] >> 2 * (j % 128 / 32)) & 3;
-            int high = (block->hmask[j % 32] >> j / 32) & 1;
-            x[i + j] = d * (float)(low + 4 * high - 4);
-        }
-    }
-}
-
 /* ---- Q6_K ---------------------------------------------------------------------------------------------------------------- */
 
 static void q6_pack(const uint8_t *codes, GgmlBlockQ6_K *block) {
@@ -145,18 +132,5 @@ void ggml_quantize_q6_k(const float *x, int64_t cols, const float *importance, v
         }
         requantize(block->d, stored, 32, x + i, codes);
         q6_pack(codes, block);
-    }
-}
-
-void ggml_dequantize_q6_k(const void *data, int64_t cols, float *x) {
-    const GgmlBlockQ6_K *block = data;
-    for (int64_t i = 0; i < cols; i += GGML_SUPER, block++) {
-        float d = f16_to_float(block->d);
-        for (int j = 0; j < GGML_SUPER; j++) {
-            int h = j / 128, l = j % 128;
-            int low = (block->ql[64 * h + l % 64] >> 4 * (l / 64)) & 15;
-            int high = (block->qh[32 * h + l % 32] >> 2 * (l / 32)) & 3;
-            x[i + j] = d * (float)block->scales[j / SUB] * (float)((low | high << 4) - 32);
-        }
     }
 }

@@ -44,6 +44,7 @@ Status quant_check(const QuantSpec *spec, int64_t rows, int64_t cols, Error *err
         case WEIGHT_F32:
         case WEIGHT_BF16:
         case WEIGHT_F64:
+        case WEIGHT_GGML:
         case WEIGHT_FORMATS: break;
     }
     FAIL("a weight is quantized to nf4, fp4, int8 or int4, not to %s", spec->format < WEIGHT_FORMATS ? name : "this");

@@ -1,6 +1,7 @@
 #include "kernels/cpu/ref/ref.h"
 
 #include "core/memory.h"
+#include "kernels/ggml_decode.h"
 
 void ref_load_row(DType type, const void *values, int64_t count, double *out) {
     for (int64_t i = 0; i < count; i++)
@@ -114,6 +115,14 @@ Status ref_check_weight(const char *op, const WeightView *weight, WeightFormat f
     if (format == WEIGHT_INT4 && (!power_of_two_within(weight->block_size, 32, 128) || cols % weight->block_size != 0)) {
         FAIL("%s: int4 group size: want 32, 64 or 128 and a divisor of the input width %lld, got %d", op, (long long)cols,
              weight->block_size);
+    }
+    int block, bytes;
+    if (format == WEIGHT_GGML) {
+        block = ggml_block_form(weight->ggml_type, &bytes);
+        if ((block == 1 && weight->ggml_type != GGML_F16) || block == 0 || cols % block != 0) {
+            FAIL("%s: ggml type %u: want F16 or a type whose blocks divide the input width %lld", op, weight->ggml_type,
+                 (long long)cols);
+        }
     }
     if ((format == WEIGHT_INT4 || format == WEIGHT_INT8) && weight->scales == NULL) {
         FAIL("%s: %s weight without its scales", op, weight_format_name(format));

@@ -1,5 +1,6 @@
 /* Any weight format to F32, BF16 or F64; formulas and byte layouts in kernels/formats.h. */
 #include "kernels/cpu/ref/ref.h"
+#include "kernels/ggml_decode.h"
 
 static float nibble_high_first(const WeightView *weight, int64_t i) {
     uint8_t byte = ((const uint8_t *)weight->data)[i / 2];
@@ -26,17 +27,43 @@ static double element(const WeightView *weight, int64_t i) {
         case WEIGHT_INT4: return (double)int4_value(weight, i);
         case WEIGHT_BF16: return ref_load(DTYPE_BF16, weight->data, i);
         case WEIGHT_F32: return ref_load(DTYPE_F32, weight->data, i);
+        case WEIGHT_GGML: return (double)f16_to_float(((const f16 *)weight->data)[i]); /* with blocks: ggml_part */
         default: return ref_load(DTYPE_F64, weight->data, i);
     }
 }
 
+/* Up to 32 elements from `first` on that share a run of ggml's blocks; returns how many. */
+static int64_t ggml_part(const WeightView *weight, int64_t first, int64_t count, float out[GGML_RUN]) {
+    float run[GGML_RUN];
+    int64_t inside = first % GGML_RUN, part = ref_min(GGML_RUN - inside, count);
+    ggml_decode_run(weight->ggml_type, weight->data, first / GGML_RUN, run);
+    memcpy(out, run + inside, (size_t)part * sizeof *out);
+    return part;
+}
+
+static int has_ggml_blocks(const WeightView *weight) {
+    return weight->format == WEIGHT_GGML && weight->ggml_type != GGML_F16;
+}
+
 static void dequantize(const WeightView *weight, int64_t first, int64_t count, void *out, DType out_type) {
-    for (int64_t i = 0; i < count; i++)
+    float part[GGML_RUN];
+    for (int64_t i = 0, some; has_ggml_blocks(weight) && i < count; i += some) {
+        some = ggml_part(weight, first + i, count - i, part);
+        for (int64_t j = 0; j < some; j++)
+            ref_store(out_type, out, i + j, (double)part[j]);
+    }
+    for (int64_t i = 0; !has_ggml_blocks(weight) && i < count; i++)
         ref_store(out_type, out, i, element(weight, first + i));
 }
 
 void ref_load_weight(const WeightView *weight, int64_t first, int64_t count, DType act, double *out) {
-    for (int64_t i = 0; i < count; i++)
+    float part[GGML_RUN];
+    for (int64_t i = 0, some; has_ggml_blocks(weight) && i < count; i += some) {
+        some = ggml_part(weight, first + i, count - i, part);
+        for (int64_t j = 0; j < some; j++)
+            out[i + j] = ref_round(act, (double)part[j]);
+    }
+    for (int64_t i = 0; !has_ggml_blocks(weight) && i < count; i++)
         out[i] = ref_round(act, element(weight, first + i));
 }
 

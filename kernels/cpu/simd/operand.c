@@ -1,6 +1,7 @@
 #include "kernels/cpu/simd/operand.h"
 
 #include "core/philox.h"
+#include "kernels/ggml_decode.h"
 
 /* ---- dropout: Philox on 64-bit lanes, one lane for four features ---------------------------------------------------- */
 
@@ -147,12 +148,45 @@ static void round_all(float *x, int64_t count) {
         vf_store(x + i, vf_round_bf16(vf_load(x + i)));
 }
 
+static void read_f16(const WeightView *w, int64_t first, int64_t count, float *out) {
+    const f16 *from = (const f16 *)w->data + first;
+    for (int64_t i = 0; i < count; i++)
+        out[i] = _cvtsh_ss(from[i]);
+}
+
+/* Codes become vectors; a run's scale and offset hold for 16 elements. */
+SIMD_INLINE void decode_run(const WeightView *w, int64_t index, float out[GGML_RUN]) {
+    GgmlRun run;
+    ggml_run_take(w->ggml_type, w->data, index, &run);
+    for (int i = 0; i < GGML_RUN; i += SIMD_WIDTH)
+        vf_store(out + i, vf_load_i8(run.codes + i) * vf_set(run.scale[i / 16]) + vf_set(run.offset[i / 16]));
+}
+
+static void read_ggml(const WeightView *w, int64_t first, int64_t count, float *out) {
+    if (w->ggml_type == GGML_F16) {
+        read_f16(w, first, count, out);
+        return;
+    }
+    float part[GGML_RUN];
+    for (int64_t done = 0; done < count;) {
+        int64_t at = first + done, inside = at % GGML_RUN, some = least(GGML_RUN - inside, count - done);
+        if (some == GGML_RUN) {
+            decode_run(w, at / GGML_RUN, out + done);
+        } else {
+            decode_run(w, at / GGML_RUN, part);
+            memcpy(out + done, part + inside, (size_t)some * sizeof *out);
+        }
+        done += some;
+    }
+}
+
 void weight_read(const WeightView *weight, DType round_to, int64_t first, int64_t count, float *out) {
     switch (weight->format) {
         case WEIGHT_NF4:
         case WEIGHT_FP4:
         case WEIGHT_INT4: read_4bit(weight, round_to, first, count, out); break;
         case WEIGHT_INT8: read_int8(weight, round_to, first, count, out); break;
+        case WEIGHT_GGML: read_ggml(weight, first, count, out); break;
         case WEIGHT_BF16: read_dense(weight->data, DTYPE_BF16, first, count, out); return;
         default: /* F32: plans refuse the rest */
             read_dense(weight->data, DTYPE_F32, first, count, out);
@@ -161,6 +195,7 @@ void weight_read(const WeightView *weight, DType round_to, int64_t first, int64_
     }
     for (int64_t i = count; i % SIMD_WIDTH != 0; i++)
         out[i] = 0.0f;
+    if (weight->format == WEIGHT_GGML && round_to == DTYPE_BF16) round_all(out, count);
 }
 
 void operand_read(const Operand *o, int64_t row, int64_t column, int64_t count, float *out) {
