@@ -208,6 +208,18 @@ static Status run_gate(const Step *s, Error *err) {
     return b->gate_forward(s->run->exec, shape, s->run->batch, gate, up, value(s, n->out[0]), err);
 }
 
+static Status run_fake_rows(const Step *s, Error *err) {
+    const Backend *b = &s->tape->backend;
+    const Node *n = s->node;
+    FakeRowsShape shape = n->shape.fake;
+    if (s->run->unrounded) shape.bits = 0;
+    if (s->pass == PASS_BACKWARD)
+        return b->fake_rows_backward(s->run->exec, &shape, s->run->batch, s->saved, gradient(s, n->out[0]),
+                                     gradient(s, n->in[0]), err);
+    return b->fake_rows_forward(s->run->exec, &shape, s->run->batch, value(s, n->in[0]), value(s, n->out[0]), s->saved,
+                                s->workspace, err);
+}
+
 static Status run_head(const Step *s, Error *err) {
     const Backend *b = &s->tape->backend;
     const Node *n = s->node;
@@ -234,6 +246,7 @@ static Status run_node(const Step *step, Error *err) {
         case NODE_ROPE: return run_rope(step, err);
         case NODE_ATTENTION: return run_attention(step, err);
         case NODE_GATE: return run_gate(step, err);
+        case NODE_FAKE_ROWS: return run_fake_rows(step, err);
         case NODE_HEAD: return run_head(step, err);
     }
     FAIL("%s: unknown kind of node", step->node->name);

@@ -113,6 +113,7 @@ static void plan_backward(Tape *tape, int32_t index, int32_t at) {
             pass_gradient(tape, node->in[0], node->out[0], at);
             write_gradient(tape, node->in[1], at);
             break;
+        case NODE_FAKE_ROWS: pass_gradient(tape, node->in[0], node->out[0], at); break;
         case NODE_EMBED:
         case NODE_HEAD: break;
     }

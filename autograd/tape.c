@@ -8,7 +8,7 @@
 #include "core/memory.h"
 
 const char *node_kind_name(NodeKind kind) {
-    static const char *const names[] = {"embed", "norm", "linear", "rope", "attention", "gate", "head"};
+    static const char *const names[] = {"embed", "norm", "linear", "rope", "attention", "gate", "fake_rows", "head"};
     return names[kind];
 }
 
@@ -203,6 +203,19 @@ Status tape_gate(Tape *tape, const char *name, TensorId gate, TensorId up, Tenso
     return tape->backend.gate_plan(&tape->options.exec, &node->shape.gate, &node->plan, err);
 }
 
+Status tape_fake_rows(Tape *tape, const char *name, TensorId x, const FakeRowsShape *shape, TensorId *y, Error *err) {
+    Node *node;
+    TRY(add_node(tape, NODE_FAKE_ROWS, name, &node, err));
+    TRY(take_input(tape, node, x, 0, err));
+    int64_t columns = tape->tensors[x].columns;
+    node->shape.fake = *shape;
+    node->shape.fake.rows = tape->options.rows;
+    node->shape.fake.columns = columns;
+    node->need_backward = needs_grad(tape, x);
+    *y = make_output(tape, node, columns, node->need_backward);
+    return tape->backend.fake_rows_plan(&tape->options.exec, &node->shape.fake, &node->plan, err);
+}
+
 Status tape_head(Tape *tape, const char *name, TensorId x, WeightRef weight, WeightFormat format, int64_t vocab, Error *err) {
     Node *node;
     TRY(add_node(tape, NODE_HEAD, name, &node, err));
@@ -234,6 +247,7 @@ int node_backward_reads_input(const Node *node, int index) {
         case NODE_ATTENTION:
         case NODE_GATE: return 1;
         case NODE_EMBED:
+        case NODE_FAKE_ROWS:
         case NODE_HEAD: break;
     }
     return 0;

@@ -85,6 +85,8 @@ Status tape_rope(Tape *tape, const char *name, TensorId q, TensorId k, const Rop
 Status tape_attention(Tape *tape, const char *name, int32_t layer, TensorId q, TensorId k, TensorId v,
                       const AttentionShape *shape, TensorId *o, Error *err);
 Status tape_gate(Tape *tape, const char *name, TensorId gate, TensorId up, TensorId *y, Error *err);
+/* Every value of x becomes what an integer code would hold; shape->rows and columns are filled in. */
+Status tape_fake_rows(Tape *tape, const char *name, TensorId x, const FakeRowsShape *shape, TensorId *y, Error *err);
 /* Ends the tape: loss (TRAIN, EVAL) or logits (GENERATE). */
 Status tape_head(Tape *tape, const char *name, TensorId x, WeightRef weight, WeightFormat format, int64_t vocab, Error *err);
 
@@ -119,6 +121,7 @@ typedef struct TapeRun {
     void *logits;         /* GENERATE: FP32 [batch->supervised, vocab] */
     const KvLayer *cache; /* GENERATE: [layers] */
     int64_t past;         /* GENERATE: rows already in the cache */
+    int unrounded;        /* fake quantization of activations is left out (a schedule's first steps) */
     TapeFault *watch;     /* not NULL: check every output, stop at the first that is not finite (slow) */
     double *profile;      /* not NULL: seconds are added per instruction, [TapePlan.instructions] */
 } TapeRun;

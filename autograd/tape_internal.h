@@ -4,7 +4,7 @@
 
 #include "autograd/tape.h"
 
-typedef enum NodeKind { NODE_EMBED, NODE_NORM, NODE_LINEAR, NODE_ROPE, NODE_ATTENTION, NODE_GATE, NODE_HEAD } NodeKind;
+typedef enum NodeKind { NODE_EMBED, NODE_NORM, NODE_LINEAR, NODE_ROPE, NODE_ATTENTION, NODE_GATE, NODE_FAKE_ROWS, NODE_HEAD } NodeKind;
 
 #define NODE_MAX_TENSORS 3
 
@@ -26,6 +26,7 @@ typedef struct Node {
         RopeShape rope;
         AttentionShape attention;
         GateShape gate;
+        FakeRowsShape fake;
         HeadShape head;
     } shape;
     WeightRef weight[LINEAR_GROUP_MAX], bias[LINEAR_GROUP_MAX];

@@ -165,6 +165,20 @@ typedef struct GateShape {
     int64_t rows, width;
 } GateShape;
 
+/* ---- fake quantization of activations: y = what integer codes of x would hold -----------------------------------------
+ * Groups of `group` columns of a row have a scale (and a zero point) of their own, from the values at hand. All FP32, as
+ * torchao's quant_primitives have it:
+ *   symmetric   s = max(amax / ((2^b - 1) / 2), 2^-23); z = 0
+ *   asymmetric  lo = min(x, 0), hi = max(x, 0); s = max((hi - lo) / (2^b - 1), 2^-23); z = clamp(-2^(b-1) - RNE(lo / s))
+ *   u = RNE(x * (1 / s)) + z; q = clamp(u, -2^(b-1), 2^(b-1) - 1); y = (q - z) * s, rounded to act
+ * A group that holds NaN or Inf becomes NaN. saved: a bit per value, 1 where u was in range. Backward (straight-through,
+ * Bengio et al. 2013): dx = dy where the bit is 1, else 0; dx may be dy. forward with bits 0: y = x, and every bit is 1. */
+typedef struct FakeRowsShape {
+    int64_t rows, columns, group; /* group divides columns */
+    int bits;                     /* 2 to 8 */
+    int symmetric;
+} FakeRowsShape;
+
 /* ---- head + loss ----------------------------------------------------------------------------------------------------
  * For supervised row j at row t = rows[j]: logits = x[t] W^T (FP32), nll_j = logsumexp(logits) - logits[targets[j]].
  * *loss_sum (double) is ACCUMULATED with the sum over j in order; nll [supervised] is overwritten when not NULL.
@@ -242,6 +256,12 @@ typedef struct Backend {
     /* d_gate may be gate's buffer or dy's; d_up likewise: element for element, read before written. */
     Status (*gate_backward)(const Exec *exec, const GateShape *shape, const Batch *batch, const void *gate, const void *up,
                             const void *dy, void *d_gate, void *d_up, Error *err);
+
+    Status (*fake_rows_plan)(const ExecConfig *config, const FakeRowsShape *shape, OpPlan *plan, Error *err);
+    Status (*fake_rows_forward)(const Exec *exec, const FakeRowsShape *shape, const Batch *batch, const void *x, void *y,
+                                void *saved, void *workspace, Error *err);
+    Status (*fake_rows_backward)(const Exec *exec, const FakeRowsShape *shape, const Batch *batch, const void *saved,
+                                 const void *dy, void *dx, Error *err);
 
     Status (*head_plan)(const ExecConfig *config, const HeadShape *shape, OpPlan *plan, Error *err);
     Status (*head_loss)(const Exec *exec, const HeadShape *shape, const Batch *batch, const void *x, const WeightView *weight,

@@ -129,6 +129,7 @@ static Status open_qat(Engine *engine, const Config *config, Error *err) {
     TRY(qat_options(config, &shape.options, err));
     if (shape.options.mode == QAT_NONE) return OK;
     engine->qat_mode = shape.options.mode;
+    engine->activations = qat_activations(config);
     if (config->train.samples > 0 && weights_bytes(engine->weights) > LARGE_BASE)
         log_warning(
             "qat.mode %s: the report's samples quantize the whole model again for every token; train.samples=0 spares that",
@@ -223,6 +224,7 @@ ModelShape engine_shape(const Engine *engine) {
     }
     if (engine->adapter.modules != NULL) shape.adapter = &engine->adapter;
     shape.qat = engine->qat_mode;
+    shape.activations = engine->activations;
     return shape;
 }
 
@@ -258,5 +260,6 @@ TapeRun engine_run(const Engine *engine, const Batch *batch) {
                      .rope = engine->rope.table,
                      .arena = engine->arena.base,
                      .params = engine->state.copy,
-                     .gradients = engine->state.gradient};
+                     .gradients = engine->state.gradient,
+                     .unrounded = engine->qat != NULL && !qat_active(engine->qat)};
 }

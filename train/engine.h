@@ -39,6 +39,7 @@ typedef struct Engine {
     Method method;
     ModelWeights *weights; /* NULL for METHOD_FULL: everything lies in params */
     QatMode qat_mode;
+    ActivationQuant activations;
     Qat *qat; /* NULL without; then `source` is its own */
     WeightSource source;
     Adapter adapter; /* modules NULL: none */

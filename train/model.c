@@ -49,13 +49,26 @@ static TapeLinear member(const Recorder *r, int64_t layer, LayerWeight kind) {
     return out;
 }
 
+/* *x becomes a rounded copy of itself where bits is not 0: a scale per `group` values of a token. */
+static Status fake_rows(const Recorder *r, const char *name, int bits, int symmetric, int64_t group, TensorId *x, Error *err) {
+    if (bits == 0) return OK;
+    char full[80];
+    (void)snprintf(full, sizeof full, "%s.codes", name);
+    FakeRowsShape shape = {.group = group, .bits = bits, .symmetric = symmetric};
+    return tape_fake_rows(r->tape, full, *x, &shape, x, err);
+}
+
 static Status linear_group(const Recorder *r, int64_t layer, const char *name, LayerWeight first, int count, TensorId x,
                            TensorId *y, Error *err) {
     TapeLinear members[LINEAR_GROUP_MAX];
     for (int i = 0; i < count; i++)
         members[i] = member(r, layer, (LayerWeight)((int)first + i));
     char full[64];
+    int64_t rows, cols = 0;
+    const ActivationQuant *round = &r->shape->activations;
     (void)snprintf(full, sizeof full, "layers.%lld.%s", (long long)layer, name);
+    (void)weight_describe(r->config, weight_id(layer, first), NULL, 0, &rows, &cols);
+    TRY(fake_rows(r, full, round->bits, round->symmetric, cols, &x, err));
     return tape_linear(r->tape, full, x, members, count, y, err);
 }
 
@@ -72,13 +85,19 @@ static Status record_layer(const Recorder *r, int64_t layer, TensorId *residual,
     (void)snprintf(name, sizeof name, "layers.%lld.self_attn.rope", (long long)layer);
     TRY(tape_rope(r->tape, name, qkv[0], qkv[1], &rope, ref_of(r, weight_id(layer, LAYER_Q_NORM)),
                   ref_of(r, weight_id(layer, LAYER_K_NORM)), &q, &k, err));
+    TensorId v = qkv[2];
+    int kv_bits = r->shape->activations.kv_bits;
+    (void)snprintf(name, sizeof name, "layers.%lld.self_attn.key", (long long)layer);
+    TRY(fake_rows(r, name, kv_bits, 1, c->head_dim, &k, err));
+    (void)snprintf(name, sizeof name, "layers.%lld.self_attn.value", (long long)layer);
+    TRY(fake_rows(r, name, kv_bits, 1, c->head_dim, &v, err));
     AttentionShape attention = {.heads = c->heads,
                                 .kv_heads = c->kv_heads,
                                 .head_dim = c->head_dim,
                                 .window = c->window[layer],
                                 .scale = (float)(1.0 / sqrt((double)c->head_dim))};
     (void)snprintf(name, sizeof name, "layers.%lld.self_attn.attention", (long long)layer);
-    TRY(tape_attention(r->tape, name, (int32_t)layer, q, k, qkv[2], &attention, &o, err));
+    TRY(tape_attention(r->tape, name, (int32_t)layer, q, k, v, &attention, &o, err));
     TRY(linear_group(r, layer, linear_names[LAYER_O], LAYER_O, 1, o, x, err));
     (void)snprintf(name, sizeof name, "layers.%lld.post_attention_layernorm", (long long)layer);
     TRY(tape_norm(r->tape, name, *residual, *x, ref_of(r, weight_id(layer, LAYER_POST_NORM)), c->rms_eps, residual, &n, err));

@@ -32,6 +32,15 @@ Status qat_options(const Config *config, QatOptions *options, Error *err) {
     return OK;
 }
 
+ActivationQuant qat_activations(const Config *config) {
+    ActivationQuant round = {0};
+    if (strcmp(config->qat.mode, "none") == 0) return round;
+    if (strcmp(config->qat.activations, "none") != 0) round.bits = 8;
+    round.symmetric = strcmp(config->qat.activations, "int8") == 0;
+    if (strcmp(config->qat.kv_cache, "none") != 0) round.kv_bits = strcmp(config->qat.kv_cache, "int8") == 0 ? 8 : 4;
+    return round;
+}
+
 /* ---- memory ---------------------------------------------------------------------------------------------------------------- */
 
 typedef struct Widest {
@@ -222,6 +231,10 @@ size_t qat_taken(const Qat *qat) {
 
 void qat_set_step(Qat *qat, int64_t step) {
     qat->active = step >= qat->shape.options.start_step;
+}
+
+int qat_active(const Qat *qat) {
+    return qat->active;
 }
 
 /* ---- the source ------------------------------------------------------------------------------------------------------------ */

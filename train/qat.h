@@ -33,6 +33,8 @@ typedef struct QatOptions {
 
 /* What the config's qat section says. */
 Status qat_options(const Config *config, QatOptions *options, Error *err);
+/* And of activations. */
+ActivationQuant qat_activations(const Config *config);
 
 /* What memory and operands depend on. Borrowed. */
 typedef struct QatShape {
@@ -55,5 +57,6 @@ size_t qat_taken(const Qat *qat);
 WeightSource qat_source(Qat *qat);
 /* The step that comes next, counted from 0: decides about start_step. */
 void qat_set_step(Qat *qat, int64_t step);
+int qat_active(const Qat *qat); /* from start_step on */
 
 #endif

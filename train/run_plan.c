@@ -145,6 +145,7 @@ static Status plan_parameters(PlanInput *in, Adapter *adapter, ParamSet *params,
         QatOptions qat;
         TRY(qat_options(config, &qat, err));
         in->shape.qat = qat.mode;
+        in->shape.activations = qat_activations(config);
     }
     size_t all = params_state_bytes(params, in->act, 1);
     plan->adapters = params_state_bytes(params, in->act, 0);

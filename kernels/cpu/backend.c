@@ -20,6 +20,7 @@ void cpu_backend_reference(Backend *backend) {
     ref_rope(backend);
     ref_attention(backend);
     ref_gate(backend);
+    ref_fake_rows(backend);
     ref_head(backend);
     ref_adamw(backend);
     ref_check(backend);

@@ -28,8 +28,18 @@ done
 asymmetric() { qat 0 asymmetric merged int4 --set method=lora --set qat.symmetric=false --set qat.group_size=64 && learns asymmetric; }
 check "merged, int4 with zero points, groups of 64" asymmetric
 
+activations=(--set method=lora --set qat.activations=int8 --set qat.kv_cache=int4 --set qat.start_step=4)
+rounded() { qat 0 rounded merged int4 "${activations[@]}" && learns rounded && ! same_adapter rounded merged-int4; }
+check "int8 activations and an int4 key/value cache" rounded
+rounded_again() {
+    qat 0 rounded-again merged int4 "${activations[@]}" --set train.recompute=layers --threads 1 && same_adapter rounded rounded-again
+}
+check "and recomputing and threads change no bit" rounded_again
+one_sided() { qat 0 one-sided separate q4_0 --set method=lora --set qat.activations=int8-asymmetric --set qat.kv_cache=int8 && learns one-sided; }
+check "separate, asymmetric activations, an int8 cache" one_sided
+
 resumes() { # an interrupted run goes on to the bytes of the whole one, also across qat.start_step
-    local words=(--set method=lora --set qat.start_step=6)
+    local words=(--set method=lora --set qat.start_step=6 --set qat.activations=int8)
     qat 0 whole merged int4 "${words[@]}" || return 1
     NIBBLE_FAULT=kill@step:9 "$nibble" train "$work/config.json" --threads 1 --set "output.path=$work/parts" --set lora.dropout=0 \
         --set qat.mode=merged --set qat.weights=int4 "${words[@]}" >"$work/out" 2>"$work/err"

@@ -112,6 +112,7 @@ void ref_linear(Backend *backend);
 void ref_rope(Backend *backend);
 void ref_attention(Backend *backend);
 void ref_gate(Backend *backend);
+void ref_fake_rows(Backend *backend);
 void ref_head(Backend *backend);
 void ref_adamw(Backend *backend);
 void ref_check(Backend *backend);
