@@ -153,9 +153,10 @@ typedef struct Job {
 /* Finite, and not so large that the sums of a search could overflow and leave a zero scale behind. */
 static int row_is_sound(const Codec *codec, const float *x, int64_t cols) {
     float most = codec->reach > 0 ? (float)codec->reach * HALF_MAX : FLT_MAX;
+    int sound = 1;
     for (int64_t i = 0; i < cols; i++)
-        if (!(fabsf(x[i]) <= most)) return 0;
-    return 1;
+        sound &= fabsf(x[i]) <= most;
+    return sound;
 }
 
 static int half_is_finite(const uint8_t *bytes, uint16_t exponent) {

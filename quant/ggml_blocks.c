@@ -64,7 +64,14 @@ static float codes_offset(const float *x, int levels, uint8_t *codes, float *m) 
     return d;
 }
 
-/* weights[j] = importance * sqrt(sigma2 + x^2), sigma2: the row's mean square. */
+/* Some blocks of a row before they are packed. */
+typedef struct Chunk {
+    int count;
+    uint8_t codes[GGML_LANES * GGML_BLOCK];
+    float d[GGML_LANES], m[GGML_LANES];
+} Chunk;
+
+/* weights = importance * sqrt(sigma2 + x^2), sigma2: the row's mean square. */
 static float mean_square(const float *x, int64_t cols) {
     float sum = 0.0f;
     for (int64_t i = 0; i < cols; i++)
@@ -72,77 +79,100 @@ static float mean_square(const float *x, int64_t cols) {
     return sum / (float)cols;
 }
 
-static void weigh(const float *x, const float *importance, float sigma2, float *weights) {
-    for (int j = 0; j < GGML_BLOCK; j++)
-        weights[j] = importance[j] * sqrtf(sigma2 + x[j] * x[j]);
+static void weigh(const float (*x)[GGML_LANES], float sigma2, float (*weights)[GGML_LANES]) {
+    for (int i = 0; i < GGML_BLOCK; i++)
+        for (int lane = 0; lane < GGML_LANES; lane++)
+            weights[i][lane] *= sqrtf(sigma2 + x[i][lane] * x[i][lane]);
 }
 
-/* The scale and codes of each block of a row, whichever way they are found. */
-static float block_symmetric(const float *x, const float *importance, float sigma2, int levels, uint8_t *codes) {
-    float weights[GGML_BLOCK];
-    if (importance == NULL) return codes_symmetric(x, levels, codes);
-    weigh(x, importance, sigma2, weights);
-    return ggml_search_signed(GGML_BLOCK, levels, x, weights, codes);
-}
-
-static float block_offset(const float *x, const float *importance, float sigma2, int levels, uint8_t *codes, float *m) {
-    float weights[GGML_BLOCK];
-    if (importance == NULL) return codes_offset(x, levels, codes, m);
-    weigh(x, importance, sigma2, weights);
+/* Scale and codes of each block, whichever way they are found. */
+static void chunk_find(const float *x, const float *importance, float sigma2, int levels, int has_offset, Chunk *chunk) {
+    if (importance == NULL) {
+        for (int k = 0; k < chunk->count; k++) {
+            const float *block = x + k * GGML_BLOCK;
+            uint8_t *codes = chunk->codes + k * GGML_BLOCK;
+            chunk->d[k] = has_offset ? codes_offset(block, levels, codes, &chunk->m[k]) : codes_symmetric(block, levels, codes);
+        }
+        return;
+    }
+    float lanes[GGML_BLOCK][GGML_LANES], weights[GGML_BLOCK][GGML_LANES];
     GgmlMinSearch search = {.levels = levels, .first = -0.9f, .step = 0.05f, .steps = 36};
-    float d = ggml_search_min(&search, GGML_BLOCK, x, weights, codes, m);
-    *m = -*m;
-    return d;
-}
-
-static const float *at(const float *importance, int64_t i) {
-    return importance != NULL ? importance + i : NULL;
+    ggml_lanes_spread(GGML_BLOCK, chunk->count, x, lanes);
+    ggml_lanes_spread(GGML_BLOCK, chunk->count, importance, weights);
+    weigh(lanes, sigma2, weights);
+    if (!has_offset) {
+        ggml_search_signed(GGML_BLOCK, chunk->count, levels, lanes, weights, chunk->codes, chunk->d);
+        return;
+    }
+    ggml_search_min(&search, GGML_BLOCK, chunk->count, lanes, weights, chunk->codes, chunk->d, chunk->m);
+    for (int k = 0; k < chunk->count; k++)
+        chunk->m[k] = -chunk->m[k];
 }
 
 /* ---- rows ---------------------------------------------------------------------------------------------------------------- */
 
-void ggml_quantize_q4_0(const float *x, int64_t cols, const float *importance, void *out) {
-    GgmlBlockQ4_0 *block = out;
-    uint8_t codes[GGML_BLOCK];
+typedef struct BlockForm {
+    int levels, has_offset;
+} BlockForm;
+
+/* Calls pack for every block of a row, in order. */
+static void row_each(BlockForm form, const float *x, int64_t cols, const float *importance, uint8_t *out, size_t bytes,
+                     void (*pack)(const uint8_t *codes, float d, float m, void *out)) {
+    Chunk chunk;
     float sigma2 = importance != NULL ? mean_square(x, cols) : 0.0f;
-    for (int64_t i = 0; i < cols; i += GGML_BLOCK, block++) {
-        block->d = f16_from_float(block_symmetric(x + i, at(importance, i), sigma2, 8, codes));
-        pack_low(codes, block->qs);
+    for (int64_t i = 0; i < cols; i += GGML_LANES * GGML_BLOCK) {
+        int64_t blocks = (cols - i) / GGML_BLOCK;
+        chunk.count = blocks < GGML_LANES ? (int)blocks : GGML_LANES;
+        chunk_find(x + i, importance != NULL ? importance + i : NULL, sigma2, form.levels, form.has_offset, &chunk);
+        for (int k = 0; k < chunk.count; k++, out += bytes)
+            pack(chunk.codes + k * GGML_BLOCK, chunk.d[k], form.has_offset ? chunk.m[k] : 0.0f, out);
     }
+}
+
+static void pack_q4_0(const uint8_t *codes, float d, float m, void *out) {
+    (void)m;
+    GgmlBlockQ4_0 *block = out;
+    block->d = f16_from_float(d);
+    pack_low(codes, block->qs);
+}
+
+static void pack_q4_1(const uint8_t *codes, float d, float m, void *out) {
+    GgmlBlockQ4_1 *block = out;
+    block->d = f16_from_float(d);
+    block->m = f16_from_float(m);
+    pack_low(codes, block->qs);
+}
+
+static void pack_q5_0(const uint8_t *codes, float d, float m, void *out) {
+    (void)m;
+    GgmlBlockQ5_0 *block = out;
+    block->d = f16_from_float(d);
+    pack_low(codes, block->qs);
+    pack_fifth(codes, block->qh);
+}
+
+static void pack_q5_1(const uint8_t *codes, float d, float m, void *out) {
+    GgmlBlockQ5_1 *block = out;
+    block->d = f16_from_float(d);
+    block->m = f16_from_float(m);
+    pack_low(codes, block->qs);
+    pack_fifth(codes, block->qh);
+}
+
+void ggml_quantize_q4_0(const float *x, int64_t cols, const float *importance, void *out) {
+    row_each((BlockForm){8, 0}, x, cols, importance, out, sizeof(GgmlBlockQ4_0), pack_q4_0);
 }
 
 void ggml_quantize_q4_1(const float *x, int64_t cols, const float *importance, void *out) {
-    GgmlBlockQ4_1 *block = out;
-    uint8_t codes[GGML_BLOCK];
-    float m, sigma2 = importance != NULL ? mean_square(x, cols) : 0.0f;
-    for (int64_t i = 0; i < cols; i += GGML_BLOCK, block++) {
-        block->d = f16_from_float(block_offset(x + i, at(importance, i), sigma2, 15, codes, &m));
-        block->m = f16_from_float(m);
-        pack_low(codes, block->qs);
-    }
+    row_each((BlockForm){15, 1}, x, cols, importance, out, sizeof(GgmlBlockQ4_1), pack_q4_1);
 }
 
 void ggml_quantize_q5_0(const float *x, int64_t cols, const float *importance, void *out) {
-    GgmlBlockQ5_0 *block = out;
-    uint8_t codes[GGML_BLOCK];
-    float sigma2 = importance != NULL ? mean_square(x, cols) : 0.0f;
-    for (int64_t i = 0; i < cols; i += GGML_BLOCK, block++) {
-        block->d = f16_from_float(block_symmetric(x + i, at(importance, i), sigma2, 16, codes));
-        pack_low(codes, block->qs);
-        pack_fifth(codes, block->qh);
-    }
+    row_each((BlockForm){16, 0}, x, cols, importance, out, sizeof(GgmlBlockQ5_0), pack_q5_0);
 }
 
 void ggml_quantize_q5_1(const float *x, int64_t cols, const float *importance, void *out) {
-    GgmlBlockQ5_1 *block = out;
-    uint8_t codes[GGML_BLOCK];
-    float m, sigma2 = importance != NULL ? mean_square(x, cols) : 0.0f;
-    for (int64_t i = 0; i < cols; i += GGML_BLOCK, block++) {
-        block->d = f16_from_float(block_offset(x + i, at(importance, i), sigma2, 31, codes, &m));
-        block->m = f16_from_float(m);
-        pack_low(codes, block->qs);
-        pack_fifth(codes, block->qh);
-    }
+    row_each((BlockForm){31, 1}, x, cols, importance, out, sizeof(GgmlBlockQ5_1), pack_q5_1);
 }
 
 /* The importance is not used: eight bits leave nothing to search for. */

@@ -53,47 +53,61 @@ static float scales_plain(const SuperForm *form, const float *values, uint8_t *c
     return largest / top;
 }
 
-static void plain_weights(const SuperForm *form, const float *x, float *weights) {
-    float base = 0.0f;
+/* Of the sub-blocks in the lanes: x [form->size]. */
+static void plain_weights(const SuperForm *form, const float (*x)[GGML_LANES], float (*weights)[GGML_LANES]) {
+    float base[GGML_LANES] = {0};
     if (form->size == 32) { /* Q2_K weighs by the magnitude alone */
-        float sum = 0.0f;
         for (int i = 0; i < 32; i++)
-            sum += x[i] * x[i];
-        base = sqrtf(sum / 32.0f);
+            for (int lane = 0; lane < GGML_LANES; lane++)
+                base[lane] += x[i][lane] * x[i][lane];
+        for (int lane = 0; lane < GGML_LANES; lane++)
+            base[lane] = sqrtf(base[lane] / 32.0f);
     }
     for (int i = 0; i < form->size; i++)
-        weights[i] = base + fabsf(x[i]);
+        for (int lane = 0; lane < GGML_LANES; lane++)
+            weights[i][lane] = base[lane] + fabsf(x[i][lane]);
 }
 
-static void search_plain(const SuperForm *form, const float *x, SuperBlock *out) {
-    float weights[GGML_BLOCK], scales[SUB_BLOCKS_MAX], mins[SUB_BLOCKS_MAX];
-    for (int j = 0; j < GGML_SUPER / form->size; j++) {
-        const float *part = x + j * form->size;
-        plain_weights(form, part, weights);
-        scales[j] = ggml_search_min(&form->plain, form->size, part, weights, out->codes + j * form->size, &mins[j]);
-    }
-    out->d = f16_from_float(scales_plain(form, scales, out->scales));
-    out->dmin = f16_from_float(scales_plain(form, mins, out->mins));
-}
-
-static void search_weighted(const SuperForm *form, const float *x, const float *importance, SuperBlock *out) {
-    float weights[GGML_BLOCK], scales[SUB_BLOCKS_MAX], mins[SUB_BLOCKS_MAX], totals[SUB_BLOCKS_MAX];
-    int count = GGML_SUPER / form->size;
-    float sum = 0.0f;
-    for (int i = 0; i < GGML_SUPER; i++)
-        sum += x[i] * x[i];
-    float sigma2 = form->variance * sum / (float)GGML_SUPER;
-    for (int j = 0; j < count; j++) {
-        const float *part = x + j * form->size, *weight = importance + j * form->size;
-        totals[j] = 0.0f;
-        for (int i = 0; i < form->size; i++) {
-            weights[i] = weight[i] * sqrtf(sigma2 + part[i] * part[i]);
-            totals[j] += weights[i];
+/* importance [lanes of size], and *totals the sums of the weights. */
+static void importance_weights(const SuperForm *form, const float (*x)[GGML_LANES], float sigma2, const float *importance,
+                               float (*weights)[GGML_LANES], float *totals) {
+    ggml_lanes_spread(form->size, GGML_LANES, importance, weights);
+    for (int lane = 0; lane < GGML_LANES; lane++)
+        totals[lane] = 0.0f;
+    for (int i = 0; i < form->size; i++)
+        for (int lane = 0; lane < GGML_LANES; lane++) {
+            weights[i][lane] *= sqrtf(sigma2 + x[i][lane] * x[i][lane]);
+            totals[lane] += weights[i][lane];
         }
-        scales[j] = ggml_search_min(&form->weighted, form->size, part, weights, out->codes + j * form->size, &mins[j]);
+}
+
+static void super_search(const SuperForm *form, const float *x, const float *importance, SuperBlock *out) {
+    float lanes[GGML_SEARCH_MAX][GGML_LANES], weights[GGML_SEARCH_MAX][GGML_LANES];
+    float scales[SUB_BLOCKS_MAX], mins[SUB_BLOCKS_MAX], totals[SUB_BLOCKS_MAX], sigma2 = 0.0f;
+    int count = GGML_SUPER / form->size;
+    if (importance != NULL) {
+        float sum = 0.0f;
+        for (int i = 0; i < GGML_SUPER; i++)
+            sum += x[i] * x[i];
+        sigma2 = form->variance * sum / (float)GGML_SUPER;
     }
-    out->d = f16_from_float(ggml_search_positive(count, form->scale_max, scales, totals, out->scales));
-    out->dmin = f16_from_float(ggml_search_positive(count, form->scale_max, mins, totals, out->mins));
+    for (int j = 0; j < count; j += GGML_LANES) {
+        int first = j * form->size;
+        ggml_lanes_spread(form->size, GGML_LANES, x + first, lanes);
+        if (importance != NULL)
+            importance_weights(form, lanes, sigma2, importance + first, weights, totals + j);
+        else
+            plain_weights(form, lanes, weights);
+        ggml_search_min(importance != NULL ? &form->weighted : &form->plain, form->size, GGML_LANES, lanes, weights,
+                        out->codes + first, scales + j, mins + j);
+    }
+    if (importance != NULL) {
+        out->d = f16_from_float(ggml_search_positive(count, form->scale_max, scales, totals, out->scales));
+        out->dmin = f16_from_float(ggml_search_positive(count, form->scale_max, mins, totals, out->mins));
+    } else {
+        out->d = f16_from_float(scales_plain(form, scales, out->scales));
+        out->dmin = f16_from_float(scales_plain(form, mins, out->mins));
+    }
 }
 
 /* Codes again, with the scales as they are stored. Where a factor is 0 the codes of the search stay: they decode to nothing, but
@@ -103,16 +117,13 @@ static void requantize(const SuperForm *form, const float *x, SuperBlock *out) {
     for (int j = 0; j < GGML_SUPER / form->size; j++) {
         float d = d_all * (float)out->scales[j], min = min_all * (float)out->mins[j];
         if (d == 0.0f) continue;
-        for (int i = j * form->size; i < (j + 1) * form->size; i++)
-            out->codes[i] = (uint8_t)ggml_clamp(ggml_nearest((x[i] + min) / d), 0, form->plain.levels);
+        int first = j * form->size;
+        ggml_codes(form->size, x + first, min, d, 0, form->plain.levels, 0, out->codes + first);
     }
 }
 
 static void super_quantize(const SuperForm *form, const float *x, const float *importance, SuperBlock *out) {
-    if (importance == NULL)
-        search_plain(form, x, out);
-    else
-        search_weighted(form, x, importance, out);
+    super_search(form, x, importance, out);
     requantize(form, x, out);
 }
 

@@ -15,8 +15,7 @@ static void requantize(f16 d_all, const int *scales, int levels, const float *x,
     for (int j = 0; j < SUB_BLOCKS; j++) {
         float d = f16_to_float(d_all) * (float)scales[j];
         if (d == 0.0f) continue;
-        for (int i = j * SUB; i < (j + 1) * SUB; i++)
-            codes[i] = (uint8_t)(ggml_clamp(ggml_nearest(x[i] / d), -levels, levels - 1) + levels);
+        ggml_codes(SUB, x + j * SUB, 0.0f, d, -levels, levels - 1, levels, codes + j * SUB);
     }
 }
 
@@ -48,21 +47,26 @@ static float q3_scales_plain(const float *x, uint8_t *codes, uint8_t *scale_code
 }
 
 static float q3_scales_weighted(const float *x, const float *importance, uint8_t *codes, uint8_t *scale_codes) {
-    float scales[SUB_BLOCKS], totals[SUB_BLOCKS], weights[SUB];
+    float scales[SUB_BLOCKS], totals[SUB_BLOCKS], lanes[SUB][GGML_LANES], weights[SUB][GGML_LANES], d;
     float sum = 0.0f;
     for (int i = 0; i < GGML_SUPER; i++)
         sum += x[i] * x[i];
     float sigma2 = 2.0f * sum / (float)GGML_SUPER;
-    for (int j = 0; j < SUB_BLOCKS; j++) {
-        const float *part = x + j * SUB;
-        totals[j] = 0.0f;
-        for (int i = 0; i < SUB; i++) {
-            weights[i] = importance[j * SUB + i] * sqrtf(sigma2 + part[i] * part[i]);
-            totals[j] += weights[i];
-        }
-        scales[j] = ggml_search_signed(SUB, 4, part, weights, codes + j * SUB);
+    memset(totals, 0, sizeof totals);
+    for (int j = 0; j < SUB_BLOCKS; j += GGML_LANES) {
+        ggml_lanes_spread(SUB, GGML_LANES, x + j * SUB, lanes);
+        ggml_lanes_spread(SUB, GGML_LANES, importance + j * SUB, weights);
+        for (int i = 0; i < SUB; i++)
+            for (int lane = 0; lane < GGML_LANES; lane++) {
+                weights[i][lane] *= sqrtf(sigma2 + lanes[i][lane] * lanes[i][lane]);
+                totals[j + lane] += weights[i][lane];
+            }
+        ggml_search_signed(SUB, GGML_LANES, 4, lanes, weights, codes + j * SUB, scales + j);
     }
-    return ggml_search_signed(SUB_BLOCKS, 32, scales, totals, scale_codes);
+    ggml_lanes_spread(SUB_BLOCKS, 1, scales, lanes);
+    ggml_lanes_spread(SUB_BLOCKS, 1, totals, weights);
+    ggml_search_signed(SUB_BLOCKS, 1, 32, lanes, weights, scale_codes, &d);
+    return d;
 }
 
 static void q3_pack(const uint8_t *codes, const uint8_t *scale_codes, GgmlBlockQ3_K *block) {
@@ -114,9 +118,11 @@ void ggml_quantize_q6_k(const float *x, int64_t cols, const float *importance, v
         uint8_t codes[GGML_SUPER];
         float scales[SUB_BLOCKS];
         int stored[SUB_BLOCKS];
-        for (int j = 0; j < SUB_BLOCKS; j++) {
-            const float *weights = importance != NULL ? importance + i + j * SUB : NULL;
-            scales[j] = ggml_search_signed(SUB, 32, x + i + j * SUB, weights, codes + j * SUB);
+        for (int j = 0; j < SUB_BLOCKS; j += GGML_LANES) {
+            float lanes[SUB][GGML_LANES], weights[SUB][GGML_LANES];
+            ggml_lanes_spread(SUB, GGML_LANES, x + i + j * SUB, lanes);
+            if (importance != NULL) ggml_lanes_spread(SUB, GGML_LANES, importance + i + j * SUB, weights);
+            ggml_search_signed(SUB, GGML_LANES, 32, lanes, importance != NULL ? weights : NULL, codes + j * SUB, scales + j);
         }
         float most = largest_scale(scales);
         if (fabsf(most) < 1e-15f) {
