@@ -225,7 +225,7 @@ static Status check_piece(SpmModel *model, size_t index, Error *err) {
     return OK;
 }
 
-static Status check_model(SpmModel *model, Error *err) {
+Status spm_check(SpmModel *model, Error *err) {
     int bytes = 0;
     for (size_t i = 0; i < model->count; i++) {
         TRY(check_piece(model, i, err));
@@ -248,7 +248,7 @@ Status spm_read(SpmModel *model, const char *path, const char *bytes, size_t len
                         .pad = {"<pad>", 5},
                         .unk = -1};
     Status status = read_fields(model, (Proto){path, bytes, bytes, bytes + length}, err);
-    return status == OK ? check_model(model, err) : status;
+    return status == OK ? spm_check(model, err) : status;
 }
 
 void spm_free(SpmModel *model) {

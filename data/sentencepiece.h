@@ -39,6 +39,8 @@ typedef struct SpmModel {
 
 /* Reads and checks; the strings point into `bytes`. */
 Status spm_read(SpmModel *model, const char *path, const char *bytes, size_t length, Error *err);
+/* What must hold of the pieces, whoever filled them in; finds `unk`, which is -1 before. */
+Status spm_check(SpmModel *model, Error *err);
 void spm_free(SpmModel *model);
 
 /* ---- sentencepiece_normalize.c, sentencepiece_decode.c: the two components; their states copy what they need ---- */
@@ -75,6 +77,10 @@ Status tiktoken_parse(Tokenizer **tokenizer, const char *path, const char *text,
 /* A tokenizer.model is one of the two: a protobuf begins with a tag that is no base64 digit. */
 Status tokenizer_model_parse(Tokenizer **tokenizer, const char *path, const char *bytes, size_t length,
                              const TokenizerSettings *settings, Error *err);
+/* Builds a new tokenizer from a model that spm_check accepted. */
+Status sentencepiece_build(Tokenizer *tokenizer, const SpmModel *model, const TokenizerSettings *settings, Error *err);
+/* ---- tokenizer_gguf.c: the vocabulary of a GGUF file; copies what it needs ---- */
+Status tokenizer_gguf_open(Tokenizer **tokenizer, const char *path, Error *err);
 /* A component list from JSON text written in the source. */
 Status components_add(Components *components, const Section *section, const char *json, Error *err);
 

@@ -142,7 +142,7 @@ static Status check_class(const Tokenizer *t, const TokenizerSettings *settings,
     return OK;
 }
 
-static Status build(Tokenizer *t, const SpmModel *model, const TokenizerSettings *settings, Error *err) {
+Status sentencepiece_build(Tokenizer *t, const SpmModel *model, const TokenizerSettings *settings, Error *err) {
     TRY(check_class(t, settings, err));
     t->is_sentencepiece = 1;
     for (size_t i = 0; i < model->count; i++)
@@ -165,7 +165,7 @@ Status sentencepiece_parse(Tokenizer **tokenizer, const char *path, const char *
     SpmModel model;
     Tokenizer *t = *tokenizer = tokenizer_new(path, bytes, length);
     Status status = spm_read(&model, t->path, bytes, length, err);
-    if (status == OK) status = build(t, &model, settings, err);
+    if (status == OK) status = sentencepiece_build(t, &model, settings, err);
     spm_free(&model);
     if (status != OK) {
         tokenizer_close(t);

@@ -1,4 +1,5 @@
-/* Which file of a folder is its tokenizer: tokenizer.json, else tokenizer.model, else vocab.json with merges.txt. */
+/* Which file of a folder is its tokenizer: tokenizer.json, else tokenizer.model, else vocab.json with merges.txt. A GGUF file has
+ * one inside. */
 #include <string.h>
 
 #include "core/file.h"
@@ -97,7 +98,7 @@ static Status pair_open(Tokenizer **tokenizer, const char *folder, const char *p
 }
 
 /* ---- the choice ---- */
-typedef enum Form { FORM_JSON, FORM_MODEL, FORM_PAIR } Form;
+typedef enum Form { FORM_JSON, FORM_MODEL, FORM_PAIR, FORM_GGUF } Form;
 
 /* A file by its name; a folder by the first form that it has. */
 static Status find_file(const char *path, char **folder, char **file, Form *form, Error *err) {
@@ -106,7 +107,11 @@ static Status find_file(const char *path, char **folder, char **file, Form *form
         const char *slash = strrchr(path, '/');
         *folder = slash ? memory_format("%.*s", (int)(slash - path) + 1, path) : memory_strdup(".");
         *file = memory_strdup(path);
-        *form = strstr(slash ? slash + 1 : path, ".model") != NULL ? FORM_MODEL : FORM_JSON;
+        const char *name = slash ? slash + 1 : path;
+        size_t length = strlen(name);
+        *form = length > 5 && strcmp(name + length - 5, ".gguf") == 0 ? FORM_GGUF
+                : strstr(name, ".model") != NULL                      ? FORM_MODEL
+                                                                      : FORM_JSON;
         return OK;
     }
     *folder = memory_strdup(path);
@@ -127,6 +132,7 @@ static Status open_form(Tokenizer **tokenizer, Form form, const char *folder, co
     TokenizerSettings settings = {0};
     char *text = NULL;
     size_t length;
+    if (form == FORM_GGUF) return tokenizer_gguf_open(tokenizer, file, err);
     Status status = form == FORM_JSON ? OK : settings_read(&settings, folder, err);
     if (status == OK && form == FORM_PAIR)
         status = pair_open(tokenizer, folder, file, &settings, err);
@@ -145,7 +151,7 @@ Status tokenizer_open(Tokenizer **tokenizer, const char *path, Error *err) {
     *tokenizer = NULL;
     Status status = find_file(path, &folder, &file, &form, err);
     if (status == OK) status = open_form(tokenizer, form, folder, file, err);
-    if (status == OK) status = tokenizer_config_read(*tokenizer, folder, err);
+    if (status == OK && form != FORM_GGUF) status = tokenizer_config_read(*tokenizer, folder, err); /* it is in the file */
     memory_free(file);
     memory_free(folder);
     if (status != OK) {

@@ -239,6 +239,8 @@ Status model_parse(Tokenizer *tokenizer, JsonReader *reader, const char *path, E
 /* The same model from the texts of vocab.json and merges.txt; `path` is for messages. */
 Status model_parse_files(Tokenizer *tokenizer, const char *path, const char *vocab, size_t vocab_length, const char *merges,
                          size_t merges_length, Error *err);
+/* merges.txt's form alone, for a vocabulary whose words were added already and not indexed. */
+Status model_parse_merges(Tokenizer *tokenizer, const char *path, const char *merges, size_t length, Error *err);
 /* Where no merges are written down: two tokens merge when their texts together are a token. ranks: per id, the order of
  * merging, or one of the two below. The vocabulary is indexed. */
 #define RANK_APART UINT32_MAX      /* neither merged nor made */

@@ -281,6 +281,14 @@ static Status read_merge_lines(ModelFile *file, const char *text, size_t length,
     return OK;
 }
 
+Status model_parse_merges(Tokenizer *tokenizer, const char *path, const char *merges, size_t length, Error *err) {
+    ModelFile file = {.path = path, .has_vocab = 1};
+    Status status = read_merge_lines(&file, merges, length, err);
+    if (status == OK) status = build_model(tokenizer, &file, err);
+    model_file_free(&file);
+    return status;
+}
+
 Status model_parse_files(Tokenizer *tokenizer, const char *path, const char *vocab, size_t vocab_length, const char *merges,
                          size_t merges_length, Error *err) {
     ModelFile file = {.path = path};
