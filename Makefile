@@ -122,6 +122,8 @@ fuzz-programs: $(FUZZERS)
 .PHONY: peers-programs
 peers-programs: $(PEERS)
 
+include kernels/cuda/cuda.mk
+
 # A second make, so that what was just installed is seen, on all cores unless -j said otherwise.
 AGAIN = +$(MAKE) $(if $(filter -j% --jobserver%,$(MAKEFLAGS)),,-j$(JOBS))
 
@@ -172,7 +174,7 @@ demo-base: demo-data all
 
 # ---- the source itself -------------------------------------------------------------------------------------------------
 SOURCE_FOLDERS := core kernels quant autograd data train tests configs
-SOURCE_FILES = $(shell find $(SOURCE_FOLDERS) -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh')
+SOURCE_FILES = $(shell find $(SOURCE_FOLDERS) -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' -o -name '*.cpp')
 
 .PHONY: check-includes format format-check tidy
 check-includes:
@@ -197,6 +199,8 @@ help:
 	@echo 'make test            installs what is missing (root or sudo), builds, runs every test'
 	@echo 'make test-asan       the unit tests under AddressSanitizer and UBSan; test-ubsan: UBSan alone'
 	@echo 'make fuzz            every fuzz target for FUZZ_SECONDS ($(FUZZ_SECONDS)) each; needs clang'
+	@echo 'make emu-test        the CUDA kernels on the CPU: schedules, sanitizers, race checker; needs the CUDA toolkit'"'"'s headers'
+	@echo 'make cuda-objects    the CUDA kernels through nvcc for every architecture, spills refused'
 	@echo 'make peers           results against transformers, PEFT and bitsandbytes in PEERS_PYTHON ($(PEERS_PYTHON))'
 	@echo 'make check-includes  folders include each other only downwards'
 	@echo 'make format          rewrites the source with clang-format; format-check only looks; tidy runs clang-tidy'

@@ -1,0 +1,85 @@
+# The CUDA side: kernels compiled by nvcc, and the same sources compiled by g++ for the emulator of tests/cuda_emu.
+# Sources are found by wildcard: kernels/cuda/*.cu, tests/cuda_emu/*.cu and tests/cuda_emu/test_*.c need no line here.
+
+NVCC ?= $(or $(shell command -v nvcc 2>/dev/null),$(wildcard /usr/local/cuda/bin/nvcc))
+CUDA_HOME ?= $(patsubst %/bin/nvcc,%,$(or $(realpath $(NVCC)),/usr/local/cuda/bin/nvcc))
+CUDA_INCLUDE := $(CUDA_HOME)/include
+NCCL_HEADER := $(firstword $(wildcard $(CUDA_INCLUDE)/nccl.h /usr/include/nccl.h /usr/local/include/nccl.h))
+EMU_CXX ?= g++
+EMU_CC ?= gcc
+
+KERNEL_SOURCES := $(wildcard kernels/cuda/*.cu)
+EMU_KERNELS := $(KERNEL_SOURCES) $(wildcard tests/cuda_emu/*.cu)
+EMU_RUNTIME := $(filter-out $(if $(NCCL_HEADER),,%/nccl.cpp) %/race.cpp,$(wildcard tests/cuda_emu/*.cpp))
+EMU_TESTS := $(wildcard tests/cuda_emu/test_*.c)
+
+# ---- the emulator: three builds of the same sources --------------------------------------------------------------------
+# plain; asan: AddressSanitizer and UBSan; race: every access of a kernel is checked by tests/cuda_emu/race.cpp, which
+# answers the calls that -fsanitize=thread compiles in (only kernels are compiled so, and libtsan is not linked).
+EMU_KERNEL_FLAGS_plain := -O2
+EMU_KERNEL_FLAGS_asan := -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined
+EMU_KERNEL_FLAGS_race := -O1 -fsanitize=thread,alignment,bounds,shift -fno-sanitize-recover=all
+EMU_OTHER_FLAGS_asan := -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined
+EMU_LINK_FLAGS_asan := -fsanitize=address,undefined
+EMU_LINK_FLAGS_race := -fsanitize=undefined
+EMU_EXTRA_race := tests/cuda_emu/race.cpp
+EMU_CXXFLAGS := -std=c++20 -g -Wall -Wextra -Wno-unknown-pragmas -Werror -ffp-contract=off -I. -Itests/cuda_emu \
+	-isystem $(CUDA_INCLUDE) -MMD -MP
+EMU_CFLAGS := -std=gnu17 -D_GNU_SOURCE= -g -O1 -Wall -Wextra -Wshadow -Werror -ffp-contract=off -I. -isystem $(CUDA_INCLUDE) \
+	-DEMU_NCCL=$(if $(NCCL_HEADER),1,0) -MMD -MP
+
+# What the tests compare with: the reference and its support, without the folders above kernels/.
+EMU_LIBRARY := $(BUILD)/libkernels.a
+$(EMU_LIBRARY): $(filter $(BUILD)/core/% $(BUILD)/kernels/%,$(COMMON_OBJECTS) $(SIMD_OBJECTS)) $(TEST_SUPPORT)
+	@rm -f $@
+	@ar rcs $@ $^
+
+# $(1): the build's name
+define emu_build
+EMU_OBJECTS_$(1) := $$(patsubst %,build/emu/$(1)/%.o,$$(EMU_KERNELS) $$(EMU_RUNTIME) $$(EMU_EXTRA_$(1)))
+EMU_PROGRAMS_$(1) := $$(EMU_TESTS:tests/cuda_emu/%.c=build/emu/$(1)/%)
+build/emu/$(1)/%.cu.o: %.cu
+	@mkdir -p $$(@D)
+	$$(EMU_CXX) -x c++ $$(EMU_CXXFLAGS) $$(EMU_KERNEL_FLAGS_$(1)) -c $$< -o $$@
+build/emu/$(1)/%.cpp.o: %.cpp
+	@mkdir -p $$(@D)
+	$$(EMU_CXX) $$(EMU_CXXFLAGS) -O2 $$(EMU_OTHER_FLAGS_$(1)) -c $$< -o $$@
+build/emu/$(1)/%.c.o: %.c
+	@mkdir -p $$(@D)
+	$$(EMU_CC) $$(EMU_CFLAGS) -DEMU_VARIANT='"$(1)"' $$(EMU_OTHER_FLAGS_$(1)) -c $$< -o $$@
+$$(EMU_PROGRAMS_$(1)): build/emu/$(1)/%: build/emu/$(1)/tests/cuda_emu/%.c.o $$(EMU_OBJECTS_$(1)) $$(EMU_LIBRARY)
+	$$(EMU_CXX) $$(EMU_LINK_FLAGS_$(1)) $$^ -lcmocka $$(LIBS) -lrt -o $$@
+.PRECIOUS: build/emu/$(1)/%.cu.o build/emu/$(1)/%.cpp.o build/emu/$(1)/%.c.o
+endef
+$(foreach build,plain asan race,$(eval $(call emu_build,$(build))))
+
+.PHONY: cuda-headers cuda-compiler emu-programs emu-test
+cuda-headers:
+	@test -e $(CUDA_INCLUDE)/cuda_runtime_api.h && test -e $(CUDA_INCLUDE)/cublas_v2.h
+cuda-compiler:
+	@test -n "$(NVCC)"
+emu-programs: $(EMU_PROGRAMS_plain) $(EMU_PROGRAMS_asan) $(EMU_PROGRAMS_race)
+emu-test:
+	@$(MAKE) -s cuda-headers || { echo 'emu-test: want the headers of the CUDA toolkit in $(CUDA_INCLUDE); name its folder with CUDA_HOME' >&2; exit 1; }
+	$(AGAIN) emu-programs
+	tests/cuda_emu/run.sh
+
+# ---- nvcc --------------------------------------------------------------------------------------------------------------
+CUDA_ARCHITECTURES ?= 80 86 89 90 100 120
+comma := ,
+NVCC_FLAGS := -std=c++17 -O3 -lineinfo -I. --Werror all-warnings -Xptxas -v -Xcompiler -fPIC,-Wall,-Wno-unused-function \
+	$(foreach arch,$(CUDA_ARCHITECTURES),-gencode arch=compute_$(arch)$(comma)code=sm_$(arch)) \
+	-gencode arch=compute_$(lastword $(CUDA_ARCHITECTURES))$(comma)code=compute_$(lastword $(CUDA_ARCHITECTURES))
+CUDA_OBJECTS := $(patsubst %.cu,build/cuda/%.o,$(EMU_KERNELS))
+# The compiler's report (registers, spills) is kept beside the object.
+build/cuda/%.o: %.cu
+	@mkdir -p $(@D)
+	$(NVCC) $(NVCC_FLAGS) -MMD -MF build/cuda/$*.d -c $< -o $@ 2>build/cuda/$*.ptxas || { cat build/cuda/$*.ptxas; exit 1; }
+
+.PHONY: cuda-objects
+cuda-objects:
+	@test -n "$(NVCC)" || { echo 'cuda-objects: nvcc is not installed' >&2; exit 1; }
+	$(AGAIN) $(CUDA_OBJECTS)
+	kernels/cuda/check_spills.sh $(patsubst %.cu,build/cuda/%.ptxas,$(KERNEL_SOURCES))
+
+-include $(shell find build/emu build/cuda -name '*.d' 2>/dev/null)

@@ -1,0 +1,204 @@
+/* A few NCCL collectives between processes of one machine, over POSIX shared memory. Unlike NCCL it notices ranks that
+ * disagree on what they call, and gives up instead of hanging. */
+#include <cuda_runtime_api.h>
+#include <nccl.h>
+
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <ctime>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+extern "C" int cuda_emu_device_range(const void *p, size_t n, int write);
+enum { MAXR = 16, CHUNK = 1 << 20 };
+struct Shm {
+    std::atomic<int> arrived, generation, joined;
+    struct {
+        int op, type, red, root;
+        size_t count;
+    } call[MAXR];
+    unsigned char data[MAXR][CHUNK];
+};
+struct ncclComm {
+    Shm *s;
+    int rank, n;
+    char name[sizeof(ncclUniqueId)];
+    ncclResult_t async;
+};
+
+static ncclResult_t barrier(ncclComm *c) {
+    Shm *s = c->s;
+    int g = s->generation.load();
+    if (s->arrived.fetch_add(1) + 1 == c->n) {
+        s->arrived.store(0);
+        s->generation.fetch_add(1);
+        return ncclSuccess;
+    }
+    const char *e = getenv("EMU_NCCL_TIMEOUT");
+    time_t end = time(nullptr) + (e ? atoi(e) : 60);
+    while (s->generation.load() == g) {
+        if (time(nullptr) > end) {
+            fprintf(stderr, "nccl stub: rank %d waited too long for the others\n", c->rank);
+            return ncclSystemError;
+        }
+        struct timespec t = {0, 20000};
+        nanosleep(&t, nullptr);
+    }
+    return ncclSuccess;
+}
+static size_t width(ncclDataType_t t) {
+    return t == ncclFloat32 || t == ncclInt32 || t == ncclUint32 ? 4
+           : t == ncclBfloat16                                   ? 2
+           : t == ncclInt8 || t == ncclUint8                     ? 1
+           : t == ncclInt64 || t == ncclFloat64                  ? 8
+                                                                 : 0;
+}
+static float get(const unsigned char *p, size_t i, ncclDataType_t t) {
+    if (t == ncclFloat32) return ((const float *)p)[i];
+    uint32_t u = (uint32_t)((const uint16_t *)p)[i] << 16;
+    float f;
+    memcpy(&f, &u, 4);
+    return f;
+}
+static void put(unsigned char *p, size_t i, ncclDataType_t t, float f) {
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    if (t == ncclFloat32)
+        ((float *)p)[i] = f;
+    else
+        ((uint16_t *)p)[i] = (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+enum { ALLREDUCE, REDUCESCATTER, ALLGATHER, BROADCAST };
+struct Job {
+    ncclComm *c;
+    int op, root;
+    const unsigned char *in;
+    unsigned char *out;
+    size_t count;
+    ncclDataType_t type;
+    ncclRedOp_t red;
+};
+static ncclResult_t exchange(Job *j) {
+    ncclComm *c = j->c;
+    Shm *s = c->s;
+    size_t w = width(j->type), total = j->op == REDUCESCATTER ? j->count * (size_t)c->n : j->count, per = CHUNK / w;
+    s->call[c->rank] = {j->op, (int)j->type, (int)j->red, j->root, j->count};
+    if (ncclResult_t r = barrier(c)) return r;
+    for (int i = 0; i < c->n; i++)
+        if (memcmp(&s->call[i], &s->call[c->rank], sizeof s->call[0])) {
+            fprintf(stderr, "nccl stub: ranks %d and %d disagree: collective %d/%d, count %zu/%zu\n", c->rank, i,
+                    s->call[c->rank].op, s->call[i].op, s->call[c->rank].count, s->call[i].count);
+            barrier(c);
+            return ncclInvalidUsage;
+        }
+    for (size_t o = 0; o < total; o += per) {
+        size_t n = total - o < per ? total - o : per;
+        if (j->op != BROADCAST || j->root == c->rank) memcpy(s->data[c->rank], j->in + o * w, n * w);
+        if (ncclResult_t r = barrier(c)) return r;
+        if (j->op == ALLGATHER) {
+            for (int i = 0; i < c->n; i++)
+                memcpy(j->out + ((size_t)i * j->count + o) * w, s->data[i], n * w);
+        } else if (j->op == BROADCAST) {
+            memcpy(j->out + o * w, s->data[j->root], n * w);
+        } else {
+            for (size_t i = 0; i < n; i++) {
+                size_t e = o + i, d = e;
+                if (j->op == REDUCESCATTER) {
+                    if (e / j->count != (size_t)c->rank) continue;
+                    d = e % j->count;
+                }
+                float v = get(s->data[0], i, j->type); /* every rank sums in the same order: same bits everywhere */
+                for (int r = 1; r < c->n; r++) {
+                    float x = get(s->data[r], i, j->type);
+                    v = j->red == ncclMax ? (x > v ? x : v) : j->red == ncclMin ? (x < v ? x : v) : v + x;
+                }
+                put(j->out, d, j->type, j->red == ncclAvg ? v / (float)c->n : v);
+            }
+        }
+        if (ncclResult_t r = barrier(c)) return r;
+    }
+    return ncclSuccess;
+}
+static void run(void *p) {
+    Job *j = (Job *)p;
+    ncclResult_t r = exchange(j);
+    if (r) j->c->async = r;
+    size_t w = width(j->type);
+    cuda_emu_device_range(j->out, j->count * w * (j->op == ALLGATHER ? (size_t)j->c->n : 1), 1);
+    delete j;
+}
+static ncclResult_t start(int op, const void *in, void *out, size_t n, ncclDataType_t t, ncclRedOp_t red, int root, ncclComm *c,
+                          cudaStream_t s) {
+    size_t w = width(t), nr = (size_t)c->n;
+    if (!w || ((op == ALLREDUCE || op == REDUCESCATTER) && t != ncclFloat32 && t != ncclBfloat16)) return ncclInvalidArgument;
+    if (c->async) return c->async;
+    if (n && (!cuda_emu_device_range(in, n * w * (op == REDUCESCATTER ? nr : 1), 0) ||
+              !cuda_emu_device_range(out, n * w * (op == ALLGATHER ? nr : 1), 0)))
+        return ncclInvalidArgument;
+    cudaLaunchHostFunc(s, run, new Job{c, op, root, (const unsigned char *)in, (unsigned char *)out, n, t, red});
+    return c->async;
+}
+extern "C" {
+ncclResult_t ncclGetVersion(int *v) {
+    *v = NCCL_VERSION_CODE;
+    return ncclSuccess;
+}
+const char *ncclGetErrorString(ncclResult_t r) {
+    return r ? "emulated NCCL error" : "no error";
+}
+ncclResult_t ncclGetUniqueId(ncclUniqueId *id) {
+    static int k;
+    memset(id, 0, sizeof *id);
+    snprintf(id->internal, sizeof id->internal, "/cuda_emu-%d-%d", (int)getpid(), k++);
+    return ncclSuccess;
+}
+ncclResult_t ncclCommInitRank(ncclComm_t *out, int n, ncclUniqueId id, int rank) {
+    if (n < 1 || n > MAXR || rank < 0 || rank >= n) return ncclInvalidArgument;
+    int fd = shm_open(id.internal, O_CREAT | O_RDWR, 0600);
+    if (fd < 0 || ftruncate(fd, sizeof(Shm))) return ncclSystemError;
+    ncclComm *c =
+        new ncclComm{(Shm *)mmap(0, sizeof(Shm), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0), rank, n, {}, ncclSuccess};
+    close(fd);
+    snprintf(c->name, sizeof c->name, "%s", id.internal);
+    *out = c;
+    c->s->joined.fetch_add(1);
+    ncclResult_t r = barrier(c);
+    if (rank == 0) shm_unlink(c->name);
+    return r;
+}
+ncclResult_t ncclCommDestroy(ncclComm_t c) {
+    munmap(c->s, sizeof(Shm));
+    delete c;
+    return ncclSuccess;
+}
+ncclResult_t ncclCommAbort(ncclComm_t c) {
+    return ncclCommDestroy(c);
+}
+ncclResult_t ncclCommGetAsyncError(ncclComm_t c, ncclResult_t *r) {
+    *r = c->async;
+    return ncclSuccess;
+}
+ncclResult_t ncclGroupStart(void) {
+    return ncclSuccess;
+}
+ncclResult_t ncclGroupEnd(void) {
+    return ncclSuccess;
+}
+ncclResult_t ncclAllReduce(const void *in, void *out, size_t n, ncclDataType_t t, ncclRedOp_t op, ncclComm_t c,
+                           cudaStream_t s) {
+    return start(ALLREDUCE, in, out, n, t, op, 0, c, s);
+}
+ncclResult_t ncclReduceScatter(const void *in, void *out, size_t n, ncclDataType_t t, ncclRedOp_t op, ncclComm_t c,
+                               cudaStream_t s) {
+    return start(REDUCESCATTER, in, out, n, t, op, 0, c, s);
+}
+ncclResult_t ncclAllGather(const void *in, void *out, size_t n, ncclDataType_t t, ncclComm_t c, cudaStream_t s) {
+    return start(ALLGATHER, in, out, n, t, ncclSum, 0, c, s);
+}
+ncclResult_t ncclBroadcast(const void *in, void *out, size_t n, ncclDataType_t t, int root, ncclComm_t c, cudaStream_t s) {
+    return start(BROADCAST, in, out, n, t, ncclSum, root, c, s);
+}
+}
