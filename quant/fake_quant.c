@@ -62,6 +62,21 @@ static void int_group(const GroupInt *grid, const float *x, int64_t count, float
     }
 }
 
+int fake_quant_row_scaled(const FakeQuant *fake, const float *x, int64_t cols, const float *scales, float *out, uint8_t *mask,
+                          float *slope) {
+    if (!all_finite(x, cols)) return -1;
+    int64_t group = fake->group > 0 ? fake->group : cols;
+    uint8_t zero = (uint8_t)(1 << (fake->bits - 1));
+    for (int64_t i = 0; i < cols; i++) {
+        float scale = scales[i / group], steps = x[i] / scale;
+        uint8_t clipped, code = group_int_code(fake->bits, x[i], scale, zero, &clipped);
+        if (mask != NULL) mask[i] = !clipped;
+        if (slope != NULL) slope[i] = (float)((int)code - (int)zero) - (clipped ? 0.0f : steps);
+        out[i] = group_int_value(code, scale, zero, fake->scale_type);
+    }
+    return all_finite(out, cols) ? 0 : -1;
+}
+
 /* ---- ggml's blocks --------------------------------------------------------------------------------------------------------- */
 
 /* Q4_0 takes -8 from the value of largest magnitude, so the far end of the other side can need +8, which is cut to +7. */

@@ -40,4 +40,10 @@ size_t fake_quant_scratch(const FakeQuant *fake, int64_t cols);
  * written then is unspecified). Touches only its arguments: rows may run on any thread. scratch: 16-byte aligned. */
 int fake_quant_row(const FakeQuant *fake, const float *x, int64_t cols, float *out, uint8_t *mask, void *scratch);
 
+/* The same for symmetric integers with the scales [groups] that are given, as scale_type holds them (not 0). Where not NULL, slope
+ * [cols] is overwritten with the derivative of each value in its scale (LSQ, Esser et al. 2020): RNE(x / s) - x / s inside of
+ * the range, its nearer end outside. */
+int fake_quant_row_scaled(const FakeQuant *fake, const float *x, int64_t cols, const float *scales, float *out, uint8_t *mask,
+                          float *slope);
+
 #endif

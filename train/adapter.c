@@ -15,6 +15,13 @@ void adapter_free(Adapter *adapter) {
     memset(adapter, 0, sizeof *adapter);
 }
 
+int64_t adapter_entries(const ParamSet *params) {
+    int64_t count = params->count;
+    while (count > 0 && params->entries[count - 1].role == PARAM_SCALE)
+        count--;
+    return count;
+}
+
 void adapter_reserve(Adapter *adapter, const ModelConfig *model) {
     adapter->layers = model->layers;
     adapter->modules = memory_calloc((size_t)(model->layers * LAYER_LINEARS), sizeof *adapter->modules);
@@ -87,7 +94,7 @@ Status adapter_create(Adapter *adapter, ParamSet *params, const Config *config, 
 }
 
 void adapter_init(const ParamSet *params, uint64_t seed, float *master) {
-    for (int64_t e = 0; e < params->count; e++) {
+    for (int64_t e = 0; e < adapter_entries(params); e++) {
         const ParamEntry *entry = &params->entries[e];
         float *out = master + entry->offset;
         int64_t count = entry->rows * entry->cols;

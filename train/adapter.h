@@ -35,11 +35,16 @@ void adapter_init(const ParamSet *params, uint64_t seed, float *master);
 typedef struct AdapterInfo {
     const char *base_model; /* base_model_name_or_path */
     double dropout;
+    /* Writes what else belongs into the folder before it is published; NULL: nothing. */
+    Status (*extra)(void *context, const char *folder, Error *err);
+    void *context;
 } AdapterInfo;
 /* Writes FOLDER atomically (an older one is replaced whole). values: flat, type act; tensors are F32 or BF16 as act. Modules
  * of different rank or alpha are written with rank_pattern and alpha_pattern. */
 Status adapter_write(const Adapter *adapter, const ParamSet *params, const char *folder, const ModelConfig *model,
                      const AdapterInfo *info, const void *values, DType act, Error *err);
+/* Entries of params that are adapters': they come first, learned scales (train/qat.h) after them. */
+int64_t adapter_entries(const ParamSet *params);
 void adapter_free(Adapter *adapter);
 
 #endif

@@ -165,14 +165,15 @@ Status adapter_read_values(const Adapter *adapter, const ParamSet *params, const
     TensorFiles *files;
     TRY(tensors_open(&files, folder, "adapter_model", err));
     Status status = OK;
-    for (int64_t e = 0; e < params->count && status == OK; e++) {
+    int64_t entries = adapter_entries(params);
+    for (int64_t e = 0; e < entries && status == OK; e++) {
         const ParamEntry *entry = &params->entries[e];
         char name[NAME_BYTES];
         const char *suffix = entry->role == PARAM_LORA_A ? ".lora_A.weight" : ".lora_B.weight";
         adapter_tensor_name(model, entry->layer, entry->module, suffix, name, sizeof name);
         status = read_values(files, name, entry->rows, entry->cols, master + entry->offset, err);
     }
-    int64_t wanted = params->count + (adapter->dora ? params->count / 2 : 0); /* A and B, and a magnitude, each module */
+    int64_t wanted = entries + (adapter->dora ? entries / 2 : 0); /* A and B, and a magnitude, each module */
     if (status == OK && tensors_count(files) != wanted) {
         status = refuse_unknown(files, model, adapter, err);
         if (status == OK)
@@ -196,7 +197,7 @@ typedef struct WriteContext {
 
 static Status produce(void *context, const TensorSpec *spec, TensorWriter *writer, Error *err) {
     const WriteContext *c = context;
-    for (int64_t e = 0; e < c->params->count; e++) {
+    for (int64_t e = 0; e < adapter_entries(c->params); e++) {
         if (strcmp(c->specs[e].name, spec->name) != 0) continue;
         const ParamEntry *entry = &c->params->entries[e];
         size_t size = dtype_size(c->act);
@@ -208,10 +209,10 @@ static Status produce(void *context, const TensorSpec *spec, TensorWriter *write
 
 static Status write_tensors(const char *folder, const ParamSet *params, const ModelConfig *model, const void *values, DType act,
                             Error *err) {
-    size_t count = (size_t)params->count;
+    size_t count = (size_t)adapter_entries(params);
     TensorSpec *specs = memory_calloc(count, sizeof *specs);
     char(*names)[NAME_BYTES] = memory_alloc(count * sizeof *names);
-    for (int64_t e = 0; e < params->count; e++) {
+    for (size_t e = 0; e < count; e++) {
         const ParamEntry *entry = &params->entries[e];
         const char *suffix = entry->role == PARAM_LORA_A ? ".lora_A.weight" : ".lora_B.weight";
         adapter_tensor_name(model, entry->layer, entry->module, suffix, names[e], sizeof names[e]);
@@ -219,7 +220,7 @@ static Status write_tensors(const char *folder, const ParamSet *params, const Mo
     }
     WriteContext context = {params, specs, values, act};
     char *path = path_join(folder, "adapter_model.safetensors");
-    Status status = tensors_write(path, specs, params->count, NULL, produce, &context, err);
+    Status status = tensors_write(path, specs, (int64_t)count, NULL, produce, &context, err);
     memory_free(path);
     memory_free(names);
     memory_free(specs);
@@ -238,6 +239,7 @@ typedef struct AdapterFolder {
 static Status fill(void *context, const char *folder, Error *err) {
     const AdapterFolder *c = context;
     TRY(write_tensors(folder, c->params, c->model, c->values, c->act, err));
+    if (c->info->extra != NULL) TRY(c->info->extra(c->info->context, folder, err));
     return adapter_config_write(c->adapter, folder, c->info, err);
 }
 

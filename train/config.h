@@ -72,7 +72,7 @@ typedef struct Config {
         char *weights;      /* the grid */
         int64_t group_size; /* int2, int3, int4 */
         int symmetric, double_quant;
-        int64_t start_step;
+        int64_t start_step, ramp_steps;
         char *scales, *activations, *kv_cache;
         int learn_scales;
     } qat;

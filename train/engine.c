@@ -6,6 +6,7 @@
 
 #include "core/log.h"
 #include "core/philox.h"
+#include "train/qat_scales.h"
 
 DType precision_type(const char *precision) {
     return strcmp(precision, "f32") == 0 ? DTYPE_F32 : DTYPE_BF16;
@@ -125,6 +126,7 @@ static Status open_qat(Engine *engine, const Config *config, Error *err) {
                       .adapter = &engine->adapter,
                       .backend = &engine->backend,
                       .exec = engine->exec.config,
+                      .scales = engine->scales,
                       .rows = config->train.micro_batch_tokens};
     TRY(qat_options(config, &shape.options, err));
     if (shape.options.mode == QAT_NONE) return OK;
@@ -163,11 +165,18 @@ static Status first_values(Engine *engine, const EngineOptions *options, Error *
     return adapter_read_values(&engine->adapter, &engine->params, folder, &engine->model, engine->state.master, err);
 }
 
+static Status add_scales(Engine *engine, const Config *config, Error *err) {
+    QatOptions options;
+    TRY(qat_options(config, &options, err));
+    return qat_scale_params(&options, &engine->model, &engine->params, &engine->scales, err);
+}
+
 static Status open_frozen(Engine *engine, const EngineOptions *options, Error *err) {
     if (options->adapter != NULL)
         TRY(adapter_read(&engine->adapter, &engine->params, options->adapter, &engine->model, err));
     else if (options->method == METHOD_LORA)
         TRY(adapter_create(&engine->adapter, &engine->params, options->config, &engine->model, err));
+    if (options->config != NULL) TRY(add_scales(engine, options->config, err));
     TRY(weights_load(&engine->weights, options->model, &engine->model, &options->weights, &engine->backend, engine->pool, err));
     engine->source = weights_source(engine->weights);
     if (engine->adapter.modules == NULL) return OK;
@@ -177,6 +186,7 @@ static Status open_frozen(Engine *engine, const EngineOptions *options, Error *e
                                 err));
     else
         TRY(first_values(engine, options, err));
+    qat_scale_init(&engine->params, engine->state.master);
     params_refresh_copy(&engine->state, &engine->params, options->act);
     return options->config != NULL ? open_qat(engine, options->config, err) : OK;
 }
@@ -205,6 +215,7 @@ void engine_close(Engine *engine) {
     params_free(&engine->params);
     params_state_free(&engine->state);
     memory_free(engine->weight_gradient);
+    memory_free(engine->scales);
     rope_memory_free(&engine->rope);
     arena_free(&engine->arena);
     pool_free(engine->pool);
@@ -225,6 +236,7 @@ ModelShape engine_shape(const Engine *engine) {
     if (engine->adapter.modules != NULL) shape.adapter = &engine->adapter;
     shape.qat = engine->qat_mode;
     shape.activations = engine->activations;
+    shape.learn_scales = engine->scales != NULL;
     return shape;
 }
 

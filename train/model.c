@@ -33,11 +33,12 @@ static TapeLinear member(const Recorder *r, int64_t layer, LayerWeight kind) {
                       .bias = ref_of(r, weight_id(layer, (LayerWeight)(kind + LAYER_Q_BIAS))),
                       .lora_a = -1,
                       .lora_b = -1};
+    out.weight.derived = r->shape->learn_scales;
     const Adapter *adapter = r->shape->adapter;
     if (adapter == NULL) return out;
     const AdapterModule *module = adapter_module(adapter, layer, kind);
     if (r->shape->qat == QAT_MERGED) {
-        out.weight.derived = module->rank > 0;
+        out.weight.derived |= module->rank > 0;
         return out;
     }
     out.spec.rank = module->rank;

@@ -52,6 +52,7 @@ typedef struct ModelShape {
     WeightFormat dense;             /* of embedding and head */
     const Adapter *adapter;         /* NULL: none */
     QatMode qat;                    /* MERGED: adapters are part of the operands */
+    int learn_scales;              /* operands have trained parameters of their own, with an adapter or without */
     ActivationQuant activations;
     const int64_t *weight_gradient; /* method full: per weight number, offset in the flat buffers or -1; NULL: frozen */
 } ModelShape;

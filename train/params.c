@@ -35,7 +35,10 @@ void params_name(const ParamSet *set, const ModelConfig *config, int64_t index, 
     static const char suffix[] = ".weight";
     if (stem > sizeof suffix - 1 && strcmp(base + stem - (sizeof suffix - 1), suffix) == 0)
         base[stem - (sizeof suffix - 1)] = 0;
-    (void)snprintf(out, capacity, "%s.lora_%c", base, entry->role == PARAM_LORA_A ? 'A' : 'B');
+    if (entry->role == PARAM_SCALE)
+        (void)snprintf(out, capacity, "%s.scale", base);
+    else
+        (void)snprintf(out, capacity, "%s.lora_%c", base, entry->role == PARAM_LORA_A ? 'A' : 'B');
 }
 
 size_t params_state_bytes(const ParamSet *set, DType act, int optimizer) {

@@ -15,12 +15,12 @@
 
 #define PARAM_ALIGN 16
 
-typedef enum ParamRole { PARAM_LORA_A, PARAM_LORA_B, PARAM_WEIGHT } ParamRole;
+typedef enum ParamRole { PARAM_LORA_A, PARAM_LORA_B, PARAM_WEIGHT, PARAM_SCALE } ParamRole;
 
 typedef struct ParamEntry {
     ParamRole role;
-    int64_t layer;      /* adapters: where they belong */
-    LayerWeight module; /* adapters: LAYER_Q … LAYER_DOWN */
+    int64_t layer;      /* adapters and scales: where they belong */
+    LayerWeight module; /* adapters and scales: LAYER_Q … LAYER_DOWN */
     int32_t weight;     /* PARAM_WEIGHT: its number (train/weights.h) */
     int64_t offset, rows, cols;
     int decay; /* weight decay applies */

@@ -18,6 +18,8 @@ Status qat_options(const Config *config, QatOptions *options, Error *err) {
     if (strcmp(config->qat.mode, "none") == 0) return OK;
     options->mode = strcmp(config->qat.mode, "merged") == 0 ? QAT_MERGED : QAT_SEPARATE;
     options->start_step = config->qat.start_step;
+    options->ramp_steps = config->qat.ramp_steps;
+    options->learn_scales = config->qat.learn_scales;
     size_t i = 0;
     while (i < sizeof grids / sizeof *grids && strcmp(grids[i].name, config->qat.weights) != 0)
         i++;
@@ -44,7 +46,7 @@ ActivationQuant qat_activations(const Config *config) {
 /* ---- memory ---------------------------------------------------------------------------------------------------------------- */
 
 typedef struct Widest {
-    int64_t cols, rank_by_cols, rank, nf4_constants;
+    int64_t cols, rank_by_cols, rank, nf4_constants, groups;
     size_t slot_group, workspace, nf4;
 } Widest;
 
@@ -86,6 +88,11 @@ static Status measure_tiles(const QatShape *shape, int64_t rows, int64_t cols, W
     return OK;
 }
 
+/* Whether dV is wanted: for A and B, or for scales. */
+static int forms_gradients(const QatOptions *options) {
+    return options->mode == QAT_MERGED || options->learn_scales;
+}
+
 static Status measure(const QatShape *shape, Widest *widest, size_t slots[LAYER_LINEARS], Error *err) {
     memset(widest, 0, sizeof *widest);
     for (int kind = 0; kind < LAYER_LINEARS; kind++) {
@@ -101,9 +108,11 @@ static Status measure(const QatShape *shape, Widest *widest, size_t slots[LAYER_
         slots[kind] = arena_align((size_t)(rows * cols) * dtype_size(shape->exec.act));
         if (cols > widest->cols) widest->cols = cols;
         if (shape->options.grid.grid == FAKE_NF4) TRY(measure_nf4(shape, rows, cols, widest, err));
-        if (shape->options.mode != QAT_MERGED) continue;
+        if (!forms_gradients(&shape->options)) continue;
+        int64_t groups = cols / (shape->options.grid.group > 0 ? shape->options.grid.group : cols);
+        if (shape->options.learn_scales && groups > widest->groups) widest->groups = groups;
         TRY(measure_tiles(shape, rows, cols, widest, err));
-        for (int64_t layer = 0; layer < shape->model->layers; layer++) {
+        for (int64_t layer = 0; shape->options.mode == QAT_MERGED && layer < shape->model->layers; layer++) {
             int64_t rank = adapter_module(shape->adapter, layer, (LayerWeight)kind)->rank;
             if (rank > widest->rank) widest->rank = rank;
             if (rank * cols > widest->rank_by_cols) widest->rank_by_cols = rank * cols;
@@ -136,9 +145,15 @@ static Status take_slots(Arena *arena, const size_t slots[LAYER_LINEARS], QatMem
 
 static Status take_worker(const QatShape *shape, const Widest *widest, Arena *arena, QatWorker *worker, Error *err) {
     void *bytes;
+    *worker = (QatWorker){0};
     TRY(take_floats(arena, widest->cols, &worker->base, err));
     TRY(take_floats(arena, widest->cols, &worker->delta, err));
     TRY(take_floats(arena, widest->rank, &worker->b, err));
+    if (widest->groups > 0) {
+        TRY(take_floats(arena, widest->groups, &worker->scales, err));
+        TRY(take_floats(arena, widest->groups, &worker->chain, err));
+        TRY(take_floats(arena, widest->cols, &worker->slope, err));
+    }
     TRY(arena_take(arena, (size_t)widest->cols, &bytes, err));
     worker->mask = bytes;
     return arena_take(arena, fake_quant_scratch(&shape->options.grid, widest->cols), &worker->scratch, err);
@@ -160,7 +175,7 @@ static Status take(const QatShape *shape, const Widest *widest, const size_t slo
     }
     memory->nf4_bytes = widest->nf4;
     if (widest->nf4 > 0) TRY(arena_take(arena, widest->nf4, &memory->nf4, err));
-    if (shape->options.mode != QAT_MERGED) return OK;
+    if (!forms_gradients(&shape->options)) return OK;
     TRY(take_floats(arena, widest->rank_by_cols, &memory->a, err));
     TRY(arena_take(arena, shape->backend->activation_bytes(shape->exec.act, shape->rows, QAT_TILE), &memory->dy, err));
     return arena_take(arena, widest->workspace, &memory->workspace, err);
@@ -230,11 +245,12 @@ size_t qat_taken(const Qat *qat) {
 }
 
 void qat_set_step(Qat *qat, int64_t step) {
-    qat->active = step >= qat->shape.options.start_step;
+    int64_t since = step - qat->shape.options.start_step, parts = qat->shape.options.ramp_steps + 1;
+    qat->share = since < 0 ? 0.0f : since + 1 >= parts ? 1.0f : (float)((double)(since + 1) / (double)parts);
 }
 
 int qat_active(const Qat *qat) {
-    return qat->active;
+    return qat->share > 0.0f;
 }
 
 /* ---- the source ------------------------------------------------------------------------------------------------------------ */
@@ -247,7 +263,13 @@ int qat_linear(const Qat *qat, int32_t id, QatLinear *linear) {
                           .kind = (LayerWeight)((id - WEIGHT_GLOBALS) % LAYER_WEIGHTS),
                           .rows = base.rows,
                           .cols = base.cols,
-                          .base = base};
+                          .base = base,
+                          .theta = -1};
+    const FakeQuant *grid = &qat->shape.options.grid;
+    if (qat->shape.scales != NULL) {
+        linear->theta = qat->shape.scales[layer * LAYER_LINEARS + (int64_t)linear->kind];
+        linear->groups = grid->group > 0 ? base.cols / grid->group : 1;
+    }
     if (qat->shape.options.mode != QAT_MERGED) return 1;
     const AdapterModule *module = adapter_module(qat->shape.adapter, layer, linear->kind);
     linear->rank = module->rank;

@@ -9,6 +9,9 @@
  * trained. Every linear of the layers is quantized, with an adapter or without. An operand is held dense in the run's
  * activation type, one linear group at a time, from acquire to the next group's.
  *
+ * Scales of integer groups come from the values at hand, or are learned (train/qat_scales.h). From start_step on the operand goes
+ * over from V to FQ(V) in ramp_steps equal parts: V + share (FQ(V) - V); the mask's zeros become 1 - share.
+ *
  * Memory: one arena, the same for every step; nothing is allocated between steps. Threads and tiles change no bit.
  */
 #ifndef NIBBLE_TRAIN_QAT_H
@@ -29,6 +32,8 @@ typedef struct QatOptions {
     QatMode mode;
     FakeQuant grid;
     int64_t start_step; /* operands are not quantized before it */
+    int64_t ramp_steps;
+    int learn_scales;
 } QatOptions;
 
 /* What the config's qat section says. */
@@ -41,6 +46,7 @@ typedef struct QatShape {
     QatOptions options;
     const ModelConfig *model;
     const Adapter *adapter;
+    const int64_t *scales; /* learned: offsets of theta, [layers * LAYER_LINEARS]; NULL: not learned */
     const Backend *backend;
     ExecConfig exec;
     int64_t rows; /* capacity of a micro-batch */

@@ -26,6 +26,14 @@ static void gather_item(void *context, int64_t token, int worker) {
            (size_t)tile->count * element);
 }
 
+/* d(theta) += share * s0 / sqrt(values * greatest code) * sum of dV * d(FQ)/ds over the group */
+static void add_scale_gradients(const Qat *qat, const QatLinear *linear, int64_t row, const QatWorker *w, const float *dv) {
+    int64_t values = linear->cols / linear->groups;
+    float *d_theta = qat->params->gradient + linear->theta + row * linear->groups;
+    for (int64_t g = 0; g < linear->groups; g++)
+        d_theta[g] += qat->share * w->chain[g] * row_dot(dv + g * values, w->slope + g * values, values);
+}
+
 /* Masks a row of dV, then adds its products with the rows of A to dB. */
 static void row_item(void *context, int64_t item, int worker) {
     Tile *tile = context;
@@ -35,12 +43,15 @@ static void row_item(void *context, int64_t item, int worker) {
     QatWorker *w = &qat->memory.workers[worker];
     int64_t cols = linear->cols, row = tile->first + item;
     float *dv = qat->memory.tile + item * cols;
-    if (qat->active && fake_quant_clips(grid)) {
+    if (qat->share > 0.0f && (fake_quant_clips(grid) || linear->theta >= 0)) {
         qat_merge_row(qat, linear, row, worker, w->base);
-        (void)fake_quant_row(grid, w->base, cols, w->base, w->mask, w->scratch); /* the forward pass has checked the row */
+        (void)qat_fake_row(qat, linear, worker, w->base, w->mask, w->slope); /* the forward pass has checked the row */
+        if (linear->theta >= 0) add_scale_gradients(qat, linear, row, w, dv);
+        float clipped = 1.0f - qat->share;
         for (int64_t c = 0; c < cols; c++)
-            if (!w->mask[c]) dv[c] = 0.0f;
+            if (!w->mask[c]) dv[c] *= clipped;
     }
+    if (linear->rank == 0) return;
     float *db = qat->params->gradient + linear->b + row * linear->rank;
     for (int64_t r = 0; r < linear->rank; r++)
         db[r] += linear->scale * row_dot(dv, qat->memory.a + r * cols, cols);
@@ -86,14 +97,14 @@ Status qat_backward(void *self, int32_t weight, const Exec *exec, const Batch *b
                     Error *err) {
     Qat *qat = self;
     QatLinear linear;
-    if (!qat_linear(qat, weight, &linear) || linear.rank == 0) return OK;
+    if (!qat_linear(qat, weight, &linear) || (linear.rank == 0 && linear.theta < 0)) return OK;
     qat_prepare(qat, &linear);
     Tile tile = {.qat = qat, .linear = &linear, .dy = dy, .tokens = batch->tokens};
     for (tile.first = 0; tile.first < linear.rows; tile.first += QAT_TILE) {
         tile.count = linear.rows - tile.first < QAT_TILE ? linear.rows - tile.first : QAT_TILE;
         TRY(form_tile(&tile, exec, batch, x, err));
         pool_run(qat->pool, row_item, &tile, tile.count);
-        pool_run(qat->pool, column_item, &tile, (linear.cols + COLUMNS - 1) / COLUMNS);
+        if (linear.rank > 0) pool_run(qat->pool, column_item, &tile, (linear.cols + COLUMNS - 1) / COLUMNS);
     }
     return OK;
 }

@@ -1,9 +1,12 @@
 /* Operands: W + s B A, row by row, through the grid, into the run's activation type. */
+#include <math.h>
 #include <stdatomic.h>
 #include <string.h>
 
 #include "train/lora_row.h"
+#include "quant/group_int.h"
 #include "train/qat_internal.h"
+#include "train/qat_scales.h"
 
 static DType act_of(const Qat *qat) {
     return qat->shape.exec.act;
@@ -18,9 +21,37 @@ void qat_prepare(Qat *qat, const QatLinear *linear) {
     dtype_convert(qat->memory.a, DTYPE_F32, param_at(qat, linear->a), act_of(qat), linear->rank * linear->cols);
 }
 
+void qat_base_row(const Qat *qat, const QatLinear *linear, int64_t row, int worker) {
+    QatWorker *w = &qat->memory.workers[worker];
+    qat->shape.backend->dequantize(&linear->base, row * linear->cols, linear->cols, w->base, DTYPE_F32);
+    if (linear->theta < 0) return;
+    const FakeQuant *grid = &qat->shape.options.grid;
+    const float *theta = qat->params->master + linear->theta + row * linear->groups;
+    int64_t values = linear->cols / linear->groups;
+    GroupInt exact = {.bits = grid->bits, .symmetric = 1, .group = grid->group, .scale_type = DTYPE_F32};
+    float root = sqrtf((float)values * (float)((1 << (grid->bits - 1)) - 1));
+    for (int64_t g = 0; g < linear->groups; g++) {
+        float first;
+        uint8_t zero;
+        group_int_scale_of(&exact, w->base + g * values, values, &first, &zero);
+        float scale =
+            group_int_round(first * (theta[g] > QAT_THETA_LEAST ? theta[g] : QAT_THETA_LEAST), grid->scale_type);
+        w->scales[g] = scale == 0.0f ? 0x1p-23f : scale;
+        w->chain[g] = first / root;
+    }
+}
+
+int qat_fake_row(const Qat *qat, const QatLinear *linear, int worker, float *row, uint8_t *mask, float *slope) {
+    const QatWorker *w = &qat->memory.workers[worker];
+    const FakeQuant *grid = &qat->shape.options.grid;
+    if (linear->theta >= 0) return fake_quant_row_scaled(grid, row, linear->cols, w->scales, row, mask, slope);
+    return fake_quant_row(grid, row, linear->cols, row, mask, w->scratch);
+}
+
 void qat_merge_row(const Qat *qat, const QatLinear *linear, int64_t row, int worker, float *out) {
     QatWorker *w = &qat->memory.workers[worker];
-    qat->shape.backend->dequantize(&linear->base, row * linear->cols, linear->cols, out, DTYPE_F32);
+    qat_base_row(qat, linear, row, worker);
+    if (out != w->base) memcpy(out, w->base, (size_t)linear->cols * sizeof *out);
     if (linear->rank == 0) return;
     dtype_convert(w->b, DTYPE_F32, param_at(qat, linear->b + row * linear->rank), act_of(qat), linear->rank);
     lora_add_row(w->b, qat->memory.a, linear->rank, linear->cols, linear->scale, w->delta, out);
@@ -54,14 +85,23 @@ static void *slot_row(const Job *job, int64_t row) {
            (size_t)(row * job->linear->cols) * dtype_size(act_of(job->qat));
 }
 
+/* quantized = exact + share * (quantized - exact) */
+static void blend(float *quantized, const float *exact, float share, int64_t count) {
+    for (int64_t i = 0; i < count; i++)
+        quantized[i] = exact[i] + share * (quantized[i] - exact[i]);
+}
+
 static void row_item(void *context, int64_t row, int worker) {
     Job *job = context;
     const Qat *qat = job->qat;
     QatWorker *w = &qat->memory.workers[worker];
     int64_t cols = job->linear->cols;
     qat_merge_row(qat, job->linear, row, worker, w->base);
-    if (qat->active && fake_quant_row(&qat->shape.options.grid, w->base, cols, w->base, NULL, w->scratch) != 0)
-        note_bad(job, row);
+    if (qat->share > 0.0f) {
+        if (qat->share < 1.0f) memcpy(w->delta, w->base, (size_t)cols * sizeof *w->delta);
+        if (qat_fake_row(qat, job->linear, worker, w->base, NULL, NULL) != 0) note_bad(job, row);
+        if (qat->share < 1.0f) blend(w->base, w->delta, qat->share, cols);
+    }
     dtype_convert(slot_row(job, row), act_of(qat), w->base, DTYPE_F32, cols);
 }
 
@@ -73,9 +113,17 @@ static void tile_item(void *context, int64_t item, int worker) {
 }
 
 static void unpack_item(void *context, int64_t row, int worker) {
-    (void)worker;
     Job *job = context;
+    const Qat *qat = job->qat;
     int64_t cols = job->linear->cols;
+    if (qat->share < 1.0f) { /* the adapter's sum is formed in delta: it is free again once the row is merged */
+        QatWorker *w = &qat->memory.workers[worker];
+        qat_merge_row(qat, job->linear, row, worker, w->base);
+        qat->shape.backend->dequantize(&job->packed, row * cols, cols, w->delta, DTYPE_F32);
+        blend(w->delta, w->base, qat->share, cols);
+        dtype_convert(slot_row(job, row), act_of(qat), w->delta, DTYPE_F32, cols);
+        return;
+    }
     job->qat->shape.backend->dequantize(&job->packed, row * cols, cols, slot_row(job, row), act_of(job->qat));
 }
 
@@ -101,7 +149,7 @@ static Status forward_nf4(Job *job, Error *err) {
 
 Status qat_forward(Qat *qat, const QatLinear *linear, Error *err) {
     Job job = {.qat = qat, .linear = linear, .bad = linear->rows};
-    if (qat->active && qat->shape.options.grid.grid == FAKE_NF4) return forward_nf4(&job, err);
+    if (qat->share > 0.0f && qat->shape.options.grid.grid == FAKE_NF4) return forward_nf4(&job, err);
     pool_run(qat->pool, row_item, &job, linear->rows);
     return check(&job, err);
 }

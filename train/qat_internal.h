@@ -7,6 +7,8 @@
 
 typedef struct QatWorker { /* rows of one thread, as wide as the widest linear */
     float *base, *delta, *b;
+    float *scales, *chain; /* learned: s, and ds0-part of the chain rule: s0 / sqrt(values * greatest code) */
+    float *slope;
     uint8_t *mask;
     void *scratch;
 } QatWorker;
@@ -28,7 +30,7 @@ struct Qat {
     ModelWeights *weights;
     const ParamState *params;
     Pool *pool;
-    int active; /* operands are quantized */
+    float share; /* of the quantized weight in an operand, 0 to 1 */
     Arena arena;
     QatMemory memory;
     Quantizer *quantizer; /* NF4 */
@@ -43,13 +45,19 @@ typedef struct QatLinear {
     WeightView base;
     int64_t rank; /* of the adapter that is merged in; 0: none */
     float scale;
-    int64_t a, b; /* offsets in the flat buffers */
+    int64_t a, b;          /* offsets in the flat buffers */
+    int64_t theta, groups; /* learned scales: offset, and scales in a row; -1 where not learned */
 } QatLinear;
 
 /* 0 when the number is not a linear of a layer. */
 int qat_linear(const Qat *qat, int32_t id, QatLinear *linear);
 /* Copies A to FP32 where there is an adapter. */
 void qat_prepare(Qat *qat, const QatLinear *linear);
+/* Row `row` of W in FP32 into the worker's base, and its learned scales into scales and chain. */
+void qat_base_row(const Qat *qat, const QatLinear *linear, int64_t row, int worker);
+/* Fake-quantizes a row of V in place; mask and slope as fake_quant_row and fake_quant_row_scaled take them. The worker's scales are
+ * those of the row. */
+int qat_fake_row(const Qat *qat, const QatLinear *linear, int worker, float *row, uint8_t *mask, float *slope);
 /* Row `row` of W + s B A in FP32 into out. */
 void qat_merge_row(const Qat *qat, const QatLinear *linear, int64_t row, int worker, float *out);
 /* Overwrites the linear's slot with its operand. */

@@ -7,6 +7,7 @@
 #include "train/engine.h"
 #include "train/generate.h"
 #include "train/qat.h"
+#include "train/qat_scales.h"
 
 static int64_t least(int64_t a, int64_t b) {
     return a < b ? a : b;
@@ -146,6 +147,8 @@ static Status plan_parameters(PlanInput *in, Adapter *adapter, ParamSet *params,
         TRY(qat_options(config, &qat, err));
         in->shape.qat = qat.mode;
         in->shape.activations = qat_activations(config);
+        TRY(qat_scale_params(&qat, in->model, params, offsets, err));
+        in->shape.learn_scales = *offsets != NULL;
     }
     size_t all = params_state_bytes(params, in->act, 1);
     plan->adapters = params_state_bytes(params, in->act, 0);

@@ -8,10 +8,15 @@
 #include "core/log.h"
 #include "core/text.h"
 #include "train/full_model.h"
+#include "train/qat_scales.h"
 #include "train/signals.h"
 #include "train/trainer.h"
 
 /* ---- what is written ------------------------------------------------------------------------------------------------------ */
+
+static Status write_scales(void *qat, const char *folder, Error *err) {
+    return qat_scales_write(qat, folder, err);
+}
 
 Status trainer_write_model(Trainer *trainer, const char *name, Error *err) {
     Engine *engine = &trainer->engine;
@@ -22,6 +27,10 @@ Status trainer_write_model(Trainer *trainer, const char *name, Error *err) {
         status = full_model_write(engine, config->model.path, folder, err);
     } else {
         AdapterInfo info = {.base_model = config->model.path, .dropout = config->lora.dropout};
+        if (engine->scales != NULL) {
+            info.extra = write_scales;
+            info.context = engine->qat;
+        }
         status = adapter_write(&engine->adapter, &engine->params, folder, &engine->model, &info, engine->state.copy,
                                engine->exec.config.act, err);
     }

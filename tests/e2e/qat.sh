@@ -38,6 +38,27 @@ check "and recomputing and threads change no bit" rounded_again
 one_sided() { qat 0 one-sided separate q4_0 --set method=lora --set qat.activations=int8-asymmetric --set qat.kv_cache=int8 && learns one-sided; }
 check "separate, asymmetric activations, an int8 cache" one_sided
 
+learned=(--set method=lora --set qat.learn_scales=true --set qat.ramp_steps=5)
+learned_trains() { qat 0 learned merged int3 "${learned[@]}" && learns learned && [[ -s $work/learned/adapter/qat_scales.safetensors ]]; }
+check "learned scales, quantized in parts" learned_trains
+learned_again() {
+    qat 0 learned-again merged int3 "${learned[@]}" --set train.recompute=layers --threads 1 && same_adapter learned learned-again &&
+        cmp "$work/learned/adapter/qat_scales.safetensors" "$work/learned-again/adapter/qat_scales.safetensors"
+}
+check "and recomputing and threads change no bit" learned_again
+learned_resumes() {
+    NIBBLE_FAULT=kill@step:9 "$nibble" train "$work/config.json" --threads 1 --set "output.path=$work/half" --set lora.dropout=0 \
+        --set qat.mode=merged --set qat.weights=int3 "${learned[@]}" >"$work/out" 2>"$work/err"
+    (($? == 137)) || { echo "# was not killed"; return 1; }
+    qat 0 half merged int3 "${learned[@]}" --resume && same_adapter learned half &&
+        cmp "$work/learned/adapter/qat_scales.safetensors" "$work/half/adapter/qat_scales.safetensors"
+}
+check "and a killed run resumes to the same bytes" learned_resumes
+beside_learned() { qat 0 beside-learned separate int4 "${learned[@]}" && learns beside-learned; }
+check "learned scales, the adapter beside" beside_learned
+ramped() { qat 0 ramped merged nf4 --set method=lora --set qat.ramp_steps=8 && learns ramped && ! same_adapter ramped merged-nf4; }
+check "nf4 in parts" ramped
+
 resumes() { # an interrupted run goes on to the bytes of the whole one, also across qat.start_step
     local words=(--set method=lora --set qat.start_step=6 --set qat.activations=int8)
     qat 0 whole merged int4 "${words[@]}" || return 1
@@ -72,6 +93,8 @@ full() { fails_with "qat.mode merged and method full do not go together" train "
 check "method full is refused" full
 odd() { fails_with "multiple of 256" train "$work/config.json" --set qat.mode=merged --set lora.dropout=0 --set qat.weights=q4_k; }
 check "a grid that does not fit the model is refused, with the weight's name" odd
-pending() { fails_with "qat.learn_scales: true is not supported yet" train "$work/config.json" --set qat.learn_scales=true; }
+unlearned() { fails_with "symmetric integer grids only" train "$work/config.json" --set qat.mode=merged --set lora.dropout=0 --set qat.weights=nf4 --set qat.learn_scales=true; }
+check "scales of other grids are not learned" unlearned
+pending() { fails_with "qat.scales: gptq is not supported yet" train "$work/config.json" --set qat.mode=merged --set qat.scales=gptq; }
 check "what is not there is refused by name" pending
 finish

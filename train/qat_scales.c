@@ -1,0 +1,83 @@
+#include "train/qat_scales.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "core/file.h"
+#include "data/safetensors.h"
+#include "train/adapter.h"
+#include "train/qat_internal.h"
+#include "train/weights_internal.h"
+
+Status qat_scale_params(const QatOptions *options, const ModelConfig *model, ParamSet *params, int64_t **offsets, Error *err) {
+    *offsets = NULL;
+    if (options->mode == QAT_NONE || !options->learn_scales) return OK;
+    int64_t count = model->layers * LAYER_LINEARS;
+    *offsets = memory_alloc((size_t)count * sizeof **offsets);
+    for (int64_t i = 0; i < count; i++) {
+        ParamEntry entry = {
+            .role = PARAM_SCALE, .layer = i / LAYER_LINEARS, .module = (LayerWeight)(i % LAYER_LINEARS), .weight = -1};
+        int64_t cols;
+        (void)weight_describe(model, weight_id(entry.layer, entry.module), NULL, 0, &entry.rows, &cols);
+        Status status = fake_quant_check(&options->grid, entry.rows, cols, err);
+        if (status != OK) {
+            error_prefix(err, "qat.weights");
+            return ERR_USAGE;
+        }
+        entry.cols = options->grid.group > 0 ? cols / options->grid.group : 1;
+        (*offsets)[i] = params_add(params, entry);
+    }
+    return OK;
+}
+
+void qat_scale_init(const ParamSet *params, float *master) {
+    for (int64_t e = adapter_entries(params); e < params->count; e++)
+        for (int64_t i = 0; i < params->entries[e].rows * params->entries[e].cols; i++)
+            master[params->entries[e].offset + i] = 1.0f;
+}
+
+/* ---- the file -------------------------------------------------------------------------------------------------------------- */
+
+typedef struct ScaleFile {
+    Qat *qat;
+    const TensorSpec *specs;
+} ScaleFile;
+
+static Status produce(void *context, const TensorSpec *spec, TensorWriter *writer, Error *err) {
+    const ScaleFile *file = context;
+    int64_t index = spec - file->specs;
+    QatLinear linear;
+    (void)qat_linear(file->qat, weight_id(index / LAYER_LINEARS, (LayerWeight)(index % LAYER_LINEARS)), &linear);
+    QatWorker *worker = &file->qat->memory.workers[0];
+    for (int64_t row = 0; row < linear.rows; row++) {
+        qat_base_row(file->qat, &linear, row, 0);
+        TRY(tensor_write_bytes(writer, worker->scales, (size_t)linear.groups * sizeof(float), err));
+    }
+    return OK;
+}
+
+Status qat_scales_write(Qat *qat, const char *folder, Error *err) {
+    int64_t count = qat->shape.model->layers * LAYER_LINEARS;
+    TensorSpec *specs = memory_calloc((size_t)count, sizeof *specs);
+    char(*names)[WEIGHT_NAME_MAX + 8] = memory_alloc((size_t)count * sizeof *names);
+    for (int64_t i = 0; i < count; i++) {
+        int64_t rows, cols;
+        char name[WEIGHT_NAME_MAX];
+        int32_t id = weight_id(i / LAYER_LINEARS, (LayerWeight)(i % LAYER_LINEARS));
+        QatLinear linear;
+        (void)weight_describe(qat->shape.model, id, name, sizeof name, &rows, &cols);
+        (void)qat_linear(qat, id, &linear);
+        (void)snprintf(names[i], sizeof names[i], "%s_scale", name);
+        specs[i] = (TensorSpec){.name = names[i], .dtype = DTYPE_F32, .ndim = 2, .shape = {rows, linear.groups}};
+    }
+    ScaleFile file = {qat, specs};
+    char bits[8], group[24], *path = path_join(folder, QAT_SCALES_FILE);
+    (void)snprintf(bits, sizeof bits, "%d", qat->shape.options.grid.bits);
+    (void)snprintf(group, sizeof group, "%lld", (long long)qat->shape.options.grid.group);
+    const char *const metadata[] = {"bits", bits, "group_size", group, "symmetric", "true", NULL};
+    Status status = tensors_write(path, specs, count, metadata, produce, &file, err);
+    memory_free(path);
+    memory_free(names);
+    memory_free(specs);
+    return status;
+}

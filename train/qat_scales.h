@@ -1,0 +1,26 @@
+/* Learned scales of integer groups (LSQ, Esser et al. 2020): the scale of a group is
+ *
+ *   s = s0 * max(theta, QAT_THETA_LEAST), rounded to the grid's scale type
+ *
+ * with s0 = amax / ((2^b - 1) / 2) of the same group of the frozen base, without the adapter, in FP32, and theta trained from 1.
+ * So one learning rate serves scales and adapters, nothing but theta is kept, and a run starts on the base's own grid. LSQ's
+ * gradient of s, times 1 / sqrt(values of a group * (2^(b-1) - 1)), goes to theta by the chain rule. A group of zeros in the
+ * base has the smallest scale and stays there.
+ */
+#ifndef NIBBLE_TRAIN_QAT_SCALES_H
+#define NIBBLE_TRAIN_QAT_SCALES_H
+
+#include "train/qat.h"
+
+#define QAT_THETA_LEAST 0x1p-6f
+#define QAT_SCALES_FILE "qat_scales.safetensors"
+
+/* Appends theta of every linear of the layers: [rows, groups] each. *offsets [layers * LAYER_LINEARS] is the caller's to free;
+ * NULL, and nothing appended, where options says that scales are not learned. Fails where the grid does not fit a linear. */
+Status qat_scale_params(const QatOptions *options, const ModelConfig *model, ParamSet *params, int64_t **offsets, Error *err);
+/* theta = 1. */
+void qat_scale_init(const ParamSet *params, float *master);
+/* FOLDER/qat_scales.safetensors: "<weight's name>_scale" [rows, groups], FP32: the scales as the operands use them. */
+Status qat_scales_write(Qat *qat, const char *folder, Error *err);
+
+#endif
