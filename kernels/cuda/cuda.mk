@@ -30,7 +30,7 @@ EMU_CFLAGS := -std=gnu17 -D_GNU_SOURCE= -g -O1 -Wall -Wextra -Wshadow -Werror -f
 
 # What the tests compare with: the reference and its support, without the folders above kernels/.
 EMU_LIBRARY := $(BUILD)/libkernels.a
-$(EMU_LIBRARY): $(filter $(BUILD)/core/% $(BUILD)/kernels/%,$(COMMON_OBJECTS) $(SIMD_OBJECTS)) $(TEST_SUPPORT)
+$(EMU_LIBRARY): $(filter $(BUILD)/core/% $(BUILD)/kernels/% $(BUILD)/quant/%,$(COMMON_OBJECTS) $(SIMD_OBJECTS)) $(TEST_SUPPORT)
 	@rm -f $@
 	@ar rcs $@ $^
 

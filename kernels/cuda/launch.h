@@ -184,17 +184,17 @@ cudaError_t cuda_loss_sum(const DeviceBatch *batch, int64_t supervised, const fl
 
 /* ---- optimizer ------------------------------------------------------------------------------------------------------ */
 
-/* clip: FP32 [1] on the device, a factor on top of step->clip, or NULL. A clip that is not finite leaves everything as it
+/* clip: double [1] on the device, a factor on top of step->clip, or NULL. A clip that is not finite leaves everything as it
  * is: the step of a gradient with NaN is skipped. copy of type act, or NULL. The state is updated in double, as the
  * reference does, and rounded once. */
 cudaError_t cuda_adamw(int64_t count, float *master, float *m, float *v, const float *grad, void *copy, DType act,
-                       const AdamStep *step, const float *clip, cudaStream_t stream);
+                       const AdamStep *step, const double *clip, cudaStream_t stream);
 /* *sum = sum of squares of x [count] in double. partials: double [cuda_sum_squares_partials(count)], scratch. */
 int64_t cuda_sum_squares_partials(int64_t count);
 cudaError_t cuda_sum_squares(int64_t count, const float *x, double *partials, double *sum, cudaStream_t stream);
-/* *clip = min(1, max_norm / sqrt(*sum)), as torch clips (1e-6 added to the norm); NaN when the norm is not finite.
+/* *clip = min(1, max_norm / (sqrt(*sum) + 1e-6)), as torch clips; NaN when the norm is not finite.
  * max_norm 0: no clipping, but still NaN for such a norm. */
-cudaError_t cuda_clip_factor(const double *sum, double max_norm, float *clip, cudaStream_t stream);
+cudaError_t cuda_clip_factor(const double *sum, double max_norm, double *clip, cudaStream_t stream);
 /* *first = the least index of a NaN or Inf in values [count] of type F32 or BF16, else what it was (CUDA_ALL_FINITE). */
 cudaError_t cuda_find_nonfinite(DType type, int64_t count, const void *values, uint64_t *first, cudaStream_t stream);
 /* to[i] = from[i] rounded; F32 or BF16 on either side. from may be to only when the types are equal. */

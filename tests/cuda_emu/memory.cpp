@@ -89,6 +89,7 @@ uint64_t atomic_u64(int op, void *p, uint64_t v, uint64_t cmp) {
     access(p, 8, 1, 1, __builtin_return_address(0));
     uint64_t *q = (uint64_t *)p, old = *q;
     if (op == A_ADD) *q = old + v;
+    if (op == A_MIN) *q = v < old ? v : old;
     if (op == A_EXCH) *q = v;
     if (op == A_CAS) *q = old == cmp ? v : old;
     return old;

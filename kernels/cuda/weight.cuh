@@ -1,0 +1,178 @@
+// Weights of any format as FP32 operands, eight neighbours at a time or one; formulas in kernels/formats.h.
+//
+// A decoder is made on the host from a WeightView. prepare() fills the block's tables (all threads call it, then a barrier
+// follows); fetch() starts the loads of elements i..i+7, i a multiple of 8, and decode() makes values of them, so that a
+// thread can have several fetches in flight; one() is a single element.
+#pragma once
+#include "kernels/cuda/common.cuh"
+
+struct WeightTables {
+    float code[16];
+    float nested[256];
+};
+
+template <bool NESTED>
+struct Decode4 {  // NF4, FP4
+    const uint8_t *data;
+    const float *scales, *codes;
+    const uint8_t *nested_codes;
+    const float *nested_absmax, *nested_map;
+    float nested_offset;
+    int shift;  // log2 of the block size
+
+    struct Raw {
+        uint32_t word;
+        float absmax;
+    };
+    explicit Decode4(const WeightView *w)
+        : data((const uint8_t *)w->data),
+          scales(w->scales),
+          codes(w->codes),
+          nested_codes(w->nested_codes),
+          nested_absmax(w->nested_absmax),
+          nested_map(w->nested_map),
+          nested_offset(w->nested_offset),
+          shift(__builtin_ctz((unsigned)w->block_size)) {}
+
+    __device__ void prepare(WeightTables *t) const {
+        for (unsigned i = threadIdx.x; i < 16; i += blockDim.x)
+            t->code[i] = codes[i];
+        if (NESTED) {
+            for (unsigned i = threadIdx.x; i < 256; i += blockDim.x)
+                t->nested[i] = nested_map[i];
+        }
+    }
+    __device__ __forceinline__ float absmax_of(const WeightTables *t, int64_t i) const {
+        int64_t block = i >> shift;
+        if (!NESTED) return __ldg(scales + block);
+        float product = mul_rn(t->nested[__ldg(nested_codes + block)], __ldg(nested_absmax + block / NESTED_BLOCK));
+        return add_rn(product, nested_offset);
+    }
+    __device__ __forceinline__ Raw fetch(const WeightTables *t, int64_t i) const {
+        return {__ldg(reinterpret_cast<const uint32_t *>(data) + i / 8), absmax_of(t, i)};
+    }
+    __device__ __forceinline__ void decode(const WeightTables *t, const Raw &raw, float v[8]) const {
+#pragma unroll
+        for (int b = 0; b < 4; b++) {  // the even element lies in the high nibble
+            v[2 * b] = mul_rn(t->code[raw.word >> (8 * b + 4) & 15], raw.absmax);
+            v[2 * b + 1] = mul_rn(t->code[raw.word >> (8 * b) & 15], raw.absmax);
+        }
+    }
+    __device__ __forceinline__ float one(const WeightTables *t, int64_t i) const {
+        unsigned byte = __ldg(data + i / 2);
+        return mul_rn(t->code[i % 2 == 0 ? byte >> 4 : byte & 15], absmax_of(t, i));
+    }
+};
+
+struct DecodeInt4 {
+    const uint8_t *data;
+    const float *scales;
+    int shift;
+
+    struct Raw {
+        uint32_t word;
+        float scale;
+    };
+    explicit DecodeInt4(const WeightView *w)
+        : data((const uint8_t *)w->data), scales(w->scales), shift(__builtin_ctz((unsigned)w->block_size)) {}
+
+    __device__ void prepare(WeightTables *) const {}
+    __device__ __forceinline__ Raw fetch(const WeightTables *, int64_t i) const {
+        return {__ldg(reinterpret_cast<const uint32_t *>(data) + i / 8), __ldg(scales + (i >> shift))};
+    }
+    __device__ __forceinline__ void decode(const WeightTables *, const Raw &raw, float v[8]) const {
+#pragma unroll
+        for (int k = 0; k < 8; k++)  // the even element lies in the low nibble
+            v[k] = mul_rn((float)((int)(raw.word >> (4 * k) & 15) - 8), raw.scale);
+    }
+    __device__ __forceinline__ float one(const WeightTables *, int64_t i) const {
+        int byte = __ldg(data + i / 2);
+        return mul_rn((float)((i % 2 == 0 ? byte & 15 : byte >> 4) - 8), __ldg(scales + (i >> shift)));
+    }
+};
+
+struct DecodeInt8 {  // eight neighbours lie in one row: cols is a multiple of 8 where fetch() is used
+    const int8_t *data;
+    const float *scales;
+    int64_t cols;
+
+    struct Raw {
+        uint2 words;
+        float scale;
+    };
+    explicit DecodeInt8(const WeightView *w) : data((const int8_t *)w->data), scales(w->scales), cols(w->cols) {}
+
+    __device__ void prepare(WeightTables *) const {}
+    __device__ __forceinline__ Raw fetch(const WeightTables *, int64_t i) const {
+        return {__ldg(reinterpret_cast<const uint2 *>(data + i)), __ldg(scales + i / cols)};
+    }
+    __device__ __forceinline__ void decode(const WeightTables *, const Raw &raw, float v[8]) const {
+#pragma unroll
+        for (int k = 0; k < 8; k++) {
+            int code = (int8_t)((k < 4 ? raw.words.x : raw.words.y) >> (8 * (k % 4)) & 255);
+            v[k] = mul_rn(mul_rn((float)code, raw.scale), INT8_DECODE);
+        }
+    }
+    __device__ __forceinline__ float one(const WeightTables *, int64_t i) const {
+        return mul_rn(mul_rn((float)__ldg(data + i), __ldg(scales + i / cols)), INT8_DECODE);
+    }
+};
+
+template <class F>
+struct DecodePlain {  // F32, BF16
+    const F *data;
+
+    struct Raw {
+        float v[8];
+    };
+    explicit DecodePlain(const WeightView *w) : data((const F *)w->data) {}
+
+    __device__ void prepare(WeightTables *) const {}
+    __device__ __forceinline__ Raw fetch(const WeightTables *, int64_t i) const {
+        Raw raw;
+        load8(data + i, raw.v);
+        return raw;
+    }
+    __device__ __forceinline__ void decode(const WeightTables *, const Raw &raw, float v[8]) const {
+#pragma unroll
+        for (int k = 0; k < 8; k++)
+            v[k] = raw.v[k];
+    }
+    __device__ __forceinline__ float one(const WeightTables *, int64_t i) const {
+        return to_float(data[i]);
+    }
+};
+
+// Whether fetch() works for this weight: aligned addresses, and rows that groups of eight do not cross.
+static inline bool weight_has_vectors(const WeightView *w) {
+    if (w->format == WEIGHT_INT8 && w->cols % VEC != 0) return false;
+    return is_aligned(w->data);
+}
+
+// Runs the statements with `decoder` of the weight's format; returns cudaErrorInvalidValue for one that is unknown.
+#define WITH_DECODER(w, ...)                                          \
+    do {                                                              \
+        if ((w)->format == WEIGHT_NF4 || (w)->format == WEIGHT_FP4) { \
+            if ((w)->nested_codes != NULL) {                          \
+                Decode4<true> decoder(w);                             \
+                __VA_ARGS__;                                          \
+            } else {                                                  \
+                Decode4<false> decoder(w);                            \
+                __VA_ARGS__;                                          \
+            }                                                         \
+        } else if ((w)->format == WEIGHT_INT4) {                      \
+            DecodeInt4 decoder(w);                                    \
+            __VA_ARGS__;                                              \
+        } else if ((w)->format == WEIGHT_INT8) {                      \
+            DecodeInt8 decoder(w);                                    \
+            __VA_ARGS__;                                              \
+        } else if ((w)->format == WEIGHT_BF16) {                      \
+            DecodePlain<bf16> decoder(w);                             \
+            __VA_ARGS__;                                              \
+        } else if ((w)->format == WEIGHT_F32) {                       \
+            DecodePlain<float> decoder(w);                            \
+            __VA_ARGS__;                                              \
+        } else {                                                      \
+            return cudaErrorInvalidValue;                             \
+        }                                                             \
+    } while (0)
