@@ -26,11 +26,11 @@ endif
 
 # IEEE arithmetic everywhere: quantized bytes and resumed runs are compared bit for bit.
 CFLAGS_ALL := -std=gnu17 -D_GNU_SOURCE= -I. $(WARN) $(OPT) -ffp-contract=off -fno-math-errno -pthread -MMD -MP $(CFLAGS)
-LIBS := -lcjson -lzstd -lz -lpcre2-8 -lutf8proc -lxxhash -lm -pthread
+LIBS := -lcjson -lzstd -lz -lpcre2-8 -lutf8proc -lxxhash -lm -ldl -pthread
 LDFLAGS_ALL := $(OPT) $(LDFLAGS)
 
 COMMON_SOURCES := $(wildcard core/*.c kernels/*.c kernels/cpu/*.c kernels/cpu/ref/*.c quant/*.c autograd/*.c data/*.c)
-TRAIN_SOURCES := $(filter-out train/main.c,$(wildcard train/*.c))
+TRAIN_SOURCES := $(filter-out train/main.c train/comm_mpi.c train/comm_nccl.c,$(wildcard train/*.c))
 SIMD_PAIRS_ONLY := $(addprefix kernels/cpu/simd/,gemm_pairs.c dots_pairs.c pairs_probe.c)
 SIMD_SOURCES := $(filter-out $(SIMD_PAIRS_ONLY),$(wildcard kernels/cpu/simd/*.c))
 # With AVX512_BF16 only the matrix products differ; the rest is AVX-512's.
@@ -88,9 +88,12 @@ $(LIBRARY): $(COMMON_OBJECTS) $(SIMD_OBJECTS)
 $(BINARY): $(BUILD)/train/main.o $(LIBRARY)
 	$(CC) $(LDFLAGS_ALL) $^ $(LIBS) -o $@
 
+include train/comm.mk
+
 .PHONY: install
 install: all
 	install -D -m 755 $(BINARY) $(DESTDIR)$(PREFIX)/bin/nibble
+	$(foreach plugin,$(PLUGINS),install -D -m 755 $(plugin) $(DESTDIR)$(PREFIX)/lib/nibble/$(notdir $(plugin)) &&) true
 
 # ---- what the machine needs --------------------------------------------------------------------------------------------
 .PHONY: deps-build deps-test deps-ci

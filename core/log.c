@@ -2,12 +2,14 @@
 
 #include <stdarg.h>
 
-static FILE *copy; /* the one process-wide sink beside stderr; set once by the program */
+static FILE *copy;                /* the one process-wide sink beside stderr; set once by the program */
+static int own_rank, muted;       /* which process this is; set once, when it joins others */
 
 static void write_line(const char *prefix, const char *format, va_list args) {
     char line[4096];
     (void)vsnprintf(line, sizeof line, format, args);
-    fprintf(stderr, "nibble: %s%s\n", prefix, line);
+    if (!muted && own_rank == 0) fprintf(stderr, "nibble: %s%s\n", prefix, line);
+    if (!muted && own_rank > 0) fprintf(stderr, "nibble: rank %d: %s%s\n", own_rank, prefix, line);
     if (copy != NULL) {
         fprintf(copy, "%s%s\n", prefix, line);
         fflush(copy);
@@ -26,6 +28,11 @@ void log_warning(const char *format, ...) {
     va_start(args, format);
     write_line("warning: ", format, args);
     va_end(args);
+}
+
+void log_rank(int rank, int shown) {
+    own_rank = rank;
+    muted = !shown;
 }
 
 void log_copy_to(FILE *file) {

@@ -37,9 +37,9 @@ typedef enum CommNumber { COMM_F32, COMM_F64 } CommNumber;
 
 /* What the environment says about ranks: mpirun, srun, torchrun's variables, or nothing (size 1). */
 typedef struct CommLaunch {
-    int rank, size, local_rank, local_size;
-    const char *by; /* "mpirun", "srun", "torchrun", "" */
-    int mpi;        /* an MPI library can take it from here */
+    int rank, size, local_rank, local_size; /* local_size 0: unknown */
+    const char *by;                         /* "mpirun", "srun", "torchrun", "" */
+    int mpi;                                /* an MPI library can take it from here */
 } CommLaunch;
 Status comm_launch_read(CommLaunch *launch, Error *err);
 
@@ -54,6 +54,9 @@ int comm_size(const Comm *comm); /* 1 for NULL */
 int comm_local_rank(const Comm *comm);
 int comm_local_size(const Comm *comm);
 const char *comm_transport(const Comm *comm); /* "MPI (Open MPI 4.1.4)" */
+
+/* Whether this rank is the one that speaks to people: rank 0, or the lowest that is not lost. */
+int comm_speaks(const Comm *comm);
 
 /* Seconds without a sign of life after which a rank is taken for dead. */
 void comm_set_timeout(Comm *comm, double seconds);

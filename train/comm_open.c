@@ -1,0 +1,209 @@
+/* Finding a transport, and the beginning and the end of the ranks. */
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "core/memory.h"
+#include "core/text.h"
+#include "train/comm_internal.h"
+
+/* ---- the plugin ------------------------------------------------------------------------------------------------------------ */
+
+/* Beside the program, or where `make install` puts it; NIBBLE_PLUGINS names another folder. */
+static void *find_library(const char *name, char *tried, size_t capacity) {
+    char program[4096], path[4352];
+    const char *folder = getenv("NIBBLE_PLUGINS");
+    tried[0] = 0;
+    ssize_t length = readlink("/proc/self/exe", program, sizeof program - 1);
+    if (length < 0) length = 0;
+    program[length] = 0;
+    char *slash = strrchr(program, '/');
+    if (slash != NULL) *slash = 0;
+    const char *const places[][2] = {{folder, ""}, {program, ""}, {program, "/../lib/nibble"}, {program, "/../lib"}};
+    for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
+        if (places[i][0] == NULL) continue;
+        (void)snprintf(path, sizeof path, "%.4000s%s/%s", places[i][0], places[i][1], name);
+        /* global: MPI's own plugins look for its symbols */
+        void *library = dlopen(path, RTLD_NOW | RTLD_GLOBAL);
+        if (library != NULL) return library;
+        const char *why = dlerror();
+        size_t used = strlen(tried);
+        (void)snprintf(tried + used, capacity - used, "%s%.300s", used ? "; " : "", why != NULL ? why : path);
+        if (folder != NULL) break;
+    }
+    return NULL;
+}
+
+Status comm_load(Comm *comm, const char *name, Error *err) {
+    char tried[1024];
+    comm->library = find_library(name, tried, sizeof tried);
+    if (comm->library == NULL)
+        FAIL("%s cannot be loaded, and ranks talk through it (%s); `make` builds it where it finds the library, and says so",
+             name, tried);
+    comm->plugin = dlsym(comm->library, COMM_PLUGIN_SYMBOL);
+    if (comm->plugin == NULL) FAIL("%s does not export %s: it is no plugin of nibble's", name, COMM_PLUGIN_SYMBOL);
+    if (comm->plugin->version != COMM_PLUGIN_VERSION || strcmp(comm->plugin->build_id, NIBBLE_BUILD_ID) != 0)
+        FAIL("%s is of another build (%s) than this program (%s); build both with one `make`", name,
+             comm->plugin->version == COMM_PLUGIN_VERSION ? comm->plugin->build_id : "another interface", NIBBLE_BUILD_ID);
+    return OK;
+}
+
+/* ---- beginning --------------------------------------------------------------------------------------------------------------- */
+
+static void comm_free(Comm *comm) {
+    /* the library stays loaded: an MPI library does not survive being taken out */
+    memory_free(comm->heard);
+    memory_free(comm->lost);
+    memory_free(comm->staging);
+    memory_free(comm->slot_used);
+    memory_free(comm->own);
+    memory_free(comm);
+}
+
+static Status join(Comm *comm, Error *err) {
+    char error[COMM_PLUGIN_ERROR] = "";
+    int wanted = comm->place.size;
+    if (comm->plugin->open(&comm->self, &comm->place, error) != 0) FAIL("ranks cannot be joined: %s", error);
+    if (comm->place.size != wanted)
+        FAIL(
+            "the launcher says that there are %d ranks, %s says %d: this program was built with another MPI than the one that "
+            "starts it",
+            wanted, comm->place.transport, comm->place.size);
+    size_t size = (size_t)wanted;
+    comm->heard = memory_calloc(size, sizeof *comm->heard);
+    comm->lost = memory_calloc(size, 1);
+    comm->own = memory_alloc(size * comm_share(COMM_OWN_PIECE, wanted));
+    return OK;
+}
+
+/* NCCL's ranks find each other through rank 0's address, which torchrun's variables and our own launcher give. */
+static Status set_meeting_point(Error *err) {
+    const char *address = getenv("MASTER_ADDR"), *port = getenv("MASTER_PORT");
+    if (getenv("NCCL_COMM_ID") != NULL) return OK;
+    if (address == NULL || port == NULL)
+        FAIL_USAGE("GPU ranks want MASTER_ADDR and MASTER_PORT, the address of rank 0, as torchrun and --gpus set them");
+    char id[320];
+    (void)snprintf(id, sizeof id, "%.255s:%.10s", address, port);
+    if (setenv("NCCL_COMM_ID", id, 1) != 0) FAIL("out of memory");
+    return OK;
+}
+
+static Status open_as(Comm *comm, const CommLaunch *launch, int device_ranks, Error *err) {
+    if (!device_ranks && !launch->mpi)
+        FAIL_USAGE(
+            "%s says that this is rank %d of %d. CPU ranks talk through MPI, which it does not start; use mpirun -n %d, "
+            "srun --mpi=pmix, or --ranks %d",
+            launch->by, launch->rank, launch->size, launch->size, launch->size);
+    if (device_ranks) TRY(set_meeting_point(err));
+    TRY(comm_load(comm, device_ranks ? "libnibble_nccl.so" : "libnibble_mpi.so", err));
+    return join(comm, err);
+}
+
+Status comm_open(Comm **out, int device_ranks, Error *err) {
+    CommLaunch launch;
+    *out = NULL;
+    TRY(comm_launch_read(&launch, err));
+    if (launch.size == 1) return OK;
+    Comm *comm = memory_calloc_aligned(_Alignof(Comm), sizeof *comm);
+    comm->timeout = 120.0;
+    comm->phase = "start";
+    comm->place = (CommPlace){.rank = launch.rank,
+                              .size = launch.size,
+                              .local_rank = launch.local_rank,
+                              .local_size = launch.local_size > 0 ? launch.local_size : 1};
+    Status status = open_as(comm, &launch, device_ranks, err);
+    if (status != OK) {
+        comm_free(comm);
+        return status;
+    }
+    *out = comm;
+    return OK;
+}
+
+Status comm_reserve(Comm *comm, int sums, size_t bytes, Error *err) {
+    if (comm == NULL || comm->plugin->sum != NULL) return OK;
+    if (comm->staging != NULL) FAIL("internal error: comm_reserve is called twice");
+    comm->slots = sums;
+    comm->slot_bytes = (size_t)comm->place.size * comm_share(bytes, comm->place.size);
+    comm->staging = memory_alloc((size_t)sums * comm->slot_bytes);
+    comm->slot_used = memory_calloc((size_t)sums, 1);
+    return OK;
+}
+
+size_t comm_reserved_bytes(int size, int sums, size_t bytes) {
+    return size > 1 ? (size_t)sums * (size_t)size * comm_share(bytes, size) : 0;
+}
+
+/* ---- end ----------------------------------------------------------------------------------------------------------------------- */
+
+#define LAST_WORDS_S 0.25 /* for the reason to leave this process before it does */
+
+static void say_why(Comm *comm, const char *failure) {
+    comm->leaving = (CommSign){.kind = COMM_SIGN_LEAVES, .rank = comm->place.rank, .step = comm->step};
+    (void)snprintf(comm->leaving.text, sizeof comm->leaving.text, "%s", failure);
+    comm->plugin->send_sign(comm->self, &comm->leaving);
+    for (double end = clock_seconds() + LAST_WORDS_S; clock_seconds() < end;) {
+        CommSign sign;
+        (void)comm->plugin->receive_sign(comm->self, &sign); /* lets the library work */
+        struct timespec pause = {0, 1000000};
+        (void)nanosleep(&pause, NULL);
+    }
+}
+
+void comm_close(Comm *comm, const char *failure) {
+    if (comm == NULL) return;
+    Error ignored;
+    if (failure == NULL && !comm->broken && comm_barrier(comm, &ignored) == OK) {
+        comm->plugin->close(comm->self, 0);
+        comm_free(comm);
+        return;
+    }
+    if (failure != NULL && !comm->broken) say_why(comm, failure);
+    comm->plugin->close(comm->self, 1);
+    comm_free(comm);
+}
+
+/* ---- facts ----------------------------------------------------------------------------------------------------------------------- */
+
+int comm_rank(const Comm *comm) {
+    return comm == NULL ? 0 : comm->place.rank;
+}
+
+int comm_size(const Comm *comm) {
+    return comm == NULL ? 1 : comm->place.size;
+}
+
+int comm_local_rank(const Comm *comm) {
+    return comm == NULL ? 0 : comm->place.local_rank;
+}
+
+int comm_local_size(const Comm *comm) {
+    return comm == NULL ? 1 : comm->place.local_size;
+}
+
+const char *comm_transport(const Comm *comm) {
+    return comm == NULL ? "none" : comm->place.transport;
+}
+
+int comm_speaks(const Comm *comm) {
+    for (int r = 0; r < comm_rank(comm); r++)
+        if (!comm->lost[r]) return 0;
+    return 1;
+}
+
+void comm_set_timeout(Comm *comm, double seconds) {
+    if (comm != NULL) comm->timeout = seconds;
+}
+
+void comm_set_place(Comm *comm, int64_t step, const char *phase) {
+    if (comm == NULL) return;
+    comm->step = step;
+    comm->phase = phase;
+}
+
+uint64_t comm_sent(const Comm *comm, CommPurpose purpose) {
+    return comm == NULL ? 0 : comm->sent[purpose];
+}
