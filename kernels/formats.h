@@ -10,6 +10,9 @@
  * INT8: one scale a row, SCB[o] = max|w[o,:]|; q = RNE(w * ((1 / SCB) * 127)); w = (q * SCB) * (1/127), FP32.
  * INT4: groups of 32, 64 or 128 along `in`, symmetric: scale = amax / 7.5, q = clamp(RNE(w / scale), -8, 7);
  *   stored as q + 8, element 2k in the LOW nibble of byte k (as compressed-tensors packs it); w = q * scale.
+ * GROUPED: b bits (2 to 8), unsigned, code i of a row at bit b * i of a stream read from the low bit of the first byte on, rows
+ *   padded to 32-bit words; a group of columns (column / block_size, or group_index[column]) has an FP32 scale that scale_type
+ *   holds and a zero point; w = (u - zero) * scale, product in FP32, rounded to scale_type (GPTQ, AWQ, compressed-tensors).
  * GGML: the blocks of a GGUF file as they are, row after row; each weight has its own type (kernels/ggml_formats.h).
  */
 #ifndef NIBBLE_KERNELS_FORMATS_H
@@ -17,6 +20,8 @@
 
 #include <stddef.h>
 #include <stdint.h>
+
+#include "core/dtype.h"
 
 typedef enum WeightFormat {
     WEIGHT_F32,
@@ -27,6 +32,7 @@ typedef enum WeightFormat {
     WEIGHT_INT8,
     WEIGHT_INT4,
     WEIGHT_GGML,
+    WEIGHT_GROUPED,
     WEIGHT_FORMATS
 } WeightFormat;
 
@@ -78,13 +84,18 @@ typedef struct WeightView {
     int64_t rows, cols;
     const void *data;    /* F32, BF16, F64: row-major; NF4, FP4, INT4: packed nibbles; INT8: int8 row-major; GGML: blocks */
     const float *scales; /* NF4, FP4: absmax per block (NULL when nested); INT8: [rows]; INT4: [rows, cols/block_size] */
-    int32_t block_size;  /* NF4, FP4: 32..4096; INT4: 32, 64, 128 */
+    int32_t block_size;  /* NF4, FP4: 32..4096; INT4: 32, 64, 128; GROUPED: columns of a group, a divisor of cols */
     const float *codes;  /* NF4, FP4: the 16 values (from the file when pre-quantized) */
     const uint8_t *nested_codes; /* double quantization: [blocks] */
     const float *nested_absmax;  /* [ceil(blocks/256)] */
     const float *nested_map;     /* [256] */
     float nested_offset;
     uint32_t ggml_type; /* GGML: a GgmlType, F16 or one with blocks */
+    /* GROUPED; scales are [rows, cols/block_size] */
+    int32_t bits;
+    DType scale_type;           /* F32, BF16 or F16 */
+    const uint8_t *zeros;       /* as scales; NULL: 2^(bits-1) everywhere */
+    const int32_t *group_index; /* [cols]; NULL: column / block_size */
 } WeightView;
 
 static inline int64_t weight_blocks(int64_t rows, int64_t cols, int64_t block_size) {
@@ -98,9 +109,23 @@ static inline float weight_absmax(const WeightView *weight, int64_t block) {
     return product + weight->nested_offset;
 }
 
+/* Bytes of a row of GROUPED codes. */
+static inline int64_t grouped_row_bytes(int64_t cols, int bits) {
+    return (cols * bits + 31) / 32 * 4;
+}
+
+/* Code of a column of a row of GROUPED codes. */
+static inline int grouped_code(const uint8_t *row, int bits, int64_t column) {
+    int64_t bit = column * bits;
+    int shift = (int)(bit % 8), word = row[bit / 8] >> shift;
+    if (shift + bits > 8) word |= row[bit / 8 + 1] << (8 - shift);
+    return word & ((1 << bits) - 1);
+}
+
 /* "f32", "bf16", "nf4" … */
 static inline const char *weight_format_name(WeightFormat format) {
-    static const char *const names[WEIGHT_FORMATS] = {"f32", "bf16", "f64", "nf4", "fp4", "int8", "int4", "ggml"};
+    static const char *const names[WEIGHT_FORMATS] = {
+        "f32", "bf16", "f64", "nf4", "fp4", "int8", "int4", "ggml", "grouped integers"};
     return names[format];
 }
 

@@ -67,6 +67,7 @@ Status quantizer_begin(Quantizer *q, QuantizedTensor *tensor, Error *err) {
     if (tensor->spec.double_quant && tensor->blocks > q->max_constants)
         FAIL("quantizer: %lld constants do not fit into the %lld that it was made for", (long long)tensor->blocks,
              (long long)q->max_constants);
+    if (tensor->spec.ordered) FAIL("quantizer: columns in another order are not made by rounding to nearest");
     q->tensor = tensor;
     q->rows_done = q->encoded = q->carried = 0;
     atomic_store(&q->bad, NONE);
@@ -199,12 +200,78 @@ static void item_int4(void *context, int64_t item, int worker) {
     }
 }
 
+/* ---- grouped integers: rounding to nearest ---- */
+
+#define GROUPED_PART 256 /* codes on their way; their bits fill whole bytes */
+
+typedef struct GroupedRow {
+    Quantizer *quantizer;
+    GroupInt grid;
+    int64_t row, group, columns; /* of the slice; which group; its columns */
+    float *buffer;
+} GroupedRow;
+
+/* Scale and zero of one group; 0 when a value is not finite or the scale is not. */
+static int grouped_scale(const GroupedRow *job, float *scale, uint8_t *zero) {
+    Quantizer *q = job->quantizer;
+    QuantizedTensor *t = q->tensor;
+    float least = 0.0f, most = 0.0f;
+    int64_t first = job->row * t->cols + job->group * job->columns;
+    for (int64_t at = 0; at < job->columns; at += ITEM_VALUES) {
+        int64_t count = job->columns - at < ITEM_VALUES ? job->columns - at : ITEM_VALUES;
+        const float *x = slice_floats(q, first + at, count, job->buffer);
+        for (int64_t i = 0; i < count; i++) {
+            if (!isfinite(x[i])) {
+                note_bad(q, q->slice_first + first + at + i);
+                return 0;
+            }
+            if (x[i] < least) least = x[i];
+            if (x[i] > most) most = x[i];
+        }
+    }
+    group_int_scale(&job->grid, least, most, scale, zero);
+    if (!isfinite(*scale)) note_bad(q, q->slice_first + first);
+    return isfinite(*scale) != 0;
+}
+
+static void grouped_codes(const GroupedRow *job, float scale, uint8_t zero, uint8_t *packed) {
+    Quantizer *q = job->quantizer;
+    int64_t column = job->group * job->columns, first = job->row * q->tensor->cols + column;
+    for (int64_t at = 0; at < job->columns; at += GROUPED_PART) {
+        uint8_t codes[GROUPED_PART];
+        int64_t count = job->columns - at < GROUPED_PART ? job->columns - at : GROUPED_PART;
+        const float *x = slice_floats(q, first + at, count, job->buffer);
+        group_int_quantize_given_scale(&job->grid, x, count, scale, zero, codes);
+        group_int_pack(job->grid.bits, codes, count, packed + (column + at) * job->grid.bits / 8);
+    }
+}
+
+static void item_grouped(void *context, int64_t row, int worker) {
+    Quantizer *q = context;
+    QuantizedTensor *t = q->tensor;
+    GroupedRow job = {
+        .quantizer = q, .grid = quant_spec_grid(&t->spec), .row = row, .buffer = q->buffers + (int64_t)worker * ITEM_VALUES};
+    int64_t stride = grouped_row_bytes(t->cols, t->spec.bits), groups = t->blocks / t->rows;
+    uint8_t *packed = t->codes + (q->rows_done + row) * stride;
+    job.columns = t->cols / groups;
+    memset(packed + stride - 4, 0, 4);
+    for (job.group = 0; job.group < groups; job.group++) {
+        int64_t at = (q->rows_done + row) * groups + job.group;
+        uint8_t zero;
+        if (!grouped_scale(&job, &t->scales[at], &zero)) return;
+        if (t->zeros != NULL) t->zeros[at] = zero;
+        grouped_codes(&job, t->scales[at], zero, packed);
+    }
+}
+
 /* ---- the stream ---- */
 
 static Status check_finite(Quantizer *q, Error *err) {
     int64_t bad = atomic_load(&q->bad), cols = q->tensor->cols;
     if (bad != NONE)
-        FAIL("row %lld, column %lld is NaN or Inf; a weight must be finite", (long long)(bad / cols), (long long)(bad % cols));
+        FAIL(
+            "row %lld, column %lld is NaN or Inf%s; a weight must be finite", (long long)(bad / cols), (long long)(bad % cols),
+            q->tensor->spec.format == WEIGHT_GROUPED ? ", or its group needs a scale that the scales' type does not hold" : "");
     return OK;
 }
 
@@ -220,6 +287,8 @@ Status quantizer_rows(Quantizer *q, const void *rows, DType type, int64_t count,
     q->slice_first = q->rows_done * t->cols;
     if (t->spec.format == WEIGHT_INT8)
         pool_run(q->pool, item_int8, q, count);
+    else if (t->spec.format == WEIGHT_GROUPED)
+        pool_run(q->pool, item_grouped, q, count);
     else if (t->spec.format == WEIGHT_INT4)
         pool_run(q->pool, item_int4, q, (q->slice_values + ITEM_VALUES - 1) / ITEM_VALUES);
     else

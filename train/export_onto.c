@@ -44,7 +44,8 @@ static Status trained_on(const char *adapter, TrainedOn *out, Error *err) {
             out->known = 1;
             out->quantized = strcmp(config.method, "qlora") == 0;
             if (status == OK && out->quantized)
-                out->spec = (QuantSpec){weights.linear, weights.double_quant, weights.block_size};
+                out->spec = (QuantSpec){
+                    .format = weights.linear, .double_quant = weights.double_quant, .block_size = weights.block_size};
             config_free(&config);
         }
         if (status != OK) {

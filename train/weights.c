@@ -25,7 +25,7 @@ static void log_origin(const char *folder, const ModelConfig *config, const Weig
     }
     char text[96];
     if (int8) {
-        QuantSpec spec = {options->linear, options->double_quant, options->block_size};
+        QuantSpec spec = {.format = options->linear, .double_quant = options->double_quant, .block_size = options->block_size};
         int dense = options->linear == WEIGHT_F32 || options->linear == WEIGHT_BF16;
         log_info("%s is an LLM.int8 folder: its weights are dequantized%s%s", folder, dense ? "" : ", then quantized to ",
                  dense ? "" : describe_spec(&spec, text, sizeof text));

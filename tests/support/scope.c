@@ -91,7 +91,14 @@ WeightView scope_weight(Scope *scope, WeightFormat format, int64_t rows, int64_t
         view.data = scope_random(scope, type, count, 0.3);
         return view;
     }
-    int64_t bytes = format == WEIGHT_INT8 ? count : (count + 1) / 2;
+    if (format == WEIGHT_GROUPED) {
+        view.bits = 4;
+        view.scale_type = DTYPE_F16;
+        view.scales = scope_filled(scope, DTYPE_F32, count / block_size, 0.03125);
+    }
+    int64_t bytes = format == WEIGHT_GROUPED ? rows * grouped_row_bytes(cols, 4)
+                    : format == WEIGHT_INT8  ? count
+                                             : (count + 1) / 2;
     uint8_t *data = scope_bytes(scope, (size_t)bytes);
     for (int64_t i = 0; i < bytes; i++)
         data[i] = (uint8_t)scope_draw(scope, 256);

@@ -139,7 +139,10 @@ static void rows_are_the_formula(void **state) {
 /* A dequantized base is what the quantizer makes of the folder's values. */
 static void quantized_base(void **state) {
     (void)state;
-    const QuantSpec specs[] = {{WEIGHT_NF4, 1, 64}, {WEIGHT_FP4, 0, 32}, {WEIGHT_INT8, 0, 0}, {WEIGHT_INT4, 0, 32}};
+    const QuantSpec specs[] = {{.format = WEIGHT_NF4, .double_quant = 1, .block_size = 64},
+                               {.format = WEIGHT_FP4, .block_size = 32},
+                               {.format = WEIGHT_INT8},
+                               {.format = WEIGHT_INT4, .block_size = 32}};
     int32_t id = weight_id(0, LAYER_DOWN); /* [64, 96] */
     float *values = model_folder_values(&model, id, DTYPE_BF16), *base = memory_alloc(64 * 96 * sizeof *base);
     float *want = memory_alloc(64 * 96 * sizeof *want);

@@ -121,7 +121,7 @@ static void open_merge(Merge **merge, const Case *c, Engine *engine) {
     MergeOptions options = {.model = model, .adapters = {adapter}, .weights = {1.0}, .count = 1};
     if (strcmp(c->base, NF4) == 0) {
         options.requantize = 1;
-        options.spec = (QuantSpec){WEIGHT_NF4, 1, 64};
+        options.spec = (QuantSpec){.format = WEIGHT_NF4, .double_quant = 1, .block_size = 64};
     }
     assert_ok(merge_open(merge, &options, &engine->backend, engine->pool, &error), &error);
 }
@@ -137,7 +137,7 @@ static void through_format(const Case *c, const Engine *engine, Merge *merge, co
         assert_ok(ggml_dequantize(c->ggml, packed, rows, cols, w, NULL, &error), &error);
         memory_free(packed);
     } else if (qat->grid.grid == FAKE_NF4) { /* as the export to bnb-nf4 writes it */
-        QuantSpec spec = {WEIGHT_NF4, c->nested, 64};
+        QuantSpec spec = {.format = WEIGHT_NF4, .double_quant = c->nested, .block_size = 64};
         QuantizedTensor tensor;
         Arena arena;
         assert_ok(arena_create(&arena, "test", 1 << 20, &error), &error);

@@ -60,8 +60,16 @@ static void make(Made *made, const QuantSpec *spec, const float *x, int64_t rows
     pool_free(pool);
 }
 
-static const QuantSpec specs[] = {{WEIGHT_NF4, 0, 64},   {WEIGHT_NF4, 1, 64}, {WEIGHT_FP4, 0, 32},
-                                  {WEIGHT_FP4, 1, 4096}, {WEIGHT_INT8, 0, 0}, {WEIGHT_INT4, 0, 32}};
+static const QuantSpec specs[] = {
+    {.format = WEIGHT_NF4, .block_size = 64},
+    {.format = WEIGHT_NF4, .double_quant = 1, .block_size = 64},
+    {.format = WEIGHT_FP4, .block_size = 32},
+    {.format = WEIGHT_FP4, .double_quant = 1, .block_size = 4096},
+    {.format = WEIGHT_INT8},
+    {.format = WEIGHT_INT4, .block_size = 32},
+    {.format = WEIGHT_GROUPED, .block_size = 32, .bits = 4, .zeros = 1, .scale_type = DTYPE_F16},
+    {.format = WEIGHT_GROUPED, .bits = 3, .scale_type = DTYPE_BF16},
+};
 
 static void test_slices_and_threads_change_nothing(void **state) {
     (void)state;
@@ -82,6 +90,82 @@ static void test_slices_and_threads_change_nothing(void **state) {
             arena_free(&whole.arena);
             memory_free(x);
         }
+}
+
+/* Rounding while streaming gives the codes and constants of group_int_quantize_row; storing what was decided elsewhere gives
+ * the same bytes, and both decode to the values of the grid. */
+static void test_grouped_definition(void **state) {
+    (void)state;
+    static const GroupInt grids[] = {{.bits = 4, .symmetric = 1, .group = 32, .scale_type = DTYPE_F16},
+                                     {.bits = 3, .group = 64, .scale_type = DTYPE_BF16},
+                                     {.bits = 2, .group = 8, .scale_type = DTYPE_F32},
+                                     {.bits = 8, .symmetric = 1, .scale_type = DTYPE_BF16},
+                                     {.bits = 5, .scale_type = DTYPE_F16}};
+    for (size_t g = 0; g < sizeof grids / sizeof *grids; g++)
+        for (int wide = 0; wide < 2; wide++) {
+            int64_t rows = 3, cols = wide ? 40960 : 192;
+            float *x = random_weight(rows, cols, 0.1f), *got = memory_alloc((size_t)cols * sizeof *got),
+                  *want = memory_alloc((size_t)cols * sizeof *want);
+            QuantSpec spec = quant_spec_grouped(&grids[g]);
+            GroupIntTensor plain;
+            Made made, stored;
+            Error err = {0};
+            make(&made, &spec, x, rows, cols, DTYPE_BF16, 2, 2);
+            take(&stored, &spec, rows, cols);
+            assert_ok(group_int_alloc(&plain, &grids[g], rows, cols, &err), &err);
+            for (int64_t r = 0; r < rows; r++)
+                assert_int_equal(group_int_quantize_row(&plain, r, x + r * cols), 0);
+            assert_ok(quantized_store(&stored.tensor, &plain, &err), &err);
+            assert_memory_equal(stored.arena.base, made.arena.base, made.arena.used);
+            WeightView view = quantized_view(&made.tensor);
+            for (int64_t r = 0; r < rows; r++) {
+                backend.dequantize(&view, r * cols, cols, got, DTYPE_F32);
+                group_int_dequantize_row(&plain, r, want);
+                assert_memory_equal(got, want, (size_t)cols * sizeof *want);
+            }
+            plain.grid.bits++;
+            assert_refused(quantized_store(&stored.tensor, &plain, &err), &err, "do not have the grid");
+            plain.grid.bits--;
+            group_int_free(&plain);
+            arena_free(&made.arena);
+            arena_free(&stored.arena);
+            memory_free(x);
+            memory_free(got);
+            memory_free(want);
+        }
+}
+
+/* Columns in any order: a tensor that a quantizer made so. */
+static void test_grouped_order_is_stored(void **state) {
+    (void)state;
+    GroupInt grid = {.bits = 4, .group = 32, .scale_type = DTYPE_F16};
+    GroupIntTensor plain;
+    Error err = {0};
+    float *x = random_weight(2, 96, 0.1f), got[96], want[96];
+    assert_ok(group_int_alloc(&plain, &grid, 2, 96, &err), &err);
+    for (int64_t r = 0; r < 2; r++)
+        assert_int_equal(group_int_quantize_row(&plain, r, x + r * 96), 0);
+    plain.g_idx = memory_alloc(96 * sizeof *plain.g_idx);
+    for (int c = 0; c < 96; c++)
+        plain.g_idx[c] = c * 7 % 3;
+    QuantSpec spec = quant_spec_grouped(&grid);
+    spec.ordered = 1;
+    Made made;
+    Quantizer *quantizer;
+    take(&made, &spec, 2, 96);
+    assert_ok(quantized_store(&made.tensor, &plain, &err), &err);
+    WeightView view = quantized_view(&made.tensor);
+    for (int64_t r = 0; r < 2; r++) {
+        backend.dequantize(&view, r * 96, 96, got, DTYPE_F32);
+        group_int_dequantize_row(&plain, r, want);
+        assert_memory_equal(got, want, sizeof want);
+    }
+    assert_ok(quantizer_create(&quantizer, &backend, NULL, 0, &err), &err);
+    assert_refused(quantizer_begin(quantizer, &made.tensor, &err), &err, "another order");
+    quantizer_free(quantizer);
+    arena_free(&made.arena);
+    group_int_free(&plain);
+    memory_free(x);
 }
 
 /* Widths that no block size divides: blocks cross rows and slices. */
@@ -144,7 +228,7 @@ static void test_int8_definition(void **state) {
 static void test_int4_definition(void **state) {
     (void)state;
     for (int32_t group = 32; group <= 128; group *= 2) {
-        QuantSpec spec = {WEIGHT_INT4, 0, group};
+        QuantSpec spec = {.format = WEIGHT_INT4, .block_size = group};
         int64_t rows = 3, cols = 256;
         float *x = random_weight(rows, cols, 3.0f);
         memset(x + cols, 0, (size_t)group * sizeof(float));
@@ -228,17 +312,23 @@ static void test_refusals(void **state) {
         int64_t rows, cols;
         const char *says;
     } cases[] = {
-        {{WEIGHT_INT4, 0, 64}, 4, 96, "groups of 64 do not divide the width 96; a block_size of 32 does"},
-        {{WEIGHT_INT4, 0, 32}, 4, 172, "groups of 32 do not divide the width 172; no group of 32, 64 or 128 does"},
-        {{WEIGHT_INT4, 0, 48}, 4, 96, "want 32, 64 or 128, got 48"},
-        {{WEIGHT_NF4, 0, 16}, 4, 96, "nf4: block_size: want a power of two from 32 to 4096, got 16"},
-        {{WEIGHT_FP4, 1, 96}, 4, 96, "fp4: block_size"},
-        {{WEIGHT_NF4, 0, 8192}, 4, 96, "got 8192"},
-        {{WEIGHT_INT8, 1, 0}, 4, 96, "int8 has no double quantization"},
-        {{WEIGHT_INT4, 1, 32}, 4, 96, "int4 has no double quantization"},
-        {{WEIGHT_BF16, 0, 32}, 4, 96, "not to bf16"},
-        {{WEIGHT_NF4, 0, 64}, 0, 96, "shape [0, 96]"},
-        {{WEIGHT_NF4, 0, 64}, INT64_MAX / 2, 3, "shape ["},
+        {{.format = WEIGHT_INT4, .block_size = 64}, 4, 96, "groups of 64 do not divide the width 96; a block_size of 32 does"},
+        {{.format = WEIGHT_INT4, .block_size = 32},
+         4,
+         172,
+         "groups of 32 do not divide the width 172; no group of 32, 64 or 128 does"},
+        {{.format = WEIGHT_INT4, .block_size = 48}, 4, 96, "want 32, 64 or 128, got 48"},
+        {{.format = WEIGHT_NF4, .block_size = 16}, 4, 96, "nf4: block_size: want a power of two from 32 to 4096, got 16"},
+        {{.format = WEIGHT_FP4, .double_quant = 1, .block_size = 96}, 4, 96, "fp4: block_size"},
+        {{.format = WEIGHT_NF4, .block_size = 8192}, 4, 96, "got 8192"},
+        {{.format = WEIGHT_INT8, .double_quant = 1}, 4, 96, "int8 has no double quantization"},
+        {{.format = WEIGHT_INT4, .double_quant = 1, .block_size = 32}, 4, 96, "int4 has no double quantization"},
+        {{.format = WEIGHT_BF16, .block_size = 32}, 4, 96, "not to bf16"},
+        {{.format = WEIGHT_GROUPED, .block_size = 12, .bits = 4}, 4, 96, "a multiple of 8 columns, got 12"},
+        {{.format = WEIGHT_GROUPED, .block_size = 64, .bits = 4}, 4, 96, "groups of 64 do not divide"},
+        {{.format = WEIGHT_GROUPED, .block_size = 32, .bits = 1}, 4, 96, "2 to 8 bits"},
+        {{.format = WEIGHT_NF4, .block_size = 64}, 0, 96, "shape [0, 96]"},
+        {{.format = WEIGHT_NF4, .block_size = 64}, INT64_MAX / 2, 3, "shape ["},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         Error err = {0};
@@ -269,6 +359,8 @@ static void test_wrong_number_of_rows(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_slices_and_threads_change_nothing),
+        cmocka_unit_test(test_grouped_definition),
+        cmocka_unit_test(test_grouped_order_is_stored),
         cmocka_unit_test(test_any_width),
         cmocka_unit_test(test_int8_definition),
         cmocka_unit_test(test_int4_definition),

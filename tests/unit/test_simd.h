@@ -172,8 +172,38 @@ typedef struct TestWeight {
     void *parts[4];
 } TestWeight;
 
+/* What `nested` says of grouped integers: bits, and what else they have. */
+enum { GROUPED_BITS = 15, GROUPED_ZEROS = 16, GROUPED_ORDERED = 32, GROUPED_F16 = 64, GROUPED_BF16 = 128 };
+
+static inline TestWeight random_grouped(Random *r, int64_t rows, int64_t cols, int32_t block, int what) {
+    int bits = what & GROUPED_BITS;
+    TestWeight w = {.view = {.format = WEIGHT_GROUPED, .rows = rows, .cols = cols, .block_size = block, .bits = bits}};
+    int64_t bytes = rows * grouped_row_bytes(cols, bits), groups = cols / block;
+    uint8_t *data = buffer((size_t)bytes), *zeros = buffer((size_t)(rows * groups));
+    float *scales = random_values(r, DTYPE_F32, rows * groups, 0.1f);
+    int32_t *order = buffer((size_t)cols * sizeof *order);
+    for (int64_t i = 0; i < bytes; i++)
+        data[i] = (uint8_t)random_bits(r);
+    for (int64_t i = 0; i < rows * groups; i++) {
+        zeros[i] = (uint8_t)(random_bits(r) & ((1u << bits) - 1u));
+        if (what & GROUPED_F16) scales[i] = f16_to_float(f16_from_float(scales[i]));
+        if (what & GROUPED_BF16) scales[i] = bf16_round(scales[i]);
+    }
+    for (int64_t i = 0; i < cols; i++)
+        order[i] = (int32_t)random_below(r, groups);
+    w.view.scale_type = what & GROUPED_F16 ? DTYPE_F16 : what & GROUPED_BF16 ? DTYPE_BF16 : DTYPE_F32;
+    w.view.data = w.parts[0] = data;
+    w.view.scales = w.parts[1] = scales;
+    w.parts[2] = zeros;
+    w.parts[3] = order;
+    if (what & GROUPED_ZEROS) w.view.zeros = zeros;
+    if (what & GROUPED_ORDERED) w.view.group_index = order;
+    return w;
+}
+
 /* Random bits of the format: every code, every scale of its own; nested for NF4 and FP4 when asked. */
 static inline TestWeight random_weight(Random *r, WeightFormat format, int64_t rows, int64_t cols, int32_t block, int nested) {
+    if (format == WEIGHT_GROUPED) return random_grouped(r, rows, cols, block, nested);
     TestWeight w = {.view = {.format = format, .rows = rows, .cols = cols, .block_size = block}};
     int64_t count = rows * cols, blocks = block > 0 ? weight_blocks(rows, cols, block) : rows;
     if (format == WEIGHT_F32 || format == WEIGHT_BF16) {

@@ -135,9 +135,24 @@ static void dequantize(const Backend *ref, const Backend *simd, const char *name
         int32_t block;
         int nested;
     } cases[] = {
-        {WEIGHT_F32, 37, 0, 0},   {WEIGHT_BF16, 37, 0, 0},    {WEIGHT_INT8, 37, 0, 0}, {WEIGHT_INT8, 300, 0, 0},
-        {WEIGHT_INT4, 64, 32, 0}, {WEIGHT_INT4, 384, 128, 0}, {WEIGHT_NF4, 71, 64, 1}, {WEIGHT_NF4, 64, 64, 0},
-        {WEIGHT_FP4, 33, 32, 1},  {WEIGHT_FP4, 333, 4096, 0},
+        {WEIGHT_F32, 37, 0, 0},
+        {WEIGHT_BF16, 37, 0, 0},
+        {WEIGHT_INT8, 37, 0, 0},
+        {WEIGHT_INT8, 300, 0, 0},
+        {WEIGHT_INT4, 64, 32, 0},
+        {WEIGHT_INT4, 384, 128, 0},
+        {WEIGHT_NF4, 71, 64, 1},
+        {WEIGHT_NF4, 64, 64, 0},
+        {WEIGHT_FP4, 33, 32, 1},
+        {WEIGHT_FP4, 333, 4096, 0},
+        {WEIGHT_GROUPED, 96, 32, 4 + GROUPED_ZEROS + GROUPED_F16},
+        {WEIGHT_GROUPED, 43, 43, 4 + GROUPED_BF16},
+        {WEIGHT_GROUPED, 256, 128, 4 + GROUPED_ZEROS + GROUPED_ORDERED + GROUPED_F16},
+        {WEIGHT_GROUPED, 96, 32, 3 + GROUPED_ZEROS},
+        {WEIGHT_GROUPED, 75, 25, 2 + GROUPED_BF16},
+        {WEIGHT_GROUPED, 300, 300, 8 + GROUPED_F16},
+        {WEIGHT_GROUPED, 256, 64, 8 + GROUPED_ZEROS + GROUPED_ORDERED},
+        {WEIGHT_GROUPED, 64, 32, 5 + GROUPED_ORDERED + GROUPED_BF16},
     };
     Random r = {0};
     for (size_t c = 0; c < sizeof cases / sizeof *cases; c++)

@@ -216,7 +216,10 @@ static void few_rows(const Backend *ref, const Backend *simd, const char *name) 
                                      {.format = WEIGHT_FP4, .block = 64},
                                      {.format = WEIGHT_NF4, .block = 32},
                                      {.format = WEIGHT_INT8},
-                                     {.format = WEIGHT_INT4, .block = 128}};
+                                     {.format = WEIGHT_INT4, .block = 128},
+                                     {.format = WEIGHT_GROUPED, .block = 64, .nested = 4 + GROUPED_ZEROS + GROUPED_F16},
+                                     {.format = WEIGHT_GROUPED, .block = 128, .nested = 4 + GROUPED_BF16},
+                                     {.format = WEIGHT_GROUPED, .block = 32, .nested = 3 + GROUPED_ORDERED}};
     Random r = {4000000};
     for (size_t m = 0; m < sizeof members / sizeof *members; m++)
         for (int64_t tokens = 1; tokens <= 9; tokens++)

@@ -62,7 +62,7 @@ static void check_dense(const WeightView *view, const float *values, int32_t id,
 /* A quantized weight must be what quantizing the file's values in one go gives. */
 static void check_quantized(const WeightView *view, const float *values, const WeightOptions *options) {
     Error err = {0};
-    QuantSpec spec = {options->linear, options->double_quant, options->block_size};
+    QuantSpec spec = {.format = options->linear, .double_quant = options->double_quant, .block_size = options->block_size};
     QuantizedTensor tensor;
     Quantizer *quantizer;
     Arena arena;
@@ -188,8 +188,11 @@ static void quantize(const char *from, const char *to, const QuantSpec *spec) {
 /* What `nibble quantize` wrote loads as the same bytes that quantizing at load time gives. */
 static void test_prequantized_equals_quantized(void **state) {
     (void)state;
-    static const QuantSpec specs[] = {
-        {WEIGHT_NF4, 0, 64}, {WEIGHT_NF4, 1, 64}, {WEIGHT_FP4, 0, 64}, {WEIGHT_FP4, 1, 64}, {WEIGHT_NF4, 1, 256}};
+    static const QuantSpec specs[] = {{.format = WEIGHT_NF4, .block_size = 64},
+                                      {.format = WEIGHT_NF4, .double_quant = 1, .block_size = 64},
+                                      {.format = WEIGHT_FP4, .block_size = 64},
+                                      {.format = WEIGHT_FP4, .double_quant = 1, .block_size = 64},
+                                      {.format = WEIGHT_NF4, .double_quant = 1, .block_size = 256}};
     char *dense = scratch_path("dense"), *folder = scratch_path("prequantized");
     model_folder_write(dense, configs[0], DTYPE_F32);
     for (size_t s = 0; s < sizeof specs / sizeof *specs; s++) {
@@ -219,7 +222,7 @@ static void test_int8_folder_loads_dequantized(void **state) {
     (void)state;
     char *dense = scratch_path("dense8"), *folder = scratch_path("int8");
     model_folder_write(dense, configs[0], DTYPE_F32);
-    quantize(dense, folder, &(QuantSpec){WEIGHT_INT8, 0, 0});
+    quantize(dense, folder, &(QuantSpec){.format = WEIGHT_INT8});
     ModelConfig config;
     ModelWeights *original = load(dense, &loads[5], 1, &config); /* int8 at load time */
     for (size_t o = 0; o < sizeof loads / sizeof *loads; o++) {

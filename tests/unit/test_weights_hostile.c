@@ -29,9 +29,9 @@ static int open_all(void **state) {
     plain = scratch_path("plain");
     int8 = scratch_path("int8");
     model_folder_write(dense, CONFIG, DTYPE_F32);
-    quantize(nested, &(QuantSpec){WEIGHT_NF4, 1, 64});
-    quantize(plain, &(QuantSpec){WEIGHT_FP4, 0, 32});
-    quantize(int8, &(QuantSpec){WEIGHT_INT8, 0, 0});
+    quantize(nested, &(QuantSpec){.format = WEIGHT_NF4, .double_quant = 1, .block_size = 64});
+    quantize(plain, &(QuantSpec){.format = WEIGHT_FP4, .block_size = 32});
+    quantize(int8, &(QuantSpec){.format = WEIGHT_INT8});
     return 0;
 }
 

@@ -124,7 +124,12 @@ Status ref_check_weight(const char *op, const WeightView *weight, WeightFormat f
                  (long long)cols);
         }
     }
-    if ((format == WEIGHT_INT4 || format == WEIGHT_INT8) && weight->scales == NULL) {
+    if (format == WEIGHT_GROUPED &&
+        (weight->bits < 2 || weight->bits > 8 || weight->block_size <= 0 || cols % weight->block_size != 0)) {
+        FAIL("%s: grouped integers: want 2 to 8 bits and a group that divides the input width %lld, got %d bits, groups of %d",
+             op, (long long)cols, weight->bits, weight->block_size);
+    }
+    if ((format == WEIGHT_INT4 || format == WEIGHT_INT8 || format == WEIGHT_GROUPED) && weight->scales == NULL) {
         FAIL("%s: %s weight without its scales", op, weight_format_name(format));
     }
     return OK;

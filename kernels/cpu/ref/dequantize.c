@@ -14,6 +14,19 @@ static float int4_value(const WeightView *weight, int64_t i) {
     return (float)code * weight->scales[i / weight->block_size];
 }
 
+static float grouped_value(const WeightView *weight, int64_t i) {
+    int64_t row = i / weight->cols, column = i % weight->cols, groups = weight->cols / weight->block_size;
+    int64_t group = weight->group_index != NULL ? weight->group_index[column] : column / weight->block_size;
+    int64_t at = row * groups + group;
+    int zero = weight->zeros != NULL ? weight->zeros[at] : 1 << (weight->bits - 1);
+    int code =
+        grouped_code((const uint8_t *)weight->data + row * grouped_row_bytes(weight->cols, weight->bits), weight->bits, column);
+    float value = (float)(code - zero) * weight->scales[at];
+    return weight->scale_type == DTYPE_BF16  ? bf16_round(value)
+           : weight->scale_type == DTYPE_F16 ? f16_to_float(f16_from_float(value))
+                                             : value;
+}
+
 static float int8_value(const WeightView *weight, int64_t i) {
     float code = (float)((const int8_t *)weight->data)[i];
     return code * weight->scales[i / weight->cols] * INT8_DECODE;
@@ -25,6 +38,7 @@ static double element(const WeightView *weight, int64_t i) {
         case WEIGHT_FP4: return (double)(nibble_high_first(weight, i) * weight_absmax(weight, i / weight->block_size));
         case WEIGHT_INT8: return (double)int8_value(weight, i);
         case WEIGHT_INT4: return (double)int4_value(weight, i);
+        case WEIGHT_GROUPED: return (double)grouped_value(weight, i);
         case WEIGHT_BF16: return ref_load(DTYPE_BF16, weight->data, i);
         case WEIGHT_F32: return ref_load(DTYPE_F32, weight->data, i);
         case WEIGHT_GGML: return (double)f16_to_float(((const f16 *)weight->data)[i]); /* with blocks: ggml_part */

@@ -11,15 +11,29 @@
 #define BLOCK 64
 #define GROUP 4
 
-static int is_4bit(WeightFormat format) {
-    return format == WEIGHT_NF4 || format == WEIGHT_FP4 || format == WEIGHT_INT4;
+static int is_4bit(const WeightView *w) {
+    if (w->format == WEIGHT_GROUPED) return w->bits == 4 && w->group_index == NULL;
+    return w->format == WEIGHT_NF4 || w->format == WEIGHT_FP4 || w->format == WEIGHT_INT4;
+}
+
+static int low_nibble_first(const WeightView *w) {
+    return w->format == WEIGHT_INT4 || w->format == WEIGHT_GROUPED;
+}
+
+/* The 16 values of a block, not yet rounded to BF16. */
+SIMD_INLINE vf block_values(const WeightView *w, int64_t block, vf codes) {
+    if (w->format == WEIGHT_GROUPED) {
+        vf zero = vf_set(w->zeros != NULL ? (float)w->zeros[block] : 8.0f);
+        return vf_round_to((codes - zero) * vf_set(w->scales[block]), w->scale_type);
+    }
+    return codes * vf_set(w->format == WEIGHT_INT4 ? w->scales[block] : weight_absmax(w, block));
 }
 
 int gemm_dots_pairs_take(const Term *term, int64_t rows, int64_t room) {
     const WeightView *w = term->b.weight;
     if (!operand_is_bf16(&term->a) || term->a.weight != NULL || w == NULL || !operand_is_bf16(&term->b)) return 0;
     if (term->k != w->cols || term->k % BLOCK != 0 || rows * term->k > 2 * room) return 0;
-    return w->format == WEIGHT_BF16 || (is_4bit(w->format) && w->block_size % BLOCK == 0 && w->cols % w->block_size == 0);
+    return w->format == WEIGHT_BF16 || (is_4bit(w) && w->block_size % BLOCK == 0 && w->cols % w->block_size == 0);
 }
 
 /* x's rows [m0, m0 + rows) as they lie, or in even and odd elements of every 64. */
@@ -65,7 +79,7 @@ SIMD_INLINE void dot_dense(const WeightView *w, int64_t n, int64_t k, const bf16
 }
 
 SIMD_INLINE void dot_4bit(const WeightView *w, int64_t n, int64_t k, const bf16 *x, float *sum, vf codes, const int rows) {
-    int int4 = w->format == WEIGHT_INT4;
+    int low_first = low_nibble_first(w);
     const uint8_t *packed = w->data + n * k / 2;
     int64_t block = n * k / w->block_size;
     vf a[GROUP], b[GROUP];
@@ -75,14 +89,14 @@ SIMD_INLINE void dot_4bit(const WeightView *w, int64_t n, int64_t k, const bf16 
         b[m] = vf_zero();
     }
     for (int64_t from = 0; from < k; from += w->block_size, block++) {
-        vf products = codes * vf_set(int4 ? w->scales[block] : weight_absmax(w, block));
+        vf products = block_values(w, block, codes);
         __m256i narrow = _mm512_cvtepi32_epi16((__m512i)vu_bf16_bits(products));
         __m512i table = _mm512_broadcast_i64x4(narrow);
         for (int64_t i = from; i < from + w->block_size; i += BLOCK) {
             __m512i bytes = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const void *)(packed + i / 2)));
             __m512bh low = (__m512bh)_mm512_permutexvar_epi16(bytes, table);
             __m512bh high = (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(bytes, 4), table);
-            __m512bh even = int4 ? low : high, odd = int4 ? high : low;
+            __m512bh even = low_first ? low : high, odd = low_first ? high : low;
             SIMD_UNROLL
             for (int m = 0; m < rows; m++) {
                 a[m] = _mm512_dpbf16_ps(a[m], even, (__m512bh)_mm512_loadu_si512(x + m * k + i));
@@ -104,11 +118,15 @@ SIMD_INLINE void dots_of(const WeightView *w, int64_t n, int64_t k, const bf16 *
 
 void gemm_dots_pairs(const Term *term, int64_t m0, int64_t rows, int64_t n0, int64_t columns, float *room, float *sums) {
     static const float int4_codes[16] = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
+    static const float grouped_codes[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     const WeightView *w = term->b.weight;
     bf16 *x = (bf16 *)(void *)room;
     int64_t k = term->k;
     int dense = w->format == WEIGHT_BF16;
-    vf codes = dense ? vf_zero() : vf_load(w->format == WEIGHT_INT4 ? int4_codes : w->codes);
+    vf codes = dense ? vf_zero()
+                     : vf_load(w->format == WEIGHT_INT4      ? int4_codes
+                               : w->format == WEIGHT_GROUPED ? grouped_codes
+                                                             : w->codes);
     read_x(&term->a, m0, rows, k, !dense, x);
     for (int64_t n = 0; n < columns; n++) {
         float *sum = sums + n * rows * SIMD_WIDTH;

@@ -120,6 +120,65 @@ static void read_4bit(const WeightView *w, DType round_to, int64_t first, int64_
     }
 }
 
+/* (u - zero) * scale, u in [0, 16), rounded to scale_type */
+SIMD_INLINE Table16 table16_grouped(float zero, float scale, DType scale_type) {
+    static const float count[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    float values[16];
+    for (int i = 0; i < 16; i += SIMD_WIDTH)
+        vf_store(values + i, vf_round_to((vf_load(count + i) - vf_set(zero)) * vf_set(scale), scale_type));
+    return table16_load(values);
+}
+
+/* Four bits, groups in order: a table for each group. `count` elements of one row. */
+static void read_grouped4(const WeightView *w, DType round_to, int64_t row, int64_t column, int64_t count, float *out) {
+    const uint8_t *packed = (const uint8_t *)w->data + row * grouped_row_bytes(w->cols, 4);
+    int64_t size = w->block_size, at = row * (w->cols / size) + column / size, inside = column % size;
+    for (int64_t done = 0; done < count; at++, inside = 0) {
+        int64_t run = least(size - inside, count - done);
+        Table16 table = table16_grouped(w->zeros != NULL ? (float)w->zeros[at] : 8.0f, w->scales[at], w->scale_type);
+        if (round_to == DTYPE_BF16) table = table16_round_bf16(table);
+        float scalar[16];
+        table16_store(scalar, table);
+        look_up(packed, column + done, run, table, scalar, 0, out + done);
+        done += run;
+    }
+}
+
+#define GROUPED_PART 64
+
+/* Any bits, groups in any order: codes and constants of up to GROUPED_PART elements of one row, then one product each. */
+static void read_grouped_part(const WeightView *w, DType round_to, int64_t row, int64_t column, int64_t count, float *out) {
+    const uint8_t *packed = (const uint8_t *)w->data + row * grouped_row_bytes(w->cols, w->bits);
+    int64_t first = row * (w->cols / w->block_size);
+    int center = 1 << (w->bits - 1);
+    float code[GROUPED_PART], scale[GROUPED_PART];
+    for (int64_t i = 0; i < count; i++) {
+        int64_t c = column + i, at = first + (w->group_index != NULL ? w->group_index[c] : c / w->block_size);
+        scale[i] = w->scales[at];
+        code[i] = (float)(grouped_code(packed, w->bits, c) - (w->zeros != NULL ? w->zeros[at] : center));
+    }
+    for (int64_t i = count; i < GROUPED_PART; i++)
+        code[i] = scale[i] = 0.0f;
+    for (int64_t i = 0; i < count; i += SIMD_WIDTH) {
+        vf x = vf_round_to(vf_load(code + i) * vf_load(scale + i), w->scale_type);
+        vf_store(code + i, round_to == DTYPE_BF16 ? vf_round_bf16(x) : x);
+    }
+    memcpy(out, code, (size_t)count * sizeof *out);
+}
+
+static void read_grouped(const WeightView *w, DType round_to, int64_t first, int64_t count, float *out) {
+    int by_table = w->bits == 4 && w->group_index == NULL;
+    for (int64_t done = 0, run; done < count; done += run) {
+        int64_t row = (first + done) / w->cols, column = (first + done) % w->cols;
+        run = least(w->cols - column, count - done);
+        if (!by_table) run = least(run, GROUPED_PART);
+        if (by_table)
+            read_grouped4(w, round_to, row, column, run, out + done);
+        else
+            read_grouped_part(w, round_to, row, column, run, out + done);
+    }
+}
+
 static void read_int8(const WeightView *w, DType round_to, int64_t first, int64_t count, float *out) {
     const int8_t *q = (const int8_t *)w->data + first;
     float scale = w->scales[first / w->cols];
@@ -186,6 +245,7 @@ void weight_read(const WeightView *weight, DType round_to, int64_t first, int64_
         case WEIGHT_FP4:
         case WEIGHT_INT4: read_4bit(weight, round_to, first, count, out); break;
         case WEIGHT_INT8: read_int8(weight, round_to, first, count, out); break;
+        case WEIGHT_GROUPED: read_grouped(weight, round_to, first, count, out); break;
         case WEIGHT_GGML: read_ggml(weight, first, count, out); break;
         case WEIGHT_BF16: read_dense(weight->data, DTYPE_BF16, first, count, out); return;
         default: /* F32: plans refuse the rest */

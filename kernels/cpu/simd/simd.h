@@ -211,6 +211,17 @@ SIMD_INLINE void vf_store_bf16(bf16 *p, vf x) {
 SIMD_INLINE vf vf_round_bf16(vf x) {
     return (vf)(vu_bf16_bits(x) << 16);
 }
+SIMD_INLINE vf vf_round_f16(vf x) {
+#if SIMD_WIDTH == 16
+    return _mm512_cvtph_ps(_mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#else
+    return _mm256_cvtph_ps(_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#endif
+}
+/* To F16, BF16, or not at all. */
+SIMD_INLINE vf vf_round_to(vf x, DType type) {
+    return type == DTYPE_BF16 ? vf_round_bf16(x) : type == DTYPE_F16 ? vf_round_f16(x) : x;
+}
 SIMD_INLINE Table16 table16_round_bf16(Table16 t) {
 #if SIMD_WIDTH == 16
     return (Table16){vf_round_bf16(t.all)};
