@@ -35,4 +35,13 @@ typedef struct GgufVocab {
 /* Overwrites *vocab; it lives as long as the file. */
 Status gguf_vocab_read(const GgufFile *file, GgufVocab *vocab, Error *err);
 
+/* What a pre-tokenizer's name stands for, as JSON of a tokenizer.json. */
+typedef struct GgufPre {
+    char *cuts;             /* the pre-tokenizer; memory_free */
+    const char *normalizer; /* NULL */
+    int ignore_merges, adds_bos;
+} GgufPre;
+/* Refuses names that are not known; `path` is for the message. Defined in tokenizer_gguf.c. */
+Status gguf_pre_read(const char *path, const GgufVocab *vocab, GgufPre *pre, Error *err);
+
 #endif

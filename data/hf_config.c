@@ -5,6 +5,7 @@
 
 #include "core/file.h"
 #include "core/memory.h"
+#include "data/gguf_model.h"
 #include "data/hf_config_fields.h"
 #include "data/json.h"
 
@@ -372,6 +373,7 @@ Status model_config_parse(const char *what, const char *text, size_t length, Mod
 }
 
 Status model_config_read(const char *path, ModelConfig *config, Error *err) {
+    if (gguf_is_file(path)) return gguf_config_read(path, config, err);
     char *file = file_is_folder(path) ? path_join(path, "config.json") : memory_strdup(path);
     char *text = NULL;
     size_t length = 0;

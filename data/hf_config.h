@@ -31,7 +31,9 @@ typedef struct RopeConfig {
     float short_factor[ROPE_MAX_PAIRS], long_factor[ROPE_MAX_PAIRS];
 } RopeConfig;
 
-typedef enum QuantMethod { PREQUANT_NONE, PREQUANT_BNB_4BIT, PREQUANT_BNB_8BIT } QuantMethod;
+typedef enum QuantMethod { PREQUANT_NONE, PREQUANT_BNB_4BIT, PREQUANT_BNB_8BIT, PREQUANT_GGUF } QuantMethod;
+
+#define GGUF_LINEARS 7 /* of a layer: q, k, v, o, gate, up, down */
 
 typedef struct ModelConfig {
     char model_type[32];   /* "llama", "mistral", "qwen2", "qwen3" */
@@ -48,10 +50,15 @@ typedef struct ModelConfig {
     int eos_count; /* 0 when absent; bos_id -1 when absent */
     QuantMethod prequant;
     int prequant_nf4, prequant_double; /* BNB_4BIT: nf4 (else fp4), double quantization */
-    int64_t parameters;                /* of the whole model, embeddings and tied head counted once */
+    struct {
+        int is_file;             /* the model is a GGUF file; its weights' types (GgmlType): */
+        uint8_t embedding, head; /* PREQUANT_GGUF where some linear is quantized */
+        uint8_t linear[MODEL_MAX_LAYERS][GGUF_LINEARS];
+    } gguf;
+    int64_t parameters; /* of the whole model, embeddings and tied head counted once */
 } ModelConfig;
 
-/* Reads FOLDER/config.json, or the file itself when `path` is a file. */
+/* Reads FOLDER/config.json, or the file itself when `path` is a file: a config.json, or a GGUF file's metadata. */
 Status model_config_read(const char *path, ModelConfig *config, Error *err);
 Status model_config_parse(const char *what, const char *text, size_t length, ModelConfig *config, Error *err);
 

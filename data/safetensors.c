@@ -7,6 +7,7 @@
 
 #include "core/file.h"
 #include "core/memory.h"
+#include "data/gguf_model.h"
 #include "data/json.h"
 #include "data/safetensors_private.h"
 
@@ -26,6 +27,7 @@ struct TensorFiles {
     TensorInfo *tensors;
     int64_t count, capacity;
     NameTable by_name;
+    GgufModel *gguf; /* instead of files; NULL */
 };
 
 /* Reads and checks the header of an open file. */
@@ -205,12 +207,25 @@ static Status folder_open(TensorFiles *files, const char *folder, const char *st
     } else {
         status = error_set(err, ERR_FAILED,
                            "%s: want %s.safetensors or %s.safetensors.index.json in this folder, got neither; weights in other "
-                           "formats (.bin, .pth, .gguf) must be converted to safetensors first",
+                           "formats (.bin, .pth) must be converted to safetensors first",
                            folder, stem, stem);
     }
     memory_free(single);
     memory_free(index);
     return status;
+}
+
+static Status gguf_add(TensorFiles *files, const char *path, Error *err) {
+    TRY(gguf_model_open(&files->gguf, path, err));
+    for (int64_t i = 0; i < gguf_model_count(files->gguf); i++) {
+        const TensorInfo *tensor = gguf_model_tensor(files->gguf, i);
+        files->tensors = grow_array(files->tensors, files->count, &files->capacity, sizeof *files->tensors);
+        files->tensors[files->count] = *tensor;
+        if (names_put(&files->by_name, tensor->name, files->count) >= 0)
+            FAIL("%s: two tensors have the name '%s'", path, tensor->name);
+        files->count++;
+    }
+    return OK;
 }
 
 Status tensors_open(TensorFiles **files, const char *path, const char *stem, Error *err) {
@@ -219,6 +234,8 @@ Status tensors_open(TensorFiles **files, const char *path, const char *stem, Err
     Status status;
     if (file_is_folder(path)) {
         status = folder_open(set, path, stem != NULL ? stem : "model", err);
+    } else if (gguf_is_file(path)) {
+        status = gguf_add(set, path, err);
     } else {
         status = file_add(set, memory_strdup(path), NULL, err);
         if (status == OK) status = tensors_add(set, err);
@@ -239,6 +256,7 @@ void tensors_close(TensorFiles *files) {
         memory_free(file->path);
         memory_free(file->name);
     }
+    gguf_model_close(files->gguf);
     names_free(&files->by_name);
     memory_free(files->files);
     memory_free(files->tensors);
@@ -259,7 +277,7 @@ const TensorInfo *tensors_find(const TensorFiles *files, const char *name) {
 }
 
 const char *tensors_file_name(const TensorFiles *files, int file) {
-    return files->files[file].path;
+    return files->gguf != NULL ? gguf_model_path(files->gguf) : files->files[file].path;
 }
 
 const char *tensors_metadata(const TensorFiles *files, const char *key) {
@@ -273,6 +291,7 @@ const char *tensors_metadata(const TensorFiles *files, const char *key) {
 
 Status tensors_read(const TensorFiles *files, const TensorInfo *tensor, uint64_t offset, void *out, size_t bytes,
                     int drop_cache, Error *err) {
+    if (files->gguf != NULL) return gguf_model_read(files->gguf, tensor - files->tensors, offset, out, bytes, drop_cache, err);
     const ShardFile *file = &files->files[tensor->file];
     if (offset > tensor->bytes || bytes > tensor->bytes - offset)
         FAIL("%s: tensor '%s': want bytes %llu to %llu of it, got a tensor of %llu bytes", file->path, tensor->name,

@@ -23,17 +23,19 @@
 typedef struct TensorInfo {
     const char *name; /* lives as long as its TensorFiles */
     DType dtype;
-    int ndim; /* 0: a scalar */
+    uint32_t ggml; /* a quantized GgmlType in a GGUF file: rows of blocks, dtype U8; else 0 */
+    int ndim;      /* 0: a scalar */
     int64_t shape[TENSOR_MAX_DIMS];
-    uint64_t bytes;  /* of its data: product of the shape times dtype_size; fits int64_t */
+    uint64_t bytes;  /* of its data: product of the shape times dtype_size (not where ggml); fits int64_t */
     int file;        /* which file of the set */
     uint64_t offset; /* absolute, in that file */
 } TensorInfo;
 
-/* One file, or all the shards of a model folder, as one set of names. */
+/* One file, or all the shards of a model folder, as one set of names. A GGUF file has the names, shapes and order of rows of the
+ * model folder that it stands for (data/gguf_model.h). */
 typedef struct TensorFiles TensorFiles;
 
-/* A .safetensors file, or a folder with model.safetensors or model.safetensors.index.json (name "model" replaced by
+/* A .safetensors or GGUF file, or a folder with model.safetensors or model.safetensors.index.json (name "model" replaced by
  * `stem`, e.g. "adapter_model"; NULL means "model"). Where a folder has both, the single file is taken. Opens and checks every
  * header. An index's weight_map must name plain files beside it and only tensors that are where it says; tensors of those
  * files that it does not name belong to the set as well. */

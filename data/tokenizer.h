@@ -23,7 +23,7 @@ typedef struct TokenBuffer {
 void token_buffer_free(TokenBuffer *buffer);
 
 /* A model folder, whose tokenizer.json, else tokenizer.model (SentencePiece, tiktoken), else vocab.json with merges.txt is read
- * with the settings beside it; or a tokenizer.json, ….model or ….gguf by its name. */
+ * with the settings beside it; or a tokenizer.json or ….model by its name, or a GGUF file. */
 Status tokenizer_open(Tokenizer **tokenizer, const char *path, Error *err);
 void tokenizer_close(Tokenizer *tokenizer);
 

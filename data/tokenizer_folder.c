@@ -5,6 +5,7 @@
 #include "core/file.h"
 #include "core/hash.h"
 #include "core/memory.h"
+#include "data/gguf_model.h"
 #include "data/sentencepiece.h"
 
 /* As JSON strings. */
@@ -108,10 +109,7 @@ static Status find_file(const char *path, char **folder, char **file, Form *form
         *folder = slash ? memory_format("%.*s", (int)(slash - path) + 1, path) : memory_strdup(".");
         *file = memory_strdup(path);
         const char *name = slash ? slash + 1 : path;
-        size_t length = strlen(name);
-        *form = length > 5 && strcmp(name + length - 5, ".gguf") == 0 ? FORM_GGUF
-                : strstr(name, ".model") != NULL                      ? FORM_MODEL
-                                                                      : FORM_JSON;
+        *form = gguf_is_file(path) ? FORM_GGUF : strstr(name, ".model") != NULL ? FORM_MODEL : FORM_JSON;
         return OK;
     }
     *folder = memory_strdup(path);

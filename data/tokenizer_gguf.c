@@ -22,22 +22,22 @@
 typedef struct Pre {
     const char *name, *cuts; /* cuts NULL: `split` */
     const char *const *split;
-    const char *normalizer; /* NULL */
-    int ignore_merges;
+    const char *normalizer;      /* NULL */
+    int ignore_merges, adds_bos; /* adds_bos: where the file says nothing */
 } Pre;
 
 static const Pre pres[] = {
-    {"gpt-2", BYTES_AND_SPLIT, NULL, NULL, 0},
-    {"mpt", BYTES_AND_SPLIT, NULL, "{\"type\": \"NFC\"}", 0},
-    {"starcoder", SEQUENCE(EACH_DIGIT ", " BYTES_AND_SPLIT), NULL, NULL, 0},
-    {"smollm", SEQUENCE(EACH_DIGIT ", " BYTES_AND_SPLIT), NULL, NULL, 0},
-    {"deepseek-coder", SEQUENCE(DEEPSEEK_CODER ", " BYTES_AFTER_SPLIT), NULL, NULL, 0},
-    {"llama-bpe", NULL, &split_llama3, NULL, 1},
-    {"smaug-bpe", NULL, &split_llama3, NULL, 0},
-    {"qwen2", NULL, &split_qwen2, "{\"type\": \"NFC\"}", 0},
+    {"gpt-2", BYTES_AND_SPLIT, NULL, NULL, 0, 0},
+    {"mpt", BYTES_AND_SPLIT, NULL, "{\"type\": \"NFC\"}", 0, 0},
+    {"starcoder", SEQUENCE(EACH_DIGIT ", " BYTES_AND_SPLIT), NULL, NULL, 0, 0},
+    {"smollm", SEQUENCE(EACH_DIGIT ", " BYTES_AND_SPLIT), NULL, NULL, 0, 0},
+    {"deepseek-coder", SEQUENCE(DEEPSEEK_CODER ", " BYTES_AFTER_SPLIT), NULL, NULL, 0, 0},
+    {"llama-bpe", NULL, &split_llama3, NULL, 1, 1},
+    {"smaug-bpe", NULL, &split_llama3, NULL, 0, 0},
+    {"qwen2", NULL, &split_qwen2, "{\"type\": \"NFC\"}", 0, 0},
 };
 
-static Status find_pre(const Tokenizer *t, const GgufVocab *vocab, const Pre **out, Error *err) {
+static Status find_pre(const char *path, const GgufVocab *vocab, const Pre **out, Error *err) {
     Text known = {0};
     *out = NULL;
     for (size_t i = 0; i < sizeof pres / sizeof *pres; i++) {
@@ -47,19 +47,27 @@ static Status find_pre(const Tokenizer *t, const GgufVocab *vocab, const Pre **o
     }
     Status status = OK;
     if (*out == NULL)
-        status = error_set(err, ERR_FAILED, "%s: tokenizer.ggml.pre '%.*s' is not supported; supported: %s", t->path,
+        status = error_set(err, ERR_FAILED, "%s: tokenizer.ggml.pre '%.*s' is not supported; supported: %s", path,
                            (int)(vocab->pre.length < 80 ? vocab->pre.length : 80), vocab->pre.bytes, known.data);
     text_free(&known);
     return status;
 }
 
-static Status add_cuts(Tokenizer *t, const Pre *pre, Error *err) {
-    if (pre->normalizer != NULL) TRY(components_add(&t->normalizer, &section_normalizer, pre->normalizer, err));
+Status gguf_pre_read(const char *path, const GgufVocab *vocab, GgufPre *out, Error *err) {
+    const Pre *pre;
+    TRY(find_pre(path, vocab, &pre, err));
     char *cuts =
         pre->cuts != NULL ? memory_strdup(pre->cuts) : memory_format(SEQUENCE(SPLIT("%s") ", " BYTES_AFTER_SPLIT), *pre->split);
-    Status status = components_add(&t->pre_tokenizer, &section_pre_tokenizer, cuts, err);
-    memory_free(cuts);
-    TRY(status);
+    *out = (GgufPre){.cuts = cuts,
+                     .normalizer = pre->normalizer,
+                     .ignore_merges = pre->ignore_merges,
+                     .adds_bos = vocab->adds_bos < 0 ? pre->adds_bos : vocab->adds_bos};
+    return OK;
+}
+
+static Status add_cuts(Tokenizer *t, const GgufPre *pre, Error *err) {
+    if (pre->normalizer != NULL) TRY(components_add(&t->normalizer, &section_normalizer, pre->normalizer, err));
+    TRY(components_add(&t->pre_tokenizer, &section_pre_tokenizer, pre->cuts, err));
     return components_add(&t->decoder, &section_decoder, "{\"type\": \"ByteLevel\"}", err);
 }
 
@@ -100,15 +108,17 @@ static Status add_merges(Tokenizer *t, const GgufVocab *vocab, Error *err) {
 }
 
 static Status build_bpe(Tokenizer *t, const GgufVocab *vocab, const TokenizerSettings *settings, Error *err) {
-    const Pre *pre;
-    TRY(find_pre(t, vocab, &pre, err));
-    TRY(add_cuts(t, pre, err));
+    GgufPre pre;
+    TRY(gguf_pre_read(t->path, vocab, &pre, err));
+    Status status = add_cuts(t, &pre, err);
+    memory_free(pre.cuts);
+    TRY(status);
     TRY(add_tokens(t, vocab, err));
-    t->bpe.ignore_merges = pre->ignore_merges;
+    t->bpe.ignore_merges = pre.ignore_merges;
     TRY(add_merges(t, vocab, err));
     TRY(settings_apply(settings, t, err));
     TRY(tokenizer_finish(t, err));
-    if (vocab->bos >= 0 && vocab->adds_bos == 1) surround_add(&t->around, vocab->bos, 0);
+    if (vocab->bos >= 0 && pre.adds_bos) surround_add(&t->around, vocab->bos, 0);
     if (vocab->eos >= 0 && vocab->adds_eos == 1) surround_add(&t->around, vocab->eos, 1);
     return OK;
 }
