@@ -22,6 +22,14 @@ for name in forward_parity gradients qat_gradients training_parity peft_roundtri
     echo "== $name"
     "$python" "$here/$name.py" "$build" || failed=$((failed + 1))
 done
+for name in tokenizer_vectors tokenizer_models; do
+    if "$python" -c 'import tokenizers, sentencepiece, tiktoken' 2>/dev/null; then
+        echo "== $name"
+        "$python" "$here/$name.py" "$build" || failed=$((failed + 1))
+    else
+        echo "SKIP $name: $python has no module tokenizers, sentencepiece or tiktoken"
+    fi
+done
 if "$python" -c 'import gguf, xxhash' 2>/dev/null; then
     for name in gguf_files ggml_blocks; do
         echo "== $name"
