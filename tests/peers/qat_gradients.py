@@ -40,6 +40,40 @@ def fake_int(w, bits, group, symmetric):
     return ((q - zero) * scale).reshape(w.shape)
 
 
+def learned_int(w, base, theta, bits, group):
+    """LSQ (Esser et al. 2020): a scale per group of the frozen base times theta, its gradient times 1 / sqrt(values * greatest code)."""
+    v, low, high = w.reshape(-1, group or w.shape[-1]), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    first = base.reshape(v.shape).abs().amax(1, keepdim=True) / ((high - low) / 2)
+    scale = torch.where(first == 0, torch.finfo(torch.float32).eps, first) * theta.reshape(-1, 1)
+    factor = (v.shape[1] * high) ** -0.5
+    scale.register_hook(lambda gradient: gradient * factor)
+    return (RoundClamp.apply(v / scale, low, high) * scale).reshape(w.shape)
+
+
+def fake_rows(x, symmetric, bits=8):
+    """int8 per token: torchao's formulas (kernels/ops.h), all FP32; scales and zero points without a gradient."""
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    with torch.no_grad():
+        lo, hi = x.amin(-1, keepdim=True).clamp(max=0), x.amax(-1, keepdim=True).clamp(min=0)
+        span = torch.maximum(-lo, hi) / ((high - low) / 2) if symmetric else (hi - lo) / (high - low)
+        scale = span.clamp(min=2**-23)
+        zero = torch.zeros_like(scale) if symmetric else torch.clamp(low - torch.round(lo / scale), low, high)
+    inverse = 1 / scale
+
+    class Codes(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            u = torch.round(x * inverse) + zero
+            ctx.inside = (u >= low) & (u <= high)
+            return (u.clamp(low, high) - zero) * scale
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * ctx.inside
+
+    return Codes.apply(x)
+
+
 def fake_q4_0(w):
     v = w.reshape(-1, 32)
     with torch.no_grad():
@@ -85,17 +119,30 @@ GRIDS = {
     "int8": (dict(qat_weights="int8"), lambda w: fake_int(w, 8, 0, True)),
     "q4_0": (dict(qat_weights="q4_0"), fake_q4_0),
     "q8_0": (dict(qat_weights="q8_0"), fake_q8_0),
+    "int4 g32 learned": (dict(qat_weights="int4", qat_learn_scales=True), (4, 32)),
+    "int8 learned": (dict(qat_weights="int8", qat_learn_scales=True), (8, 0)),
+    "int2 g32 learned": (dict(qat_weights="int2", qat_learn_scales=True), (2, 32)),
+    "int8 with int8 activations": (dict(qat_weights="int8", qat_activations="int8-asymmetric"), lambda w: fake_int(w, 8, 0, True)),
     "nf4": (dict(qat_weights="nf4", qat_double_quant=False), fake_nf4),
 }
+
+
+rounded_inputs = False
 
 
 class Linear(torch.nn.Module):
     def __init__(self, inner, a, b, scale, fake, merged):
         super().__init__()
         self.weight, self.a, self.b = inner.weight.detach(), torch.nn.Parameter(a), torch.nn.Parameter(b)
-        self.bias, self.scale, self.fake, self.merged = inner.bias, scale, fake, merged
+        self.bias, self.scale, self.fake, self.merged, self.theta = inner.bias, scale, fake, merged, None
+        if isinstance(fake, tuple):
+            bits, group = fake
+            self.theta = torch.nn.Parameter(torch.ones(inner.weight.shape[0], inner.weight.shape[1] // group if group else 1))
+            self.fake = lambda w: learned_int(w, self.weight, self.theta, bits, group)
 
     def forward(self, x):
+        if rounded_inputs:
+            x = fake_rows(x, symmetric=False)
         if self.merged:
             # summed in index order, as we do: with another last bit a row's greatest value, which lies on the border of the
             # clamp (amax / 7.5 and the like), may fall to its other side and win or lose its gradient
@@ -115,6 +162,8 @@ def quantize_aware(model, adapter, scale, fake, merged):
         linear = Linear(inner, adapter[key], adapter[key.replace("lora_A", "lora_B")], scale, fake, merged)
         setattr(model.get_submodule(parent), leaf, linear)
         parameters[path + ".lora_A"], parameters[path + ".lora_B"] = linear.a, linear.b
+        if linear.theta is not None:
+            parameters[path + ".scale"] = linear.theta
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     for parameter in parameters.values():
@@ -123,7 +172,9 @@ def quantize_aware(model, adapter, scale, fake, merged):
 
 
 def compare(name, grid, mode):
+    global rounded_inputs
     keys, fake = GRIDS[grid]
+    rounded_inputs = "qat_activations" in keys
     options = settings(method="lora", lora_rank=5, lora_alpha=13, train_lr=0.0, qat_mode=mode, **keys)
     model = random_model(name)
     with Folder() as f:
@@ -172,6 +223,7 @@ for grid in GRIDS:
     compare("llama_tied_mha", grid, "merged")
 compare("llama_tied_mha", "int4 g32", "separate")
 compare("llama_tied_mha", "q4_0", "separate")
+compare("llama_tied_mha", "int4 g32 learned", "separate")
 compare("llama_gqa", "int8", "merged")
 compare("qwen2", "int8", "merged")
 compare_torchao()

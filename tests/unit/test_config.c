@@ -98,7 +98,6 @@ static const struct {
     {"{\n\"device\": \"cuda\"}", "my.json:2:", "device: cuda is not supported yet", "this build runs on cpu"},
     {"{\"device\": \"emu\"}", "my.json:1:", "device: emu is not supported yet", "cpu"},
     {"{\"qat\": {\"weights\": \"mxfp4\"}}", "my.json:1:", "qat.weights: mxfp4 is not supported yet", "int4"},
-    {"{\"qat\": {\"learn_scales\": true}}", "my.json:1:", "qat.learn_scales: true is not supported yet", "each step"},
     {"{\"distributed\": {\"shard_base\": true}}", "my.json:1:", "distributed.shard_base: true is not supported yet", "base"},
     /* combinations */
     {"{\"qat\": {\n\"weights\": \"nf4\"}}", "my.json:2:", "qat.weights has no effect", "qat.mode is none"},
