@@ -7,6 +7,7 @@
 #include "core/memory.h"
 #include "data/gguf_model.h"
 #include "data/hf_config_fields.h"
+#include "data/hf_config_grouped.h"
 #include "data/json.h"
 
 #define CONFIG_MAX_BYTES ((size_t)1 << 20)
@@ -300,10 +301,13 @@ static Status quantization_parse(const ConfigObject *root, ModelConfig *config, 
     if (quant.json == NULL) return OK;
     int four = 0, eight = 0, own_four = 0, own_eight = 0;
     TRY(field_string(&quant, "quant_method", &method, err));
+    if (method != NULL && grouped_config_known(method)) return grouped_config_parse(&quant, method, config, err);
     /* Early files have no quant_method; then load_in_* tells. transformers saves both spellings. */
     if (method != NULL && strcmp(method, "bitsandbytes") != 0)
-        FAIL("%s: %squant_method: '%.64s' is not supported; supported is bitsandbytes, or the original 16-bit model",
-             quant.what, quant.prefix, method);
+        FAIL(
+            "%s: %squant_method: '%.64s' is not supported; supported are bitsandbytes, gptq, awq, compressed-tensors, or the "
+            "original 16-bit model",
+            quant.what, quant.prefix, method);
     TRY(field_bool(&quant, "load_in_4bit", 0, &four, err));
     TRY(field_bool(&quant, "load_in_8bit", 0, &eight, err));
     TRY(field_bool(&quant, "_load_in_4bit", 0, &own_four, err));

@@ -31,7 +31,26 @@ typedef struct RopeConfig {
     float short_factor[ROPE_MAX_PAIRS], long_factor[ROPE_MAX_PAIRS];
 } RopeConfig;
 
-typedef enum QuantMethod { PREQUANT_NONE, PREQUANT_BNB_4BIT, PREQUANT_BNB_8BIT, PREQUANT_GGUF } QuantMethod;
+typedef enum QuantMethod {
+    PREQUANT_NONE,
+    PREQUANT_BNB_4BIT,
+    PREQUANT_BNB_8BIT,
+    PREQUANT_GGUF,
+    PREQUANT_GPTQ,
+    PREQUANT_AWQ,
+    PREQUANT_PACKED,
+    PREQUANT_INT_ROWS /* compressed-tensors: pack-quantized, int-quantized */
+} QuantMethod;
+
+/* Grouped integers: what quantization_config says of the layers' linears (train/weights_grouped.c has the layouts). */
+typedef struct GroupedConfig {
+    int bits;
+    int64_t group;        /* columns; 0: a row */
+    int zeros;            /* groups have zero points; else 2^(bits-1) */
+    int ordered;          /* columns belong to groups in any order */
+    int zero_offset;      /* GPTQ's first checkpoint format: zero points are stored less 1 */
+    int int8_activations; /* runtimes quantize activations to int8 per token; nothing here does */
+} GroupedConfig;
 
 #define GGUF_LINEARS 7 /* of a layer: q, k, v, o, gate, up, down */
 
@@ -50,6 +69,7 @@ typedef struct ModelConfig {
     int eos_count; /* 0 when absent; bos_id -1 when absent */
     QuantMethod prequant;
     int prequant_nf4, prequant_double; /* BNB_4BIT: nf4 (else fp4), double quantization */
+    GroupedConfig grouped;             /* GPTQ, AWQ, PACKED, INT_ROWS */
     struct {
         int is_file;             /* the model is a GGUF file; its weights' types (GgmlType): */
         uint8_t embedding, head; /* PREQUANT_GGUF where some linear is quantized */
@@ -57,6 +77,11 @@ typedef struct ModelConfig {
     } gguf;
     int64_t parameters; /* of the whole model, embeddings and tied head counted once */
 } ModelConfig;
+
+/* Whether a folder holds grouped integers. */
+static inline int prequant_is_grouped(QuantMethod method) {
+    return method == PREQUANT_GPTQ || method == PREQUANT_AWQ || method == PREQUANT_PACKED || method == PREQUANT_INT_ROWS;
+}
 
 /* Reads FOLDER/config.json, or the file itself when `path` is a file: a config.json, or a GGUF file's metadata. */
 Status model_config_read(const char *path, ModelConfig *config, Error *err);

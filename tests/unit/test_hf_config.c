@@ -167,6 +167,50 @@ static void test_quantization(void **state) {
     assert_int_equal(parsed("{" LLAMA ",\"quantization_config\":null}").prequant, PREQUANT_NONE);
 }
 
+#define QUANT(text) "{" LLAMA ",\"quantization_config\":{" text "}}"
+#define GPTQ "\"quant_method\":\"gptq\",\"bits\":4,\"group_size\":128"
+#define AWQ "\"quant_method\":\"awq\",\"bits\":4,\"group_size\":64"
+#define COMPRESSED(format, weights)                                                                                           \
+    "\"quant_method\":\"compressed-tensors\",\"format\":\"" format "\",\"config_groups\":{\"group_0\":{\"weights\":{" weights \
+    "}}}"
+#define PACKED "\"num_bits\":4,\"strategy\":\"group\",\"group_size\":32"
+
+static void assert_grouped(const char *text, QuantMethod method, GroupedConfig want) {
+    ModelConfig config = parsed(text);
+    assert_int_equal(config.prequant, method);
+    assert_int_equal(config.grouped.bits, want.bits);
+    assert_int_equal(config.grouped.group, want.group);
+    assert_int_equal(config.grouped.zeros, want.zeros);
+    assert_int_equal(config.grouped.ordered, want.ordered);
+    assert_int_equal(config.grouped.zero_offset, want.zero_offset);
+    assert_int_equal(config.grouped.int8_activations, want.int8_activations);
+}
+
+static void test_grouped_integers(void **state) {
+    (void)state;
+    assert_grouped(QUANT(GPTQ), PREQUANT_GPTQ, (GroupedConfig){.bits = 4, .group = 128, .zero_offset = 1});
+    assert_grouped(QUANT(GPTQ ",\"desc_act\":true,\"sym\":false,\"checkpoint_format\":\"gptq_v2\",\"lm_head\":false,"
+                              "\"dynamic\":{},\"static_groups\":false,\"pack_dtype\":\"int32\",\"meta\":{\"x\":1}"),
+                   PREQUANT_GPTQ, (GroupedConfig){.bits = 4, .group = 128, .zeros = 1, .ordered = 1});
+    assert_grouped(QUANT("\"quant_method\":\"gptq\",\"bits\":3,\"group_size\":-1,\"desc_act\":true"), PREQUANT_GPTQ,
+                   (GroupedConfig){.bits = 3, .zero_offset = 1}); /* one group: no order */
+    assert_grouped(QUANT(AWQ ",\"version\":\"GEMM\",\"zero_point\":true,\"modules_to_not_convert\":null"), PREQUANT_AWQ,
+                   (GroupedConfig){.bits = 4, .group = 64, .zeros = 1});
+    assert_grouped(QUANT("\"quant_method\":\"awq\",\"w_bit\":4,\"q_group_size\":128"), PREQUANT_AWQ,
+                   (GroupedConfig){.bits = 4, .group = 128, .zeros = 1});
+    assert_grouped(QUANT(COMPRESSED("pack-quantized", PACKED ",\"type\":\"int\",\"symmetric\":true,\"actorder\":null")),
+                   PREQUANT_PACKED, (GroupedConfig){.bits = 4, .group = 32});
+    assert_grouped(QUANT(COMPRESSED("pack-quantized", PACKED ",\"symmetric\":false,\"actorder\":\"group\"")), PREQUANT_PACKED,
+                   (GroupedConfig){.bits = 4, .group = 32, .zeros = 1, .ordered = 1});
+    assert_grouped(QUANT(COMPRESSED("pack-quantized", "\"num_bits\":3,\"strategy\":\"channel\",\"actorder\":\"weight\"")),
+                   PREQUANT_PACKED, (GroupedConfig){.bits = 3});
+    assert_grouped(QUANT("\"quant_method\":\"compressed-tensors\",\"format\":\"int-quantized\",\"sparsity_config\":{},"
+                         "\"quantization_status\":\"compressed\",\"config_groups\":{\"group_0\":{\"weights\":{\"num_bits\":8,"
+                         "\"strategy\":\"channel\"},\"input_activations\":{\"num_bits\":8,\"type\":\"int\",\"dynamic\":true,"
+                         "\"strategy\":\"token\"},\"output_activations\":null}},\"kv_cache_scheme\":null"),
+                   PREQUANT_INT_ROWS, (GroupedConfig){.bits = 8, .int8_activations = 1});
+}
+
 /* ---- refusals ------------------------------------------------------------------------------------------------------ */
 
 static const struct {
@@ -176,6 +220,52 @@ static const struct {
     {"[]", "want an object, got an array"},
     {"{" LLAMA "}}", "want nothing after"},
     {"{" LLAMA ",}", "want a key"},
+    {QUANT("\"quant_method\":\"gptq\",\"group_size\":128"), "bits|got 0"},
+    {QUANT("\"quant_method\":\"gptq\",\"bits\":5,\"group_size\":128"), "bits: want 2, 3, 4 or 8, got 5"},
+    {QUANT("\"quant_method\":\"gptq\",\"bits\":4"), "group_size is missing"},
+    {QUANT("\"quant_method\":\"gptq\",\"bits\":4,\"group_size\":0"), "group_size|got 0"},
+    {QUANT("\"quant_method\":\"gptq\",\"bits\":4,\"group_size\":12"), "a multiple of 8, got 12"},
+    {QUANT("\"quant_method\":\"gptq\",\"bits\":4,\"group_size\":-3"), "group_size|got -3"},
+    {QUANT("\"quant_method\":\"gptq\",\"bits\":4,\"group_size\":1e300"), "group_size|want an integer"},
+    {QUANT("\"quant_method\":\"gptq\",\"bits\":\"4\",\"group_size\":128"), "bits|got '4'"},
+    {QUANT(GPTQ ",\"bits\":4"), "bits|twice"},
+    {QUANT(GPTQ ",\"sym\":1"), "sym|true or false"},
+    {QUANT(GPTQ ",\"checkpoint_format\":\"marlin\""), "checkpoint_format|'marlin' is not supported"},
+    {QUANT(GPTQ ",\"format\":\"bitblas\""), "format|'bitblas' is not supported"},
+    {QUANT(GPTQ ",\"is_marlin_format\":true"), "Marlin"},
+    {QUANT(GPTQ ",\"lm_head\":true"), "a quantized head"},
+    {QUANT(GPTQ ",\"dynamic\":{\"-:q_proj\":{}}"), "differ between modules"},
+    {QUANT(GPTQ ",\"pack_dtype\":\"int16\""), "pack_dtype|int16"},
+    {QUANT("\"quant_method\":\"awq\",\"bits\":8,\"group_size\":64"), "bits: want 4, got 8"},
+    {QUANT(AWQ ",\"version\":\"gemv\""), "version|'gemv' is not supported"},
+    {QUANT(AWQ ",\"zero_point\":false"), "zero_point: want true"},
+    {QUANT(AWQ ",\"backend\":\"llm-awq\""), "backend|'llm-awq'"},
+    {QUANT("\"quant_method\":\"compressed-tensors\""), "format is missing"},
+    {QUANT("\"quant_method\":\"compressed-tensors\",\"format\":\"float-quantized\""), "'float-quantized' is not supported"},
+    {QUANT("\"quant_method\":\"compressed-tensors\",\"format\":\"pack-quantized\",\"config_groups\":[]"), "want an object"},
+    {QUANT("\"quant_method\":\"compressed-tensors\",\"format\":\"pack-quantized\",\"config_groups\":{}"), "want one group"},
+    {QUANT("\"quant_method\":\"compressed-tensors\",\"format\":\"pack-quantized\",\"config_groups\":{\"a\":{},\"b\":{}}"),
+     "want one group"},
+    {QUANT("\"quant_method\":\"compressed-tensors\",\"format\":\"pack-quantized\",\"config_groups\":{\"a\":null}"),
+     "want an object in it"},
+    {QUANT("\"quant_method\":\"compressed-tensors\",\"format\":\"pack-quantized\",\"config_groups\":{\"a\":{}}"),
+     "weights.|is missing"},
+    {QUANT(COMPRESSED("pack-quantized", "\"num_bits\":9,\"strategy\":\"channel\"")), "num_bits: want 2 to 8, got 9"},
+    {QUANT(COMPRESSED("int-quantized", "\"num_bits\":4,\"strategy\":\"channel\"")), "num_bits: want 8, got 4"},
+    {QUANT(COMPRESSED("int-quantized", "\"num_bits\":8,\"strategy\":\"group\",\"group_size\":32")), "want channel"},
+    {QUANT(COMPRESSED("pack-quantized", "\"num_bits\":4,\"strategy\":\"tensor\"")), "strategy|'tensor'"},
+    {QUANT(COMPRESSED("pack-quantized", "\"num_bits\":4,\"strategy\":\"group\"")), "a group_size"},
+    {QUANT(COMPRESSED("pack-quantized", "\"num_bits\":4")), "strategy: want group or channel"},
+    {QUANT(COMPRESSED("pack-quantized", PACKED ",\"type\":\"float\"")), "type|'float'"},
+    {QUANT(COMPRESSED("pack-quantized", PACKED ",\"dynamic\":true")), "dynamic scales"},
+    {QUANT(COMPRESSED("pack-quantized", PACKED ",\"actorder\":\"sideways\"")), "actorder|'sideways'"},
+    {QUANT(COMPRESSED("pack-quantized", PACKED) ",\"kv_cache_scheme\":{\"num_bits\":8}"), "key/value cache"},
+    {QUANT(COMPRESSED("pack-quantized", PACKED) ",\"transform_config\":{\"a\":1}"), "transforms"},
+    {QUANT(COMPRESSED("pack-quantized", PACKED) ",\"quantization_status\":\"frozen\""), "'frozen' is not supported"},
+    {QUANT(COMPRESSED("pack-quantized", PACKED) ",\"sparsity_config\":{\"format\":\"sparse-24\"}"), "'sparse-24'"},
+    {QUANT("\"quant_method\":\"compressed-tensors\",\"format\":\"int-quantized\",\"config_groups\":{\"a\":{\"weights\":{"
+           "\"num_bits\":8,\"strategy\":\"channel\"},\"input_activations\":{\"num_bits\":8,\"strategy\":\"tensor\"}}}"),
+     "dynamic int8 per token"},
     {"{" LLAMA ",\"x\":[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]}", "nested deeper"},
     {"{" LLAMA ",\"x\":\"\\uD800\"}", "lone surrogate"},
     {"{}", "model_type|missing|llama, mistral, qwen2, qwen3"},
@@ -238,7 +328,7 @@ static const struct {
     {"{" LLAMA ",\"eos_token_id\":[1,2,3,4,5,6,7,8,9]}", "eos_token_id|at most 8"},
     {"{" LLAMA ",\"bos_token_id\":1000}", "bos_token_id|got 1000"},
     {"{" LLAMA ",\"torch_dtype\":\"float64\"}", "dtype|'float64'"},
-    {"{" LLAMA ",\"quantization_config\":{\"quant_method\":\"gptq\",\"bits\":4}}", "quantization_config.quant_method|'gptq'"},
+    {"{" LLAMA ",\"quantization_config\":{\"quant_method\":\"hqq\",\"bits\":4}}", "quantization_config.quant_method|'hqq'"},
     {"{" LLAMA ",\"quantization_config\":{\"quant_method\":\"compressed-tensors\"}}", "'compressed-tensors'"},
     {"{" LLAMA ",\"quantization_config\":{}}", "load_in_4bit|neither"},
     {"{" LLAMA ",\"quantization_config\":{\"load_in_4bit\":true,\"load_in_8bit\":true}}", "both"},
@@ -524,6 +614,7 @@ int main(void) {
         cmocka_unit_test(test_qwen3),
         cmocka_unit_test(test_parameters),
         cmocka_unit_test(test_quantization),
+        cmocka_unit_test(test_grouped_integers),
         cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_large_text_is_refused),
         cmocka_unit_test(test_rope_types),
