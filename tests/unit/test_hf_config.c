@@ -329,7 +329,7 @@ static const struct {
     {"{" LLAMA ",\"bos_token_id\":1000}", "bos_token_id|got 1000"},
     {"{" LLAMA ",\"torch_dtype\":\"float64\"}", "dtype|'float64'"},
     {"{" LLAMA ",\"quantization_config\":{\"quant_method\":\"hqq\",\"bits\":4}}", "quantization_config.quant_method|'hqq'"},
-    {"{" LLAMA ",\"quantization_config\":{\"quant_method\":\"compressed-tensors\"}}", "'compressed-tensors'"},
+    {"{" LLAMA ",\"quantization_config\":{\"quant_method\":\"torchao\"}}", "'torchao'"},
     {"{" LLAMA ",\"quantization_config\":{}}", "load_in_4bit|neither"},
     {"{" LLAMA ",\"quantization_config\":{\"load_in_4bit\":true,\"load_in_8bit\":true}}", "both"},
     {"{" LLAMA ",\"quantization_config\":{\"load_in_4bit\":true,\"bnb_4bit_quant_type\":\"nf3\"}}",
