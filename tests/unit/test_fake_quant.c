@@ -224,6 +224,48 @@ static void test_ggml_masks(void **state) {
     assert_true(cut > 0 && cut < COLS);
 }
 
+/* Scales that are given: values and masks by the formula, and the slope against a difference quotient where no code changes. */
+static void test_given_scales(void **state) {
+    (void)state;
+    float x[128], out[128], slope[128], scales[4] = {0.125f, 0.03f, 2.0f, 1.0f}, above[4], below[4], high[128], low[128];
+    uint8_t pass[128];
+    uint32_t seed = 7;
+    for (int i = 0; i < 128; i++) {
+        seed = seed * 1664525u + 1013904223u;
+        x[i] = ((float)(seed >> 8) / 8388608.0f - 1.0f) * 12.0f * scales[i / 32];
+    }
+    for (int bits = 2; bits <= 8; bits += 2) {
+        FakeQuant fake = {.grid = FAKE_INT, .bits = bits, .symmetric = 1, .group = 32, .scale_type = DTYPE_F32};
+        float most = (float)((1 << (bits - 1)) - 1);
+        for (int g = 0; g < 4; g++) {
+            above[g] = scales[g] * (1.0f + 1.0f / 1024);
+            below[g] = scales[g] * (1.0f - 1.0f / 1024);
+        }
+        assert_int_equal(fake_quant_row_scaled(&fake, x, 128, scales, out, pass, slope), 0);
+        assert_int_equal(fake_quant_row_scaled(&fake, x, 128, above, high, NULL, NULL), 0);
+        assert_int_equal(fake_quant_row_scaled(&fake, x, 128, below, low, NULL, NULL), 0);
+        int clipped = 0, tried = 0;
+        for (int i = 0; i < 128; i++) {
+            float s = scales[i / 32], q = rintf(x[i] / s), kept = fminf(fmaxf(q, -most - 1), most);
+            assert_true(out[i] == kept * s && pass[i] == (q == kept));
+            assert_true(slope[i] == (q == kept ? kept - x[i] / s : kept));
+            clipped += !pass[i];
+            if (rintf(x[i] / above[i / 32]) != q || rintf(x[i] / below[i / 32]) != q) continue;
+            /* where the code stays, the value is code * s; the straight-through part adds -x / s inside */
+            float quotient = (high[i] - low[i]) / (above[i / 32] - below[i / 32]);
+            assert_true(fabsf(quotient - (slope[i] + (pass[i] ? x[i] / s : 0.0f))) <=
+                        1e-2f * (1.0f + fabsf(kept))); /* of a step of 2^-9 */
+            tried++;
+        }
+        assert_true(tried > 64 && (bits <= 4 ? clipped > 0 : clipped == 0));
+    }
+    FakeQuant row = {.grid = FAKE_INT, .bits = 4, .symmetric = 1, .scale_type = DTYPE_BF16};
+    assert_int_equal(fake_quant_row_scaled(&row, x, 128, scales, out, pass, NULL), 0);
+    assert_true(out[127] == fminf(fmaxf(rintf(x[127] / 0.125f), -8.0f), 7.0f) * 0.125f);
+    x[3] = NAN;
+    assert_int_equal(fake_quant_row_scaled(&row, x, 128, scales, out, pass, slope), -1);
+}
+
 static void test_refusals(void **state) {
     (void)state;
     float x[256] = {0}, out[256];
@@ -251,9 +293,10 @@ static void test_refusals(void **state) {
 int main(void) {
     fill();
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_ggml),       cmocka_unit_test(test_int4_is_the_stored_format),
-        cmocka_unit_test(test_integers),   cmocka_unit_test(test_ends_of_int4),
-        cmocka_unit_test(test_ggml_masks), cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_ggml),         cmocka_unit_test(test_int4_is_the_stored_format),
+        cmocka_unit_test(test_integers),     cmocka_unit_test(test_ends_of_int4),
+        cmocka_unit_test(test_ggml_masks),   cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_given_scales),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
