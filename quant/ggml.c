@@ -252,3 +252,16 @@ Status ggml_dequantize(uint32_t type, const void *data, int64_t rows, int64_t co
     pool_run(pool, dequantize_row, &job, rows);
     return OK;
 }
+
+int64_t ggml_find_nonfinite(uint32_t type, const void *data, int64_t count) {
+    const Codec *codec;
+    const GgmlTypeInfo *info;
+    if (codec_find(type, &codec, &info, NULL) != OK) return -1;
+    const uint8_t *bytes = data;
+    for (int64_t i = 0; i < count; i++, bytes += info->bytes) {
+        float value;
+        if (type == GGML_F32) memcpy(&value, bytes, sizeof value);
+        if (type == GGML_F32 ? !isfinite(value) : !data_is_finite(codec, info, bytes, info->bytes)) return i;
+    }
+    return -1;
+}

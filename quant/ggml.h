@@ -41,5 +41,8 @@ Status ggml_quantize(uint32_t type, const float *x, int64_t rows, int64_t cols, 
                      Error *err);
 /* Overwrites x [rows, cols]. data is 2-byte aligned (4 for F32). Any bytes decode; scales of Inf and NaN give what they give. */
 Status ggml_dequantize(uint32_t type, const void *data, int64_t rows, int64_t cols, float *x, Pool *pool, Error *err);
+/* The first of `count` blocks (elements of types without blocks) in which a scale (or the value) is Inf or NaN; -1: none. Of all
+ * other blocks every value is finite. */
+int64_t ggml_find_nonfinite(uint32_t type, const void *data, int64_t count);
 
 #endif

@@ -200,9 +200,10 @@ Status engine_open(Engine *engine, const EngineOptions *options, Error *err) {
     engine->exec = (Exec){.config = {.act = options->act, .threads = pool_threads(engine->pool)}, .pool = engine->pool};
     int dense_wanted =
         options->method == METHOD_FULL || (options->method == METHOD_LORA && options->weights.linear == WEIGHT_BF16);
-    if (engine->model.prequant == PREQUANT_BNB_4BIT && dense_wanted)
+    int is_quantized = engine->model.prequant == PREQUANT_BNB_4BIT || engine->model.prequant == PREQUANT_GGUF;
+    if (is_quantized && dense_wanted)
         FAIL_USAGE(
-            "%s is already quantized to 4 bits; method qlora trains on it as it is, and method %s needs the 16-bit model",
+            "%s is already quantized; method qlora trains on it as it is, and method %s needs the 16-bit model",
             options->model, options->method == METHOD_FULL ? "full" : "lora");
     if (options->method == METHOD_FULL) return open_full(engine, options, err);
     return open_frozen(engine, options, err);

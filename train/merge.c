@@ -7,6 +7,7 @@
 
 #include "train/adapter.h"
 #include "train/lora_row.h"
+#include "kernels/ggml_formats.h"
 #include "train/weights_internal.h"
 
 typedef struct MergeAdapter {
@@ -187,12 +188,13 @@ static int is_adapted(const Merge *merge, int32_t id) {
 MergeWeight merge_weight(const Merge *merge, int32_t id) {
     const WeightEntry *entry = &merge->entries[id];
     if (!entry->present) return (MergeWeight){0};
+    int is_quantized = entry->origin != ORIGIN_DENSE && entry->ggml != GGML_F16;
     return (MergeWeight){.present = 1,
                          .rows = entry->rows,
                          .cols = entry->cols,
                          .file = entry->file,
-                         .decoded = entry->quantized || entry->origin != ORIGIN_DENSE,
-                         .folder_quantized = entry->origin != ORIGIN_DENSE,
+                         .decoded = entry->quantized || is_quantized,
+                         .folder_quantized = is_quantized,
                          .adapted = is_adapted(merge, id),
                          .spec = entry->spec};
 }
@@ -234,6 +236,11 @@ static void scale_to_norm(float *x, int64_t cols, float wanted) {
         x[c] *= factor;
 }
 
+/* Of an entry that is read by rows. */
+static size_t file_row_bytes(const WeightEntry *entry) {
+    return (size_t)(entry->file->bytes / (uint64_t)entry->rows);
+}
+
 static void decode_base(const Rows *job, int64_t item, float *out) {
     const WeightEntry *entry = job->entry;
     int64_t cols = entry->cols;
@@ -242,7 +249,12 @@ static void decode_base(const Rows *job, int64_t item, float *out) {
         return;
     }
     DType type = entry->file->dtype;
-    const uint8_t *from = job->merge->raw + (size_t)(item * cols) * dtype_size(type);
+    const uint8_t *from = job->merge->raw + (size_t)item * file_row_bytes(entry);
+    if (entry->origin == ORIGIN_GGML) {
+        WeightView row = {.format = WEIGHT_GGML, .rows = 1, .cols = cols, .data = from, .ggml_type = entry->ggml};
+        job->merge->backend->dequantize(&row, 0, cols, out, DTYPE_F32);
+        return;
+    }
     if (entry->origin != ORIGIN_INT8) {
         dtype_convert(out, DTYPE_F32, from, type, cols);
         return;
@@ -281,7 +293,7 @@ static void row_item(void *context, int64_t item, int worker) {
 }
 
 static Status read_raw(Merge *merge, const WeightEntry *entry, int64_t first, int64_t count, Error *err) {
-    size_t row_bytes = (size_t)entry->cols * dtype_size(entry->file->dtype);
+    size_t row_bytes = file_row_bytes(entry);
     return tensors_read(merge->files, entry->file, (uint64_t)first * row_bytes, merge->raw, (size_t)count * row_bytes, 1, err);
 }
 

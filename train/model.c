@@ -59,6 +59,10 @@ static Status fake_rows(const Recorder *r, const char *name, int bits, int symme
     return tape_fake_rows(r->tape, full, *x, &shape, x, err);
 }
 
+static WeightFormat head_format(const Recorder *r) {
+    return r->shape->weights != NULL ? weights_view(r->shape->weights, WEIGHT_HEAD).format : r->shape->dense;
+}
+
 static Status linear_group(const Recorder *r, int64_t layer, const char *name, LayerWeight first, int count, TensorId x,
                            TensorId *y, Error *err) {
     TapeLinear members[LINEAR_GROUP_MAX];
@@ -119,7 +123,7 @@ static Status record_all(const Recorder *r, Error *err) {
     tape_segment(r->tape, -1);
     TRY(tape_norm(r->tape, "norm", residual, x, ref_of(r, WEIGHT_FINAL_NORM), c->rms_eps, &sum, &n, err));
     WeightRef head = c->tied_embeddings ? table : ref_of(r, WEIGHT_HEAD);
-    TRY(tape_head(r->tape, "lm_head", n, head, r->shape->dense, c->vocab, err));
+    TRY(tape_head(r->tape, "lm_head", n, head, head_format(r), c->vocab, err));
     return tape_finish(r->tape, err);
 }
 

@@ -176,7 +176,7 @@ static Status check_plan(const Trainer *trainer, Error *err) {
     TRY(check_equal("rope tables", plan->rope, engine->rope.arena.capacity, err));
     TRY(check_equal("micro-batches", plan->buffers, trainer->buffers.capacity, err));
     TRY(check_equal("fake quantization", plan->qat, engine->qat != NULL ? qat_taken(engine->qat) : 0, err));
-    if (engine->weights != NULL && engine->model.prequant == PREQUANT_NONE)
+    if (engine->weights != NULL && (engine->model.prequant == PREQUANT_NONE || engine->model.prequant == PREQUANT_GGUF))
         TRY(check_equal("the base", plan->weights.arena, weights_bytes(engine->weights), err));
     return OK;
 }

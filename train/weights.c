@@ -5,12 +5,26 @@
 
 #include "core/hash.h"
 #include "core/log.h"
+#include "core/text.h"
+#include "quant/ggml.h"
 #include "train/weights_internal.h"
 
 static const char *describe_spec(const QuantSpec *spec, char *out, size_t capacity) {
     (void)snprintf(out, capacity, "%s%s, blocks of %d", weight_format_name(spec->format),
                    spec->double_quant ? " with double quantization" : "", (int)spec->block_size);
     return out;
+}
+
+/* "169 linears Q4_K, 28 linears Q6_K" */
+static void describe_gguf(const ModelConfig *config, Text *out) {
+    for (uint32_t type = 0; type < UINT8_MAX; type++) {
+        int64_t count = 0;
+        for (int64_t layer = 0; layer < config->layers; layer++)
+            for (int i = 0; i < GGUF_LINEARS; i++)
+                count += config->gguf.linear[layer][i] == type;
+        if (count > 0)
+            text_addf(out, "%s%lld linears %s", out->length > 0 ? ", " : "", (long long)count, ggml_type_info(type)->name);
+    }
 }
 
 /* What a reader of the log should know about a folder that was quantized before. */
@@ -29,6 +43,12 @@ static void log_origin(const char *folder, const ModelConfig *config, const Weig
         int dense = options->linear == WEIGHT_F32 || options->linear == WEIGHT_BF16;
         log_info("%s is an LLM.int8 folder: its weights are dequantized%s%s", folder, dense ? "" : ", then quantized to ",
                  dense ? "" : describe_spec(&spec, text, sizeof text));
+    }
+    if (config->prequant == PREQUANT_GGUF) {
+        Text types = {0};
+        describe_gguf(config, &types);
+        log_info("%s stays in its own types: %s", folder, types.data);
+        text_free(&types);
     }
     if (bnb4 == NULL) return;
     const QuantSpec *spec = &bnb4->spec;
@@ -87,7 +107,9 @@ WeightView weights_view(const ModelWeights *weights, int32_t id) {
     if (id < 0 || id >= weights->count || !weights->entries[id].present) return (WeightView){0};
     const WeightEntry *entry = &weights->entries[id];
     if (entry->quantized) return quantized_view(&entry->tensor);
-    return (WeightView){.format = entry->dense == DTYPE_BF16 ? WEIGHT_BF16 : WEIGHT_F32,
+    WeightFormat dense = entry->dense == DTYPE_BF16 ? WEIGHT_BF16 : WEIGHT_F32;
+    return (WeightView){.format = entry->ggml != 0 ? WEIGHT_GGML : dense,
+                        .ggml_type = entry->ggml,
                         .rows = entry->rows,
                         .cols = entry->cols,
                         .data = entry->data};
@@ -130,7 +152,7 @@ uint64_t weights_hash(const ModelWeights *weights) {
         if (entry->quantized)
             hash_tensor(&hash, &entry->tensor);
         else
-            hash_update(&hash, entry->data, (size_t)(entry->rows * entry->cols) * dtype_size(entry->dense));
+            hash_update(&hash, entry->data, weight_data_bytes(entry));
     }
     return hash_final(&hash);
 }

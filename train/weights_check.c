@@ -54,11 +54,23 @@ static int is_float(DType type) {
     return type == DTYPE_F32 || type == DTYPE_BF16 || type == DTYPE_F16;
 }
 
+/* A matrix of a GGUF file: the entry has the type that the config found there. */
+static Status check_gguf(int32_t id, WeightEntry *entry, Error *err) {
+    const TensorInfo *tensor = entry->file;
+    TRY(check_shape(id, entry, err));
+    int is_same = tensor->ggml != 0 ? tensor->ggml == entry->ggml : entry->ggml == 0 || tensor->dtype == DTYPE_F16;
+    if (!is_same || (tensor->ggml == 0 && !is_float(tensor->dtype)))
+        FAIL("%s: the file was changed while it is read", tensor->name);
+    entry->origin = entry->ggml != 0 ? ORIGIN_GGML : ORIGIN_DENSE;
+    return OK;
+}
+
 /* Where one weight comes from. */
 static Status check_weight(WeightCheck *check, const char *name, int32_t id, WeightEntry *entry, Error *err) {
     int found = 0;
     DType type = entry->file->dtype;
     check->used[check->used_count++] = entry->file;
+    if (check->config->gguf.is_file && !weight_is_vector(id)) return check_gguf(id, entry, err);
     if (!weight_is_vector(id)) {
         TRY(bnb4_find(check, name, entry, &found, err));
         if (found) return OK;

@@ -20,7 +20,8 @@
 typedef enum WeightOrigin {
     ORIGIN_DENSE, /* F32, BF16 or F16 values */
     ORIGIN_BNB4,  /* bitsandbytes NF4 or FP4: kept byte for byte */
-    ORIGIN_INT8   /* bitsandbytes LLM.int8: dequantized while it is read */
+    ORIGIN_INT8,  /* bitsandbytes LLM.int8: dequantized while it is read */
+    ORIGIN_GGML   /* rows of a GGUF file's blocks, or of F16: kept byte for byte */
 } WeightOrigin;
 
 typedef struct WeightEntry {
@@ -29,7 +30,8 @@ typedef struct WeightEntry {
     /* storage */
     int quantized; /* else dense */
     DType dense;
-    void *data; /* dense */
+    uint32_t ggml; /* ORIGIN_GGML: the type; 0: dense */
+    void *data;    /* dense, and the blocks */
     QuantSpec spec;
     QuantizedTensor tensor; /* quantized */
     /* where it comes from; valid while the files are open */
@@ -46,6 +48,9 @@ struct ModelWeights {
     WeightEntry *entries; /* [count], by number */
     Arena arena;
 };
+
+/* Bytes of `data` where the entry is not quantized. */
+size_t weight_data_bytes(const WeightEntry *entry);
 
 int weight_is_linear(int32_t id); /* one of a layer's seven */
 int weight_is_vector(int32_t id); /* a norm or a bias */

@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "quant/ggml.h"
 #include "train/weights_internal.h"
 
 typedef struct Piece {
@@ -251,12 +252,27 @@ static int should_drop_cache(const TensorFiles *files) {
     return total > memory_available() / 2;
 }
 
+static Status read_blocks(const Loader *loader, const WeightEntry *entry, Error *err) {
+    const TensorInfo *tensor = entry->file;
+    for (uint64_t at = 0; at < tensor->bytes;) {
+        uint64_t rest = tensor->bytes - at, count = rest < STAGE_BYTES ? rest : STAGE_BYTES;
+        TRY(tensors_read(loader->files, tensor, at, (uint8_t *)entry->data + at, (size_t)count, loader->drop_cache, err));
+        at += count;
+    }
+    const GgmlTypeInfo *type = ggml_type_info(entry->ggml);
+    int64_t bad = ggml_find_nonfinite(entry->ggml, entry->data, (int64_t)tensor->bytes / type->bytes);
+    if (bad >= 0) FAIL("%s: block %lld of %s has a scale that is NaN or Inf", tensor->name, (long long)bad, type->name);
+    return OK;
+}
+
 static Status read_prequantized(Loader *loader, int32_t count, Error *err) {
     for (int32_t id = 0; id < count; id++) {
         WeightEntry *entry = &loader->entries[id];
         if (!entry->present) continue;
         if (entry->origin == ORIGIN_BNB4)
             TRY(bnb4_read(loader->files, entry, loader->drop_cache, err));
+        else if (entry->origin == ORIGIN_GGML)
+            TRY(read_blocks(loader, entry, err));
         else
             loader->order[loader->order_count++] = id;
     }

@@ -1,6 +1,7 @@
 /* How each weight lies in memory. The plan and the loader run the same code: one with a counting arena. */
 #include <string.h>
 
+#include "quant/ggml.h"
 #include "train/weights_internal.h"
 
 DType weight_dense_type(int32_t id, DType act, DType file_dtype) {
@@ -11,6 +12,27 @@ DType weight_dense_type(int32_t id, DType act, DType file_dtype) {
 
 static int is_dense_format(WeightFormat format) {
     return format == WEIGHT_F32 || format == WEIGHT_BF16 || format == WEIGHT_F64;
+}
+
+/* The type in which a GGUF file has a matrix. */
+static uint32_t gguf_type(const ModelConfig *config, int32_t id) {
+    if (id == WEIGHT_EMBED) return config->gguf.embedding;
+    if (id == WEIGHT_HEAD) return config->gguf.head;
+    int32_t at = id - WEIGHT_GLOBALS;
+    return config->gguf.linear[at / LAYER_WEIGHTS][at % LAYER_WEIGHTS];
+}
+
+/* Blocks stay as they are. F16 stays in an FP32 run, where BF16 would lose bits and FP32 twice the memory, unless it is to be
+ * quantized. */
+static void decide_gguf(const ModelConfig *config, int32_t id, const WeightOptions *options, WeightEntry *entry) {
+    uint32_t type = gguf_type(config, id);
+    int is_blocks = ggml_type_info(type)->is_quantized;
+    if (is_blocks || config->prequant == PREQUANT_GGUF) entry->quantized = 0;
+    if (is_blocks || (type == GGML_F16 && options->act == DTYPE_F32 && !entry->quantized)) entry->ggml = type;
+    entry->dense = weight_dense_type(id, options->act,
+                                     type == GGML_BF16  ? DTYPE_BF16
+                                     : type == GGML_F16 ? DTYPE_F16
+                                                        : DTYPE_F32);
 }
 
 void weights_decide(const ModelConfig *config, const WeightOptions *options, DType file_dtype, WeightEntry *entries) {
@@ -34,6 +56,7 @@ void weights_decide(const ModelConfig *config, const WeightOptions *options, DTy
         /* LLM.int8 values are dequantized, and are no BF16 numbers then */
         int was_int8 = weight_is_linear(id) && config->prequant == PREQUANT_BNB_8BIT;
         entry->dense = weight_dense_type(id, options->act, was_int8 ? DTYPE_F32 : file_dtype);
+        if (config->gguf.is_file && !weight_is_vector(id)) decide_gguf(config, id, options, entry);
     }
 }
 
@@ -53,9 +76,20 @@ static void add_bytes(int32_t id, const WeightEntry *entry, size_t taken, Weight
     }
 }
 
+size_t weight_data_bytes(const WeightEntry *entry) {
+    int64_t blocks = 0;
+    if (entry->ggml == 0) return (size_t)(entry->rows * entry->cols) * dtype_size(entry->dense);
+    return ggml_bytes(entry->ggml, entry->rows, entry->cols, &blocks, NULL) == OK ? (size_t)blocks : 0;
+}
+
 static Status take_entry(WeightEntry *entry, Arena *arena, Error *err) {
     if (entry->quantized) return quantized_take(&entry->tensor, &entry->spec, entry->rows, entry->cols, arena, err);
     size_t bytes;
+    int64_t blocks;
+    if (entry->ggml != 0) {
+        TRY(ggml_bytes(entry->ggml, entry->rows, entry->cols, &blocks, err));
+        return arena_take(arena, (size_t)blocks, &entry->data, err);
+    }
     if (entry->rows <= 0 || entry->cols <= 0 || size_mul((size_t)entry->rows, (size_t)entry->cols, &bytes) ||
         size_mul(bytes, dtype_size(entry->dense), &bytes))
         FAIL("a weight of shape [%lld, %lld] is too large", (long long)entry->rows, (long long)entry->cols);
@@ -108,7 +142,7 @@ size_t weights_staging(const WeightEntry *entries, int32_t count, DType file_dty
     size_t largest = 0, constants = 0;
     for (int32_t id = 0; id < count; id++) {
         const WeightEntry *entry = &entries[id];
-        if (!entry->present) continue;
+        if (!entry->present || entry->ggml != 0) continue; /* blocks are read into their place */
         size_t stage = stage_bytes(entry, file_dtype);
         if (stage > largest) largest = stage;
         size_t nested = (size_t)quant_nested_constants(&entry->spec, entry->rows, entry->cols) * sizeof(float);
