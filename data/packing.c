@@ -1,10 +1,11 @@
-/* Best-fit-decreasing packing in runs.
+/* Best-fit-decreasing packing in runs, and a tighter one where that leaves room.
  *
  * An epoch's sequences, in random order, are cut into runs of at least RUN_SEQUENCES sequences and RUN_WINDOWS windows'
  * worth of tokens. In a run the longest sequence goes first, each into the fullest window that still has room (E. G.
  * Coffman et al., "Approximation algorithms for bin packing", 1996). Windows are found by what is left in them: one list
- * per number of tokens left, and a two-level bitmap over the lists that are not empty. The windows of a run are then
- * shuffled, so that long and short sequences mix over its steps.
+ * per number of tokens left, and a two-level bitmap over the lists that are not empty. A run that could do with a window less is
+ * packed again (packing_tight.c), and the better of the two counts. The windows of a run are then shuffled, so that long and
+ * short sequences mix over its steps.
  */
 #include "data/packing.h"
 
@@ -14,6 +15,7 @@
 
 #include "core/memory.h"
 #include "core/philox.h"
+#include "data/packing_internal.h"
 
 #define RUN_SEQUENCES 4096
 #define RUN_WINDOWS 128
@@ -124,7 +126,6 @@ static void clear_lists(Run *run) {
         run->bits[r >> 6] = 0;
         run->top[r >> 12] = 0;
     }
-    run->windows = 0;
 }
 
 static void add_window(PackPlan *plan) {
@@ -158,13 +159,35 @@ static Keyed *order_windows(const Run *run, const PackPlan *plan, const Keyed *i
     return windows;
 }
 
+/* Replaces the run's windows by fewer where there is such a packing. */
+static void pack_again(Run *run, const Keyed *items, int64_t count) {
+    int64_t *lengths = memory_alloc((size_t)count * sizeof *lengths), *last = memory_alloc((size_t)count * sizeof *last),
+            *before = memory_alloc((size_t)count * sizeof *before), tokens = 0;
+    for (int64_t i = 0; i < count; i++)
+        tokens += lengths[i] = length_of(run->dataset, items[i].value);
+    if ((tokens + run->window - 1) / run->window < run->windows) {
+        int64_t windows = pack_tight(lengths, count, run->window, run->windows, last, before);
+        if (windows < run->windows) {
+            run->windows = windows;
+            memcpy(run->last, last, (size_t)windows * sizeof *last);
+            memcpy(run->before, before, (size_t)count * sizeof *before);
+        }
+    }
+    memory_free(lengths);
+    memory_free(last);
+    memory_free(before);
+}
+
 /* Packs `count` sequences (their order is lost) and appends the windows to the plan. */
 static void pack_run(Run *run, PackPlan *plan, Keyed *items, int64_t count, uint64_t seed, int64_t epoch, int shuffle) {
     for (int64_t i = 0; i < count; i++)
         items[i].key = (uint64_t)(run->window - length_of(run->dataset, items[i].value));
     qsort(items, (size_t)count, sizeof *items, compare_keyed);
+    run->windows = 0;
     for (int64_t i = 0; i < count; i++)
         place(run, i, length_of(run->dataset, items[i].value));
+    clear_lists(run);
+    pack_again(run, items, count);
     Keyed *windows = order_windows(run, plan, items, seed, epoch, shuffle);
     for (int64_t w = 0; w < run->windows; w++) {
         add_window(plan);
@@ -172,7 +195,6 @@ static void pack_run(Run *run, PackPlan *plan, Keyed *items, int64_t count, uint
             add_member(plan, items[i].value);
     }
     memory_free(windows);
-    clear_lists(run);
 }
 
 /* How many of the sequences from `first` on make the next run. What would be left over as less than a run joins it. */
