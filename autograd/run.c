@@ -254,12 +254,13 @@ static Status run_node(const Step *step, Error *err) {
 
 /* ---- watching for NaN and Inf ------------------------------------------------------------------------------------------- */
 
-static void watch(const Step *s) {
+static Status watch(const Step *s, Error *err) {
     static const char *const passes[] = {"forward", "recomputation", "backward"};
     const Node *n = s->node;
     int64_t rows = s->run->batch->tokens;
     int backward = s->pass == PASS_BACKWARD || n->kind == NODE_HEAD; /* the head's gradient comes with its forward */
     int count = backward ? n->inputs : n->outputs;
+    if (s->tape->backend.finish != NULL) TRY(s->tape->backend.finish(s->run->exec, err)); /* the loss is there */
     int bad = n->kind == NODE_HEAD && s->run->loss_sum != NULL && !(*s->run->loss_sum - *s->run->loss_sum == 0.0);
     for (int i = 0; i < count && !bad; i++) {
         TensorId id = backward ? n->in[i] : n->out[i];
@@ -267,9 +268,10 @@ static void watch(const Step *s) {
         if (data == NULL) continue;
         bad = s->tape->backend.find_nonfinite(s->run->exec, data, rows, s->tape->tensors[id].columns) >= 0;
     }
-    if (!bad) return;
+    if (!bad) return OK;
     s->run->watch->found = 1;
     (void)snprintf(s->run->watch->text, sizeof s->run->watch->text, "%s of %s", passes[s->pass], n->name);
+    return OK;
 }
 
 static Status check_batch(const Tape *tape, const TapeRun *run, Error *err) {
@@ -287,8 +289,8 @@ static Status check_batch(const Tape *tape, const TapeRun *run, Error *err) {
     return OK;
 }
 
-Status tape_run(const Tape *tape, const TapeRun *run, Error *err) {
-    TRY(check_batch(tape, run, err));
+static Status run_instructions(const Tape *tape, const TapeRun *run, Error *err) {
+    const Backend *backend = &tape->backend;
     for (int32_t at = 0; at < tape->instruction_count; at++) {
         const Instruction *instruction = &tape->instructions[at];
         Step step = {.tape = tape, .run = run, .node = &tape->nodes[instruction->node], .pass = instruction->pass};
@@ -300,11 +302,24 @@ Status tape_run(const Tape *tape, const TapeRun *run, Error *err) {
             error_prefix(err, "%s", step.node->name);
             return status;
         }
-        if (run->profile != NULL) run->profile[at] += clock_seconds() - begin;
+        if (run->profile != NULL) {
+            if (backend->finish != NULL) TRY(backend->finish(run->exec, err));
+            run->profile[at] += clock_seconds() - begin;
+        }
         if (run->watch != NULL) {
-            watch(&step);
+            TRY(watch(&step, err));
             if (run->watch->found) return OK;
         }
     }
     return OK;
+}
+
+Status tape_run(const Tape *tape, const TapeRun *run, Error *err) {
+    const Backend *backend = &tape->backend;
+    TRY(check_batch(tape, run, err));
+    if (backend->begin != NULL)
+        TRY(backend->begin(run->exec, run->batch, tape->options.rows, tape->options.supervised, run->past,
+                           (uint8_t *)run->arena + tape->batch_offset, err));
+    TRY(run_instructions(tape, run, err));
+    return backend->finish != NULL ? backend->finish(run->exec, err) : OK;
 }

@@ -220,6 +220,10 @@ Status tape_finish(Tape *tape, Error *err) {
         }
     }
     layout_areas(tape->areas, tape->area_count, &tape->plan.arena);
+    tape->batch_offset = tape->plan.arena;
+    if (tape->backend.batch_bytes != NULL)
+        tape->plan.batch = tape->backend.batch_bytes(tape->options.rows, tape->options.supervised);
+    tape->plan.arena += tape->plan.batch;
     tape->plan.instructions = tape->instruction_count;
     measure_peak(tape);
     tape->finished = 1;

@@ -95,6 +95,7 @@ Status tape_finish(Tape *tape, Error *err);
 
 typedef struct TapePlan {
     size_t arena; /* bytes of the arena */
+    size_t batch; /* of these: the micro-batch itself, where a device has it in memory of its own */
     /* what lives at the fullest instant, by kind; their sum is at most arena (the rest is fragmentation) */
     size_t activations, saved, gradients, workspace;
     const char *peak_node; /* what runs at that instant */

@@ -70,6 +70,7 @@ struct Tape {
     Area *areas;
     int32_t area_count, area_capacity;
     int32_t (*saved)[2]; /* [node_count]: areas of `saved`, per generation as in Tensor.area */
+    size_t batch_offset; /* in the arena: where a backend on a device has the micro-batch */
     TapePlan plan;
 };
 

@@ -99,6 +99,15 @@ void arena_free(Arena *arena) {
     memset(arena, 0, sizeof *arena);
 }
 
+Status arena_drop(Arena *arena, Error *err) {
+    if (arena->base == NULL) return OK;
+    /* a fresh mapping over the old one: its pages are gone at once */
+    if (mmap(arena->base, arena->capacity, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) ==
+        MAP_FAILED)
+        FAIL("%s: cannot give %zu bytes of memory back", arena->name, arena->capacity);
+    return OK;
+}
+
 Status arena_take(Arena *arena, size_t bytes, void **out, Error *err) {
     size_t size = arena_align(bytes);
     if (size < bytes || size > arena->capacity - arena->used)

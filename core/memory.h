@@ -34,6 +34,8 @@ typedef struct Arena {
 Status arena_create(Arena *arena, const char *name, size_t capacity, Error *err);
 void arena_count(Arena *arena, const char *name);
 void arena_free(Arena *arena);
+/* Gives the memory back and keeps the addresses: they can be computed with, and no longer read or written. */
+Status arena_drop(Arena *arena, Error *err);
 
 /* Overwrites *out with `bytes` of uncleared memory (NULL from a counting arena). */
 Status arena_take(Arena *arena, size_t bytes, void **out, Error *err);

@@ -56,7 +56,8 @@ typedef struct ExecConfig {
 
 typedef struct Exec {
     ExecConfig config;
-    Pool *pool; /* pool_threads(pool) == config.threads */
+    Pool *pool;   /* pool_threads(pool) == config.threads */
+    void *device; /* what a backend with memory of its own works with; NULL on the CPU */
 } Exec;
 
 /* What varies from micro-batch to micro-batch. All arrays are borrowed. */
@@ -202,6 +203,11 @@ typedef struct AdamStep {
     int64_t step; /* t, from 1 */
 } AdamStep;
 
+/* Which implementation fills an entry, for tests and `bench`: "ref", "avx2", "avx512", "cuda". */
+typedef struct BackendVariant {
+    const char *linear, *attention, *norm, *rope, *gate, *head, *adamw, *quantize;
+} BackendVariant;
+
 typedef struct Backend {
     const char *name; /* "cpu" */
 
@@ -287,10 +293,27 @@ typedef struct Backend {
     /* Elements [first, first+count) of the flattened weight as F32, BF16 (rounded once) or F64. Any format. In the caller. */
     void (*dequantize)(const WeightView *weight, int64_t first, int64_t count, void *out, DType out_type);
 
-    /* Which implementation fills an entry, for tests and `bench`: "ref", "avx2", "avx512". */
-    struct {
-        const char *linear, *attention, *norm, *rope, *gate, *head, *adamw, *quantize;
-    } variant;
+    /* ---- memory ----
+     * on_device: what the entries above are given (activations, weights, parameters, tables, the cache; not Batch, loss_sum,
+     * nll, logits) lies in memory that the host reaches only through these. On the CPU it is the host's own: on_device is 0
+     * and the entries below are NULL; callers go through train/device_memory.h, which knows both. copy_in and copy_out
+     * return when the host's side may be used again; fill is in order with the entries. quantize_4bit and dequantize work
+     * on host memory in every backend. */
+    int on_device;
+    Status (*memory_take)(const Exec *exec, const char *what, size_t bytes, void **out, Error *err);
+    void (*memory_give)(const Exec *exec, void *memory);
+    Status (*memory_left)(const Exec *exec, size_t *bytes, Error *err);
+    Status (*copy_in)(const Exec *exec, void *to, const void *from, size_t bytes, Error *err);
+    Status (*copy_out)(const Exec *exec, void *to, const void *from, size_t bytes, Error *err);
+    Status (*fill)(const Exec *exec, void *to, int byte, size_t bytes, Error *err);
+    /* Around the entries of one micro-batch: begin copies the batch to memory [batch_bytes] on the device (past: as in
+     * attention_cached); finish waits, adds to loss_sum and fills nll. Between them the host does not wait. */
+    size_t (*batch_bytes)(int64_t rows, int64_t supervised);
+    Status (*begin)(const Exec *exec, const Batch *batch, int64_t rows, int64_t supervised, int64_t past, void *memory,
+                    Error *err);
+    Status (*finish)(const Exec *exec, Error *err);
+
+    BackendVariant variant;
 } Backend;
 
 /* Supervised rows a chunk of the head's logits has, so that a chunk stays about 32 MiB. */

@@ -113,7 +113,7 @@ static Status fill_batch(StepBench *b, Error *err) {
 
 static Status run_step(StepBench *b, int64_t t, double *profile, double *optimizer_seconds, Error *err) {
     Engine *engine = &b->engine;
-    memset(engine->state.gradient, 0, (size_t)engine->params.elements * sizeof(float));
+    TRY(engine_clear_gradients(engine, err));
     TapeRun run = engine_run(engine, &b->batch);
     run.loss_sum = &b->loss_sum;
     run.profile = profile;

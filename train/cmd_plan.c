@@ -135,7 +135,7 @@ static Status fill_report(Report *r, const PlanOptions *o, const char *path, Err
     TRY(load_config(r, o, path, err));
     TRY(find_shape(r, o, err));
     TRY(cpu_backend(&r->backend, getenv("NIBBLE_CPU"), err));
-    TRY(run_memory_limit(&r->config, &r->limit, err));
+    TRY(run_memory_limit(&r->config, NULL, &r->limit, err));
     TRY(measure(r, o, err));
     TRY(plan_run(r, err));
     TRY(find_largest(r, RECOMPUTE_NONE, &r->largest[0], err));

@@ -53,7 +53,7 @@ Status command_train(int argc, char **argv, Error *err) {
         {"set", OPTION_LIST, "KEY=VALUE", "sets a config key", &options.set},
         {"resume", OPTION_FLAG, NULL, "goes on from the newest valid checkpoint of the run folder", &options.resume},
         {"overwrite", OPTION_FLAG, NULL, "replaces an earlier run in the same folder", &options.overwrite},
-        {"device", OPTION_STRING, "NAME", "auto or cpu", &options.device},
+        {"device", OPTION_STRING, "NAME", "auto, cpu, cuda or emu", &options.device},
         {"threads", OPTION_INTEGER, "N", "threads; 0: all that this process may use", &options.threads},
         {"gpus", OPTION_INTEGER, "N", "GPUs of this machine (not supported yet)", &options.gpus},
         {"ranks", OPTION_INTEGER, "N", "CPU ranks on this machine (not supported yet)", &options.ranks},

@@ -22,7 +22,7 @@ typedef struct ConfigPath {
 } ConfigPath;
 
 typedef struct Config {
-    char *device;    /* auto | cpu (cuda, emu: not supported yet) */
+    char *device;    /* auto | cpu | cuda | emu */
     char *precision; /* auto | bf16 | f32 */
     int64_t seed;
     struct {

@@ -28,7 +28,6 @@ const int config_section_count = (int)(sizeof config_sections / sizeof *config_s
 
 const ConfigKey config_keys[] = {
     {"device", KEY_CHOICE, AT(device), .fallback = "\"auto\"", .choices = LIST("auto", "cpu", "cuda", "emu"),
-     .pending = LIST("cuda", "emu"), .pending_reason = "this build runs on cpu",
      .help = "What computes. auto: the best there is."},
     {"precision", KEY_CHOICE, AT(precision), .fallback = "\"auto\"", .choices = LIST("auto", "bf16", "f32"),
      .help = "Rounding of weights and activations. f32 rounds nothing; auto: bf16."},

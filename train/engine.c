@@ -6,6 +6,7 @@
 
 #include "core/log.h"
 #include "core/philox.h"
+#include "train/device_memory.h"
 #include "train/qat_scales.h"
 
 DType precision_type(const char *precision) {
@@ -61,7 +62,8 @@ static Status full_acquire(void *self, int32_t id, Pass pass, WeightView *view, 
     *view = (WeightView){.format = act == DTYPE_F32 ? WEIGHT_F32 : WEIGHT_BF16,
                          .rows = rows,
                          .cols = cols,
-                         .data = (const uint8_t *)engine->state.copy + (size_t)engine->weight_gradient[id] * dtype_size(act)};
+                         .data = params_there(&engine->state, (const uint8_t *)engine->state.copy +
+                                                                  (size_t)engine->weight_gradient[id] * dtype_size(act))};
     return OK;
 }
 
@@ -130,6 +132,7 @@ static Status open_qat(Engine *engine, const Config *config, Error *err) {
                       .rows = config->train.micro_batch_tokens};
     TRY(qat_options(config, &shape.options, err));
     if (shape.options.mode == QAT_NONE) return OK;
+    if (engine->backend.on_device) FAIL_USAGE("qat.mode %s runs on the CPU only so far; use --device cpu", config->qat.mode);
     engine->qat_mode = shape.options.mode;
     engine->activations = qat_activations(config);
     if (config->train.samples > 0 && weights_bytes(engine->weights) > LARGE_BASE)
@@ -195,9 +198,13 @@ Status engine_open(Engine *engine, const EngineOptions *options, Error *err) {
     memset(engine, 0, sizeof *engine);
     engine->method = options->method;
     TRY(model_config_read(options->model, &engine->model, err));
-    TRY(cpu_backend(&engine->backend, options->cpu, err));
+    TRY(device_open(&engine->device, options->device, options->cpu, err));
+    engine->backend = engine->device.backend;
+    if (engine->device.reason[0] != 0) log_info("device auto: cpu, because %s", engine->device.reason);
     TRY(pool_create(&engine->pool, options->threads, err));
-    engine->exec = (Exec){.config = {.act = options->act, .threads = pool_threads(engine->pool)}, .pool = engine->pool};
+    engine->exec = (Exec){.config = {.act = options->act, .threads = pool_threads(engine->pool)},
+                          .pool = engine->pool,
+                          .device = engine->device.context};
     int dense_wanted =
         options->method == METHOD_FULL || (options->method == METHOD_LORA && options->weights.linear == WEIGHT_BF16);
     int is_quantized = engine->model.prequant == PREQUANT_BNB_4BIT || engine->model.prequant == PREQUANT_GGUF;
@@ -214,11 +221,14 @@ void engine_close(Engine *engine) {
     weights_free(engine->weights);
     adapter_free(&engine->adapter);
     params_free(&engine->params);
+    device_arena_free(&engine->state.mirror, &engine->backend, &engine->exec);
     params_state_free(&engine->state);
     memory_free(engine->weight_gradient);
     memory_free(engine->scales);
+    device_arena_free(&engine->rope_mirror, &engine->backend, &engine->exec);
     rope_memory_free(&engine->rope);
-    arena_free(&engine->arena);
+    device_arena_free(&engine->arena, &engine->backend, &engine->exec);
+    device_close(&engine->device);
     pool_free(engine->pool);
     memset(engine, 0, sizeof *engine);
 }
@@ -262,17 +272,34 @@ Status engine_reserve(Engine *engine, Tape *const *tapes, int count, int64_t pos
         tape_plan(tapes[i], &plan);
         if (plan.arena > bytes) bytes = plan.arena;
     }
-    TRY(arena_create(&engine->arena, "activations", bytes, err));
-    return rope_memory_create(&engine->rope, &engine->model, positions, longest, err);
+    TRY(rope_memory_create(&engine->rope, &engine->model, positions, longest, err));
+    if (engine->weights != NULL) TRY(weights_to_device(engine->weights, &engine->backend, &engine->exec, err));
+    TRY(mirror_create(&engine->state.mirror, &engine->state.arena, &engine->backend, &engine->exec, err));
+    TRY(mirror_create(&engine->rope_mirror, &engine->rope.arena, &engine->backend, &engine->exec, err));
+    return device_arena_create(&engine->arena, &engine->backend, &engine->exec, "activations", bytes, err);
+}
+
+Status engine_store_params(Engine *engine, Error *err) {
+    return mirror_store(&engine->state.mirror, &engine->state.arena, &engine->backend, &engine->exec, err);
+}
+
+Status engine_fetch_params(Engine *engine, Error *err) {
+    return mirror_fetch(&engine->state.mirror, &engine->state.arena, &engine->backend, &engine->exec, err);
+}
+
+Status engine_clear_gradients(Engine *engine, Error *err) {
+    return device_clear(params_there(&engine->state, engine->state.gradient), (size_t)engine->params.elements * sizeof(float),
+                        &engine->backend, &engine->exec, err);
 }
 
 TapeRun engine_run(const Engine *engine, const Batch *batch) {
     return (TapeRun){.exec = &engine->exec,
                      .batch = batch,
                      .weights = &engine->source,
-                     .rope = engine->rope.table,
+                     .rope = {mirror_at(&engine->rope_mirror, &engine->rope.arena, engine->rope.table.cosine),
+                              mirror_at(&engine->rope_mirror, &engine->rope.arena, engine->rope.table.sine)},
                      .arena = engine->arena.base,
-                     .params = engine->state.copy,
-                     .gradients = engine->state.gradient,
+                     .params = params_there(&engine->state, engine->state.copy),
+                     .gradients = params_there(&engine->state, engine->state.gradient),
                      .unrounded = engine->qat != NULL && !qat_active(engine->qat)};
 }

@@ -10,6 +10,7 @@
 #include "core/pool.h"
 #include "train/adapter.h"
 #include "train/config.h"
+#include "train/device.h"
 #include "train/model.h"
 #include "train/params.h"
 #include "train/qat.h"
@@ -23,6 +24,7 @@ typedef struct EngineOptions {
     DType act;           /* DTYPE_BF16 or DTYPE_F32 */
     int threads;         /* 0: what the machine gives */
     const char *cpu;     /* forced CPU variant, or NULL */
+    const char *device;  /* auto, cpu, cuda or emu; NULL: cpu */
     WeightOptions weights;
     Method method;
     int random_weights; /* METHOD_FULL: drawn from the seed instead of read (the folder needs only config.json) */
@@ -33,7 +35,8 @@ typedef struct EngineOptions {
 
 typedef struct Engine {
     ModelConfig model;
-    Backend backend;
+    Device device;
+    Backend backend; /* the device's */
     Pool *pool;
     Exec exec;
     Method method;
@@ -48,6 +51,7 @@ typedef struct Engine {
     ParamState state;
     int64_t *weight_gradient; /* METHOD_FULL: offsets per weight number */
     RopeMemory rope;
+    Arena rope_mirror;
     Arena arena;           /* of the tapes, which never run at the same time */
     uint64_t weights_hash; /* of the frozen bytes as loaded */
 } Engine;
@@ -61,8 +65,12 @@ ModelShape engine_shape(const Engine *engine);
 Status engine_tape(Engine *engine, TapeMode mode, Recompute recompute, int64_t rows, int64_t supervised, int64_t cache_rows,
                    Tape **tape, Error *err);
 /* After the tapes are recorded: the arena of the largest, and the RoPE table for `positions` positions, scaled for sequences of
- * up to `longest` tokens. */
+ * up to `longest` tokens. With a device, everything loaded is copied there, and the host keeps no weights. */
 Status engine_reserve(Engine *engine, Tape *const *tapes, int count, int64_t positions, int64_t longest, Error *err);
+/* Parameters to the device after the host has changed them, and back before it reads them; nothing to do on the CPU. */
+Status engine_store_params(Engine *engine, Error *err);
+Status engine_fetch_params(Engine *engine, Error *err);
+Status engine_clear_gradients(Engine *engine, Error *err);
 /* The common part of a TapeRun. */
 TapeRun engine_run(const Engine *engine, const Batch *batch);
 

@@ -1,5 +1,7 @@
 #include "train/generate.h"
 
+#include "train/device_memory.h"
+
 #include <string.h>
 
 #include "train/signals.h"
@@ -8,12 +10,13 @@ struct Generator {
     Engine *engine;
     Tape *tape;
     int64_t capacity, chunk, logit_rows;
-    Arena arena;
-    KvLayer *cache; /* [layers] */
-    float *logits;  /* [logit_rows, vocab] */
-    float *last;    /* [vocab]: of the last row held */
-    int32_t *held;  /* [capacity]: the tokens whose rows the cache holds; `past` of them */
-    int32_t *order; /* [vocab] */
+    Arena rows_there; /* the cache, where the backend wants it */
+    Arena arena;      /* the rest */
+    KvLayer *cache;   /* [layers] */
+    float *logits;    /* [logit_rows, vocab] */
+    float *last;      /* [vocab]: of the last row held */
+    int32_t *held;    /* [capacity]: the tokens whose rows the cache holds; `past` of them */
+    int32_t *order;   /* [vocab] */
     int32_t *positions, *rows;
     int64_t past;
 };
@@ -29,10 +32,13 @@ size_t generator_bytes(const ModelConfig *model, DType act, int64_t capacity, in
 }
 
 static Status take_memory(Generator *g, const ModelConfig *model, DType act, Error *err) {
-    TRY(arena_create(&g->arena, "key/value cache", generator_bytes(model, act, g->capacity, g->logit_rows), err));
+    size_t layers = 2 * (size_t)model->layers * cache_bytes(model, act, g->capacity);
+    const Engine *engine = g->engine;
+    TRY(device_arena_create(&g->rows_there, &engine->backend, &engine->exec, "key/value cache", layers, err));
+    TRY(arena_create(&g->arena, "logits", generator_bytes(model, act, g->capacity, g->logit_rows) - layers, err));
     for (int64_t layer = 0; layer < model->layers; layer++) {
-        TRY(arena_take(&g->arena, cache_bytes(model, act, g->capacity), &g->cache[layer].k, err));
-        TRY(arena_take(&g->arena, cache_bytes(model, act, g->capacity), &g->cache[layer].v, err));
+        TRY(arena_take(&g->rows_there, cache_bytes(model, act, g->capacity), &g->cache[layer].k, err));
+        TRY(arena_take(&g->rows_there, cache_bytes(model, act, g->capacity), &g->cache[layer].v, err));
     }
     void *logits, *last, *order, *positions, *rows, *held;
     TRY(arena_take(&g->arena, (size_t)(g->logit_rows * model->vocab) * sizeof(float), &logits, err));
@@ -75,6 +81,7 @@ Tape *generator_tape(Generator *generator) {
 void generator_free(Generator *generator) {
     if (generator == NULL) return;
     tape_free(generator->tape);
+    device_arena_free(&generator->rows_there, &generator->engine->backend, &generator->engine->exec);
     arena_free(&generator->arena);
     memory_free(generator->cache);
     memory_free(generator);

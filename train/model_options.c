@@ -39,8 +39,7 @@ Status model_options_check(const ModelOptions *options, const char *folder, Mode
         FAIL_USAGE("--no-double-quant: --quant %s has no double quantization", options->quant);
     if (strcmp(options->precision, "bf16") != 0 && strcmp(options->precision, "f32") != 0)
         FAIL_USAGE("--precision: want bf16 or f32, got \"%.60s\"", options->precision);
-    if (strcmp(options->device, "auto") != 0 && strcmp(options->device, "cpu") != 0)
-        FAIL_USAGE("--device %.60s is not supported yet: this build runs on cpu", options->device);
+    TRY(device_check_name(options->device, err));
     if (options->threads < 0 || options->threads > 1024)
         FAIL_USAGE("--threads: want 0 (all) to 1024, got %lld", (long long)options->threads);
     if (has_file(folder, "metrics.jsonl") && has_file(folder, "adapter"))
@@ -68,6 +67,7 @@ Status model_options_open(Engine *engine, const ModelOptions *options, const cha
                           .act = precision_type(options->precision),
                           .threads = (int)options->threads,
                           .cpu = getenv("NIBBLE_CPU"),
+                          .device = options->device,
                           .weights = model_options_weights(options),
                           .method = METHOD_FROZEN};
     WeightBytes bytes;

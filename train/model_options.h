@@ -20,7 +20,7 @@ typedef struct ModelOptions {
         {"quant", OPTION_STRING, "TYPE", "quantize on load: none, nf4, fp4, int8 or int4", &(o)->quant},                \
         {"no-double-quant", OPTION_FLAG, NULL, "keep the blocks' constants in FP32 (nf4, fp4)", &(o)->no_double_quant}, \
         {"precision", OPTION_STRING, "TYPE", "bf16 or f32 (nothing is rounded to BF16)", &(o)->precision},              \
-        {"device", OPTION_STRING, "NAME", "auto or cpu", &(o)->device}, {                                               \
+        {"device", OPTION_STRING, "NAME", "auto, cpu, cuda or emu", &(o)->device}, {                                               \
         "threads", OPTION_INTEGER, "N", "threads; 0: all that this process may use", &(o)->threads                      \
     }
 

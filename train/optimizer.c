@@ -28,7 +28,7 @@ double schedule_lr(const Config *config, int64_t step, int64_t steps) {
 }
 
 double gradient_norm(const Exec *exec, const Backend *backend, const ParamSet *set, const ParamState *state) {
-    return sqrt(backend->sum_squares(exec, set->elements, state->gradient));
+    return sqrt(backend->sum_squares(exec, set->elements, params_there(state, state->gradient)));
 }
 
 double clip_factor(double norm, double max_norm) {
@@ -52,8 +52,9 @@ void optimizer_step(const Exec *exec, const Backend *backend, const Config *conf
         int64_t begin = set->entries[e].offset;
         int64_t end = last + 1 < set->count ? set->entries[last + 1].offset : set->elements;
         step.weight_decay = set->entries[e].decay ? config->train.weight_decay : 0.0;
-        backend->adamw(exec, end - begin, state->master + begin, state->m + begin, state->v + begin, state->gradient + begin,
-                       (uint8_t *)state->copy + (size_t)begin * dtype_size(act), &step);
+        backend->adamw(exec, end - begin, params_there(state, state->master + begin), params_there(state, state->m + begin),
+                       params_there(state, state->v + begin), params_there(state, state->gradient + begin),
+                       params_there(state, (uint8_t *)state->copy + (size_t)begin * dtype_size(act)), &step);
         e = last + 1;
     }
 }

@@ -3,6 +3,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "train/device_memory.h"
+
 int64_t params_add(ParamSet *set, ParamEntry entry) {
     if (set->count == set->capacity) {
         set->capacity = set->capacity ? 2 * set->capacity : 64;
@@ -64,6 +66,10 @@ Status params_state_create(ParamState *state, const ParamSet *set, DType act, in
 void params_state_free(ParamState *state) {
     arena_free(&state->arena);
     memset(state, 0, sizeof *state);
+}
+
+void *params_there(const ParamState *state, const void *pointer) {
+    return mirror_at(&state->mirror, &state->arena, pointer);
 }
 
 void params_refresh_copy(ParamState *state, const ParamSet *set, DType act) {

@@ -39,17 +39,20 @@ void params_free(ParamSet *set);
 /* "model.layers.3.self_attn.q_proj.lora_A" or the Hugging Face name of the weight. */
 void params_name(const ParamSet *set, const ModelConfig *config, int64_t index, char *out, size_t capacity);
 
+/* Pointers are the host's; with a device, what is true lies in `mirror` (train/device_memory.h) at the same offsets. */
 typedef struct ParamState {
     float *master, *m, *v, *gradient;
     void *copy;
-    Arena arena;
+    Arena arena, mirror;
 } ParamState;
 
 /* Bytes of the arena that params_state_create makes. */
 size_t params_state_bytes(const ParamSet *set, DType act, int optimizer);
 /* All zero. optimizer 0: only what the forward pass needs (copy and master). */
 Status params_state_create(ParamState *state, const ParamSet *set, DType act, int optimizer, Error *err);
-void params_state_free(ParamState *state);
+void params_state_free(ParamState *state); /* after its mirror is freed */
+/* Where the backend's entries find what the host has at `pointer`. */
+void *params_there(const ParamState *state, const void *pointer);
 /* copy = master rounded. */
 void params_refresh_copy(ParamState *state, const ParamSet *set, DType act);
 

@@ -18,9 +18,9 @@ int64_t run_max_length(const Config *config, const ModelConfig *model) {
     return least(2048, least(model->context, config->train.micro_batch_tokens));
 }
 
-Status run_memory_limit(const Config *config, size_t *bytes, Error *err) {
+Status run_memory_limit(const Config *config, const Device *device, size_t *bytes, Error *err) {
     *bytes = memory_available();
-    if (strcmp(config->train.memory, "auto") == 0) return OK;
+    if (strcmp(config->train.memory, "auto") == 0) return device != NULL ? device_memory_left(device, bytes, err) : OK;
     uint64_t limit;
     TRY(config_parse_bytes(config->train.memory, &limit, err));
     *bytes = (size_t)limit;

@@ -7,6 +7,7 @@
 
 #include "autograd/tape.h"
 #include "train/config.h"
+#include "train/device.h"
 #include "train/model.h"
 #include "train/weights.h"
 
@@ -33,8 +34,8 @@ int64_t run_max_length(const Config *config, const ModelConfig *model);
  * Fails when even recomputing does not fit, with the plan and the settings that would fit. */
 Status run_plan(const Config *config, const ModelConfig *model, const Backend *backend, int threads, size_t available,
                 RunPlan *plan, Error *err);
-/* Bytes that train.memory allows: "auto" is what the machine has left. */
-Status run_memory_limit(const Config *config, size_t *bytes, Error *err);
+/* Bytes that train.memory allows: "auto" is what the device has left (NULL: this machine). */
+Status run_memory_limit(const Config *config, const Device *device, size_t *bytes, Error *err);
 /* A table for people. */
 void run_plan_print(const RunPlan *plan, Text *out);
 

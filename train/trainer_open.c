@@ -205,6 +205,7 @@ static Status open_engine(Trainer *trainer, int threads, Error *err) {
                              .act = precision_type(config->precision),
                              .threads = threads,
                              .cpu = getenv("NIBBLE_CPU"),
+                             .device = config->device,
                              .method = full ? METHOD_FULL : METHOD_LORA,
                              .random_weights = full && strcmp(config->train.init, "random") == 0,
                              .seed = (uint64_t)config->seed,
@@ -264,6 +265,7 @@ static Status resume_from_checkpoint(Trainer *trainer, Error *err) {
         FAIL("--resume: the base model in %s is not the one the checkpoint was made with", trainer->config.model.path);
     if (p->config_hash != fresh.config_hash) FAIL("--resume: the checkpoint belongs to another config");
     params_refresh_copy(&engine->state, &engine->params, engine->exec.config.act);
+    TRY(engine_store_params(engine, err));
     if (p->step == 0) trainer->progress = fresh; /* stopped before the first step: the run begins again, with its evaluation */
     log_info("resumed at step %lld of %lld", (long long)p->step, (long long)trainer->steps);
     return OK;
@@ -288,16 +290,17 @@ static Status open_state(Trainer *trainer, Error *err) {
 static Status open_rest(Trainer *trainer, int threads, Error *err) {
     const Config *config = &trainer->config;
     ModelConfig *model = memory_alloc(sizeof *model);
-    Backend backend;
+    Device device = {0};
     Pool *pool = NULL;
     size_t limit = 0;
     Status status = model_config_read(config->model.path, model, err);
-    if (status == OK) status = cpu_backend(&backend, getenv("NIBBLE_CPU"), err);
+    if (status == OK) status = device_open(&device, config->device, getenv("NIBBLE_CPU"), err);
     if (status == OK) status = pool_create(&pool, threads, err);
-    if (status == OK) status = run_memory_limit(config, &limit, err);
-    if (status == OK) status = run_plan(config, model, &backend, pool_threads(pool), limit, &trainer->plan, err);
+    if (status == OK) status = run_memory_limit(config, &device, &limit, err);
+    if (status == OK) status = run_plan(config, model, &device.backend, pool_threads(pool), limit, &trainer->plan, err);
     if (status == OK) status = trainer_open_data(trainer, model, pool, err);
     pool_free(pool);
+    device_close(&device);
     memory_free(model);
     return status;
 }

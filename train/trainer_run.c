@@ -21,6 +21,7 @@ static Status write_scales(void *qat, const char *folder, Error *err) {
 Status trainer_write_model(Trainer *trainer, const char *name, Error *err) {
     Engine *engine = &trainer->engine;
     const Config *config = &trainer->config;
+    TRY(engine_fetch_params(engine, err));
     char *folder = path_join(config->output.path, name);
     Status status;
     if (engine->method == METHOD_FULL) {
@@ -52,6 +53,7 @@ static int model_is_written(const Trainer *trainer) {
 
 static Status save_checkpoint(Trainer *trainer, Error *err) {
     const Config *config = &trainer->config;
+    TRY(engine_fetch_params(&trainer->engine, err));
     TRY(checkpoint_save(config->output.path, &trainer->progress, &trainer->engine.state, err));
     trainer->last_save = clock_seconds();
     return checkpoint_prune(config->output.path, config->train.keep_last, -1, err);
@@ -140,7 +142,8 @@ static Status open_reporter(Trainer *trainer, Error *err) {
     fact(&facts, "longest sequence", memory_format("%lld tokens", (long long)data->longest));
     fact(&facts, "packing", memory_format("%.1f %% of each window is used", 100.0 * pack_fill(trainer->stream.plan)));
     fact(&machine, "device",
-         memory_format("cpu, %d threads, kernels: %s", engine->exec.config.threads, engine->backend.variant.linear));
+         memory_format("%s, %d threads, kernels: %s", engine->device.name, engine->exec.config.threads,
+                       engine->backend.variant.linear));
     fact(&machine, "measured GEMM peak", memory_format("%.0f GFLOP/s", trainer->gemm_peak / 1e9));
     fact(&machine, "memory planned", memory_strdup(format_bytes((double)trainer->plan.total, bytes, sizeof bytes)));
     Text text = {0};

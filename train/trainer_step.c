@@ -41,15 +41,11 @@ static Status run_micro_batch(Trainer *trainer, int64_t k, double *loss_sum, Tap
     return tape_run(trainer->train_tape, &run, err);
 }
 
-static void clear_gradients(Trainer *trainer) {
-    memset(trainer->engine.state.gradient, 0, (size_t)trainer->engine.params.elements * sizeof(float));
-}
-
 static Status run_step(Trainer *trainer, StepResult *result, Error *err) {
     Engine *engine = &trainer->engine;
     double loss_sum = 0.0;
     if (engine->qat != NULL) qat_set_step(engine->qat, trainer->progress.step);
-    clear_gradients(trainer);
+    TRY(engine_clear_gradients(engine, err));
     for (int64_t k = 0; k < trainer->step.micro_batches; k++) {
         if (signals_pending()) return error_set(err, ERR_INTERRUPTED, "interrupted");
         TRY(run_micro_batch(trainer, k, &loss_sum, NULL, err));
@@ -88,11 +84,10 @@ Status trainer_step(Trainer *trainer, StepResult *result, Error *err) {
 
 Status trainer_find_fault(Trainer *trainer, TapeFault *fault, Error *err) {
     memset(fault, 0, sizeof *fault);
-    clear_gradients(trainer);
+    TRY(engine_clear_gradients(&trainer->engine, err));
     for (int64_t k = 0; k < trainer->step.micro_batches && !fault->found; k++) {
         double loss_sum = 0.0;
         TRY(run_micro_batch(trainer, k, &loss_sum, fault, err));
     }
-    clear_gradients(trainer);
-    return OK;
+    return engine_clear_gradients(&trainer->engine, err);
 }

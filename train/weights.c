@@ -7,6 +7,7 @@
 #include "core/log.h"
 #include "core/text.h"
 #include "quant/ggml.h"
+#include "train/device_memory.h"
 #include "train/weights_internal.h"
 
 static const char *describe_spec(const QuantSpec *spec, char *out, size_t capacity) {
@@ -95,8 +96,41 @@ Status weights_load(ModelWeights **out, const char *folder, const ModelConfig *c
     return OK;
 }
 
+/* ---- on a device ---- */
+
+Status weights_to_device(ModelWeights *weights, const Backend *backend, const Exec *exec, Error *err) {
+    if (!backend->on_device || weights->mirror.base != NULL) return OK;
+    weights->backend = backend;
+    weights->exec = exec;
+    TRY(mirror_create(&weights->mirror, &weights->arena, backend, exec, err));
+    return arena_drop(&weights->arena, err);
+}
+
+/* Where the entries of the backend find what an entry of ours calls p; tables that are not in the arena stay where they are. */
+static const void *there(const ModelWeights *weights, const void *p) {
+    const uint8_t *at = p, *base = weights->arena.base;
+    if (at < base || at >= base + weights->arena.capacity) return p;
+    return mirror_at(&weights->mirror, &weights->arena, p);
+}
+
+static WeightView view_there(const ModelWeights *weights, WeightView view) {
+    if (weights->mirror.base == NULL) return view;
+    view.data = there(weights, view.data);
+    view.scales = there(weights, view.scales);
+    view.codes = there(weights, view.codes);
+    view.nested_codes = there(weights, view.nested_codes);
+    view.nested_absmax = there(weights, view.nested_absmax);
+    view.nested_map = there(weights, view.nested_map);
+    view.zeros = there(weights, view.zeros);
+    view.group_index = there(weights, view.group_index);
+    return view;
+}
+
+/* ---- the interface ---- */
+
 void weights_free(ModelWeights *weights) {
     if (weights == NULL) return;
+    if (weights->mirror.base != NULL) device_arena_free(&weights->mirror, weights->backend, weights->exec);
     arena_free(&weights->arena);
     memory_free(weights->entries);
     memory_free(weights);
@@ -106,13 +140,13 @@ WeightView weights_view(const ModelWeights *weights, int32_t id) {
     if (id == WEIGHT_HEAD && weights->config.tied_embeddings) id = WEIGHT_EMBED;
     if (id < 0 || id >= weights->count || !weights->entries[id].present) return (WeightView){0};
     const WeightEntry *entry = &weights->entries[id];
-    if (entry->quantized) return quantized_view(&entry->tensor);
+    if (entry->quantized) return view_there(weights, quantized_view(&entry->tensor));
     WeightFormat dense = entry->dense == DTYPE_BF16 ? WEIGHT_BF16 : WEIGHT_F32;
     return (WeightView){.format = entry->ggml != 0 ? WEIGHT_GGML : dense,
                         .ggml_type = entry->ggml,
                         .rows = entry->rows,
                         .cols = entry->cols,
-                        .data = entry->data};
+                        .data = there(weights, entry->data)};
 }
 
 static Status acquire(void *self, int32_t weight, Pass pass, WeightView *view, Error *err) {
@@ -132,29 +166,58 @@ WeightSource weights_source(ModelWeights *weights) {
     return (WeightSource){.self = weights, .acquire = acquire, .release = release};
 }
 
-static void hash_tensor(Hash *hash, const QuantizedTensor *t) {
-    hash_update(hash, t->codes, t->code_bytes);
-    if (t->code_table != NULL) hash_update(hash, t->code_table, 16 * sizeof(float));
-    if (t->scales != NULL) hash_update(hash, t->scales, (size_t)t->blocks * sizeof(float));
+#define HASH_PIECE ((size_t)1 << 20)
+
+/* A sum over the weights' bytes; those on a device pass through `piece`. */
+typedef struct WeightsHash {
+    Hash hash;
+    const ModelWeights *weights;
+    uint8_t *piece; /* NULL on the CPU */
+    int failed;
+} WeightsHash;
+
+static void hash_part(WeightsHash *h, const void *bytes, size_t length) {
+    const ModelWeights *w = h->weights;
+    if (h->piece == NULL) {
+        hash_update(&h->hash, bytes, length);
+        return;
+    }
+    const uint8_t *from = there(w, bytes);
+    for (size_t done = 0; done < length && !h->failed; done += HASH_PIECE) {
+        size_t count = length - done < HASH_PIECE ? length - done : HASH_PIECE;
+        h->failed = w->backend->copy_out(w->exec, h->piece, from + done, count, NULL) != OK;
+        if (!h->failed) hash_update(&h->hash, h->piece, count);
+    }
+}
+
+static void hash_tensor(WeightsHash *hash, const QuantizedTensor *t) {
+    hash_part(hash, t->codes, t->code_bytes);
+    if (t->code_table != NULL) hash_part(hash, t->code_table, 16 * sizeof(float));
+    if (t->scales != NULL) hash_part(hash, t->scales, (size_t)t->blocks * sizeof(float));
     if (t->nested_codes == NULL) return;
-    hash_update(hash, t->nested_codes, (size_t)t->blocks);
-    hash_update(hash, t->nested_absmax, (size_t)t->nested_blocks * sizeof(float));
-    hash_update(hash, t->nested_map, 256 * sizeof(float));
-    hash_update(hash, &t->nested_offset, sizeof t->nested_offset);
+    hash_part(hash, t->nested_codes, (size_t)t->blocks);
+    hash_part(hash, t->nested_absmax, (size_t)t->nested_blocks * sizeof(float));
+    hash_part(hash, t->nested_map, 256 * sizeof(float));
+    hash_update(&hash->hash, &t->nested_offset, sizeof t->nested_offset);
 }
 
 uint64_t weights_hash(const ModelWeights *weights) {
-    Hash hash;
-    hash_init(&hash);
+    WeightsHash *h = memory_calloc_aligned(_Alignof(WeightsHash), sizeof *h);
+    h->weights = weights;
+    if (weights->mirror.base != NULL) h->piece = memory_alloc(HASH_PIECE);
+    hash_init(&h->hash);
     for (int32_t id = 0; id < weights->count; id++) {
         const WeightEntry *entry = &weights->entries[id];
         if (!entry->present) continue;
         if (entry->quantized)
-            hash_tensor(&hash, &entry->tensor);
+            hash_tensor(h, &entry->tensor);
         else
-            hash_update(&hash, entry->data, weight_data_bytes(entry));
+            hash_part(h, entry->data, weight_data_bytes(entry));
     }
-    return hash_final(&hash);
+    uint64_t hash = h->failed ? 0 : hash_final(&h->hash);
+    memory_free(h->piece);
+    memory_free(h);
+    return hash;
 }
 
 WeightFormat weights_linear_format(const ModelWeights *weights) {

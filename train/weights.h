@@ -77,9 +77,12 @@ Status weights_load(ModelWeights **out, const char *folder, const ModelConfig *c
 void weights_free(ModelWeights *weights); /* NULL is fine */
 /* The frozen weight as it lies in memory; valid as long as the weights. rows 0 when the model has none. */
 WeightView weights_view(const ModelWeights *weights, int32_t id);
+/* Copies everything to the backend's device, when it has one, and drops the host's copy: views then point there. backend and
+ * exec are borrowed for the weights' life. */
+Status weights_to_device(ModelWeights *weights, const Backend *backend, const Exec *exec, Error *err);
 /* A source that hands these views out. */
 WeightSource weights_source(ModelWeights *weights);
-/* XXH3 over all bytes in a fixed order. */
+/* XXH3 over all bytes in a fixed order, read back from a device (0 when that fails). */
 uint64_t weights_hash(const ModelWeights *weights);
 /* Format of the layers' linears as loaded (a pre-quantized folder may differ from the options). */
 WeightFormat weights_linear_format(const ModelWeights *weights);

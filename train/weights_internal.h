@@ -46,7 +46,10 @@ struct ModelWeights {
     ModelConfig config;
     int32_t count;
     WeightEntry *entries; /* [count], by number */
-    Arena arena;
+    Arena arena;          /* pointers of the entries lead here */
+    Arena mirror;         /* the same on a device; then `arena` has addresses, and no memory */
+    const Backend *backend;
+    const Exec *exec;
 };
 
 /* Bytes of `data` where the entry is not quantized. */

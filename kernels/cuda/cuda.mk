@@ -82,4 +82,45 @@ cuda-objects:
 	$(AGAIN) $(CUDA_OBJECTS)
 	kernels/cuda/check_spills.sh $(patsubst %.cu,build/cuda/%.ptxas,$(KERNEL_SOURCES))
 
--include $(shell find build/emu build/cuda -name '*.d' 2>/dev/null)
+# ---- the plugins -------------------------------------------------------------------------------------------------------
+# libnibble_cuda.so: kernels by nvcc, the rest of kernels/cuda by gcc, cuBLAS and the CUDA runtime.
+# libnibble_emu.so: the same sources by g++ with the emulator. Both stand beside the program, which links neither.
+DEVICE_SOURCES := $(wildcard kernels/cuda/*.c)
+# Both sides are made from these headers: a plugin of another build is refused when it is loaded.
+DEVICE_ID := $(shell cat kernels/cuda/plugin.h kernels/ops.h kernels/formats.h core/error.h | cksum | cut -d' ' -f1)
+DEVICE_DEFINES := -DNIBBLE_DEVICE_ID='"$(DEVICE_ID)"'
+DEVICE_FOLDER := $(patsubst %/,%,$(dir $(BINARY)))
+$(BUILD)/train/device.o: CFLAGS += $(DEVICE_DEFINES)
+$(BUILD)/train/device.o: kernels/ops.h kernels/formats.h core/error.h
+# What a plugin needs of nibble's own, once more as position-independent code with hidden names.
+DEVICE_CORE := core/error.c core/dtype.c
+DEVICE_FLAGS := -std=gnu17 -D_GNU_SOURCE= -g -O2 $(WARN) -ffp-contract=off -fPIC -fvisibility=hidden -I. -isystem $(CUDA_INCLUDE) \
+	$(DEVICE_DEFINES) -MMD -MP
+DEVICE_OBJECTS := $(patsubst %.c,build/device/%.o,$(DEVICE_SOURCES) $(DEVICE_CORE))
+build/device/%.o: %.c kernels/cuda/plugin.h kernels/ops.h kernels/formats.h core/error.h
+	@mkdir -p $(@D)
+	$(EMU_CC) $(DEVICE_FLAGS) -c $< -o $@
+
+EMU_PLUGIN_OBJECTS := $(patsubst %,build/emu/plugin/%.o,$(KERNEL_SOURCES) $(filter-out %/nccl.cpp,$(EMU_RUNTIME)))
+build/emu/plugin/%.cu.o: %.cu
+	@mkdir -p $(@D)
+	$(EMU_CXX) -x c++ $(EMU_CXXFLAGS) -O2 -fPIC -fvisibility=hidden -c $< -o $@
+build/emu/plugin/%.cpp.o: %.cpp
+	@mkdir -p $(@D)
+	$(EMU_CXX) $(EMU_CXXFLAGS) -O3 -fPIC -fvisibility=hidden -c $< -o $@
+.PRECIOUS: build/emu/plugin/%.cu.o build/emu/plugin/%.cpp.o
+EMU_PLUGIN := $(DEVICE_FOLDER)/libnibble_emu.so
+$(EMU_PLUGIN): $(DEVICE_OBJECTS) $(EMU_PLUGIN_OBJECTS)
+	$(EMU_CXX) -shared -Wl,-Bsymbolic -Wl,--no-undefined $^ -lm -lpthread -o $@
+
+CUDA_PLUGIN := $(DEVICE_FOLDER)/libnibble_cuda.so
+$(CUDA_PLUGIN): $(DEVICE_OBJECTS) $(patsubst %.cu,build/cuda/%.o,$(KERNEL_SOURCES))
+	g++ -shared -Wl,-Bsymbolic -Wl,--no-undefined $^ -L$(CUDA_HOME)/lib64 -Wl,-rpath,$(CUDA_HOME)/lib64 -lcublas -lcudart_static -lpthread -ldl -lrt -o $@
+
+.PHONY: emu cuda
+emu: $(EMU_PLUGIN)
+cuda:
+	@$(MAKE) -s cuda-compiler || { echo 'cuda: nvcc is not installed (CUDA_HOME names the toolkit'"'"'s folder)' >&2; exit 1; }
+	$(MAKE) $(CUDA_PLUGIN)
+
+-include $(shell find build/device build/emu build/cuda -name '*.d' 2>/dev/null)

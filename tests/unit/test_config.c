@@ -95,8 +95,7 @@ static const struct {
     {"{\"lora\": {\"target_modules\": [\"q_proj\", \"q_proj\"]}}", "my.json:1:", "lora.target_modules", "given twice"},
     {"{\"lora\": {\"target_modules\": [\"q_proj\", \"all-linear\"]}}", "my.json:1:", "lora.target_modules", "stands alone"},
     /* not supported yet */
-    {"{\n\"device\": \"cuda\"}", "my.json:2:", "device: cuda is not supported yet", "this build runs on cpu"},
-    {"{\"device\": \"emu\"}", "my.json:1:", "device: emu is not supported yet", "cpu"},
+    {"{\n\"device\": \"gpu\"}", "my.json:2:", "device: \"gpu\"", "cuda"},
     {"{\"qat\": {\"weights\": \"mxfp4\"}}", "my.json:1:", "qat.weights: mxfp4 is not supported yet", "int4"},
     {"{\"distributed\": {\"shard_base\": true}}", "my.json:1:", "distributed.shard_base: true is not supported yet", "base"},
     /* combinations */
@@ -175,7 +174,7 @@ static const struct {
     {"lora.layers=0,x", "lora.layers: want a whole number", "\"x\""},
     {"lora.target_modules=q_proj,v_porj", "\"v_porj\"", "v_proj"},
     {"seed=[[[[[[[[[1]]]]]]]]]", "nested more than", ""},
-    {"device=cuda", "not supported yet", "cpu"},
+    {"device=tpu", "device: \"tpu\"", "cpu"},
 };
 
 static void test_override_mistakes(void **state) {

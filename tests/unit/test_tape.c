@@ -106,7 +106,7 @@ static Status run_small(const Tape *tape, Source *source, int with_backward, flo
                    .targets = targets,
                    .grad_scale = scale};
     WeightSource handed = {source, source_acquire, source_release, with_backward ? source_backward : NULL};
-    Exec exec = {{DTYPE_F32, 1}, NULL};
+    Exec exec = {.config = {DTYPE_F32, 1}};
     TapePlan plan;
     tape_plan(tape, &plan);
     Arena arena;

@@ -1,0 +1,88 @@
+/* One opened device and what its entries share. Private to the plugins. */
+#ifndef NIBBLE_KERNELS_CUDA_CONTEXT_H
+#define NIBBLE_KERNELS_CUDA_CONTEXT_H
+
+#include <cublas_v2.h>
+#include <cuda_runtime_api.h>
+
+#include "kernels/cuda/launch.h"
+#include "kernels/ops.h"
+
+typedef struct CudaContext {
+    int index;
+    char name[96];
+    cudaStream_t stream; /* everything of a run, in order */
+    cublasHandle_t blas;
+    void *blas_workspace;
+    /* results on their way to the host */
+    uint64_t *scalars;         /* device, SCALARS of 8 bytes */
+    uint64_t *pinned;          /* the same for the host to read */
+    double *partials;          /* scratch of the norm, grown to the largest set of parameters before the first step */
+    int64_t partials_capacity; /* doubles */
+    /* the micro-batch under way */
+    const DeviceBatch *batch;
+    double *loss_there; /* device */
+    float *nll_there;   /* device, [supervised capacity] */
+    double *loss_sum;   /* the caller's; NULL: no loss was computed since begin */
+    float *nll;
+    int64_t nll_count;
+    /* pinned copy of the micro-batch; grown when a larger capacity comes */
+    uint8_t *staging;
+    size_t staging_bytes;
+} CudaContext;
+
+enum { SCALAR_SUM, SCALAR_NONFINITE, SCALARS = 8 };
+
+static inline CudaContext *context_of(const Exec *exec) {
+    return exec->device;
+}
+
+/* A message with the call, the device and CUDA's own words. */
+Status cuda_failure(const CudaContext *context, const char *call, cudaError_t code, Error *err);
+Status cublas_failure(const CudaContext *context, const char *call, cublasStatus_t code, Error *err);
+
+#define CUDA_TRY(context, call)                                                                \
+    do {                                                                                       \
+        cudaError_t cuda_code_ = (call);                                                       \
+        if (cuda_code_ != cudaSuccess) return cuda_failure((context), #call, cuda_code_, err); \
+    } while (0)
+
+/* What each file installs. */
+void cuda_install_memory(Backend *backend);
+void cuda_install_batch(Backend *backend);
+void cuda_install_linear(Backend *backend);
+void cuda_install_head(Backend *backend);
+void cuda_install_layers(Backend *backend);
+void cuda_install_flat(Backend *backend);
+
+/* Shared checks of plans. */
+Status cuda_check_act(const char *op, const ExecConfig *config, Error *err);
+Status cuda_check_format(const char *op, WeightFormat format, Error *err);
+/* A dimension that cuBLAS and grids take. */
+Status cuda_check_size(const char *op, const char *what, int64_t value, Error *err);
+/* Whether a product can read the weight as it lies. */
+static inline int is_dense_as(WeightFormat format, DType act) {
+    return format == (act == DTYPE_BF16 ? WEIGHT_BF16 : WEIGHT_F32);
+}
+static inline size_t align_up(size_t bytes) {
+    return (bytes + 255u) & ~(size_t)255u;
+}
+
+/* Products of row-major matrices through cuBLAS, FP32 inside; beta 0 (C is not read) or 1.
+ * product_nt   C [m, n] = A [m, k] B [n, k]^T       y = x W^T
+ * product_nn   C [m, n] = A [m, k] B [k, n]         dx = dy W
+ * product_tn   C [m, n] = A [k, m]^T B [k, n]       dW = dy^T x
+ * lda: elements between rows of A. */
+typedef struct Product {
+    int64_t m, n, k;
+    const void *a, *b;
+    int64_t lda;
+    void *c;
+    DType in, out;
+    float beta;
+} Product;
+Status product_nt(CudaContext *context, const Product *product, Error *err);
+Status product_nn(CudaContext *context, const Product *product, Error *err);
+Status product_tn(CudaContext *context, const Product *product, Error *err);
+
+#endif

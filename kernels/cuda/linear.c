@@ -1,0 +1,183 @@
+/* Linear groups: the weight is dequantized into the workspace where it is not dense already, cuBLAS multiplies, and our
+ * kernels do what belongs to adapters around it (kernels/cuda/launch.h: "linear group").
+ *
+ *   saved               s_i [rows, R_i] of every member with an adapter, one after another
+ *   workspace           the dense weight | backward: ds_i FP32 [rows, R_i] of every member
+ */
+#include "kernels/cuda/context.h"
+
+typedef struct LinearLayout {
+    size_t s[LINEAR_GROUP_MAX], ds[LINEAR_GROUP_MAX]; /* offsets */
+    OpPlan plan;
+} LinearLayout;
+
+static int any_adapter(const LinearShape *shape) {
+    for (int i = 0; i < shape->count; i++)
+        if (shape->linear[i].rank > 0) return 1;
+    return 0;
+}
+
+static LinearLayout layout_of(DType act, const LinearShape *shape) {
+    LinearLayout layout = {.plan = {0}};
+    size_t weight = 0, saved = 0, ds = 0;
+    for (int i = 0; i < shape->count; i++) {
+        const LinearSpec *spec = &shape->linear[i];
+        size_t dense = is_dense_as(spec->format, act) ? 0 : align_up((size_t)(spec->out * shape->in) * dtype_size(act));
+        if (dense > weight) weight = dense;
+        layout.s[i] = saved;
+        layout.ds[i] = ds;
+        saved += align_up((size_t)(shape->rows * spec->rank) * dtype_size(act));
+        ds += align_up((size_t)(shape->rows * spec->rank) * sizeof(float));
+    }
+    for (int i = 0; i < shape->count; i++)
+        layout.ds[i] += weight;
+    layout.plan = (OpPlan){.saved = saved, .forward_workspace = weight, .backward_workspace = weight + ds};
+    return layout;
+}
+
+static Status linear_plan(const ExecConfig *config, const LinearShape *shape, OpPlan *plan, Error *err) {
+    TRY(cuda_check_act("linear", config, err));
+    TRY(cuda_check_size("linear", "rows", shape->rows, err));
+    TRY(cuda_check_size("linear", "in", shape->in, err));
+    for (int i = 0; i < shape->count; i++) {
+        TRY(cuda_check_size("linear", "out", shape->linear[i].out, err));
+        TRY(cuda_check_format("linear", shape->linear[i].format, err));
+    }
+    *plan = layout_of(config->act, shape).plan;
+    return OK;
+}
+
+static void *at(void *base, size_t offset) {
+    return (uint8_t *)base + offset;
+}
+
+/* The weight as a dense matrix of type act: itself, or dequantized to the workspace. */
+static Status dense_weight(CudaContext *context, DType act, const WeightView *weight, void *workspace, const void **dense,
+                           Error *err) {
+    *dense = weight->data;
+    if (is_dense_as(weight->format, act)) return OK;
+    *dense = workspace;
+    CUDA_TRY(context, cuda_dequantize(weight, 0, weight->rows * weight->cols, workspace, act, context->stream));
+    return OK;
+}
+
+static Status linear_forward(const Exec *exec, const LinearShape *shape, const Batch *batch, const void *x,
+                             const LinearOperand *operands, void *const *y, void *saved, void *workspace, Error *err) {
+    CudaContext *context = context_of(exec);
+    DType act = exec->config.act;
+    LinearLayout layout = layout_of(act, shape);
+    void *s[LINEAR_GROUP_MAX];
+    const void *lora_a[LINEAR_GROUP_MAX];
+    for (int i = 0; i < shape->count; i++) {
+        s[i] = at(saved, layout.s[i]);
+        lora_a[i] = operands[i].lora_a;
+    }
+    if (any_adapter(shape)) CUDA_TRY(context, cuda_lora_down(act, context->batch, shape, x, lora_a, s, context->stream));
+    for (int i = 0; i < shape->count; i++) {
+        const LinearSpec *spec = &shape->linear[i];
+        const LinearOperand *operand = &operands[i];
+        int update = spec->rank > 0 || operand->bias != NULL;
+        const void *dense;
+        if (update)
+            CUDA_TRY(context, cuda_lora_up(act, context->batch, shape->rows, spec, s[i], operand->lora_b, operand->bias, y[i],
+                                           context->stream));
+        TRY(dense_weight(context, act, &operand->weight, workspace, &dense, err));
+        Product product = {.m = batch->tokens,
+                           .n = spec->out,
+                           .k = shape->in,
+                           .a = x,
+                           .lda = shape->in,
+                           .b = dense,
+                           .c = y[i],
+                           .in = act,
+                           .out = act,
+                           .beta = update ? 1.0f : 0.0f};
+        TRY(product_nt(context, &product, err));
+    }
+    return OK;
+}
+
+/* Gradients of adapters, biases and trained weights. */
+static Status parameter_gradients(const Exec *exec, const LinearShape *shape, const Batch *batch, const void *x,
+                                  const void *const *s, const void *const *dy, float *const *ds, const LinearGrad *grads,
+                                  Error *err) {
+    CudaContext *context = context_of(exec);
+    DType act = exec->config.act;
+    float *d_a[LINEAR_GROUP_MAX] = {NULL}, *d_b[LINEAR_GROUP_MAX] = {NULL};
+    for (int i = 0; i < shape->count; i++) {
+        d_a[i] = grads[i].lora_a;
+        d_b[i] = grads[i].lora_b;
+        if (grads[i].bias != NULL)
+            CUDA_TRY(context, cuda_column_sums(act, context->batch, shape->rows, shape->linear[i].out, dy[i], grads[i].bias,
+                                               context->stream));
+        if (grads[i].weight == NULL) continue;
+        Product product = {.m = shape->linear[i].out,
+                           .n = shape->in,
+                           .k = batch->tokens,
+                           .a = dy[i],
+                           .lda = shape->linear[i].out,
+                           .b = x,
+                           .c = grads[i].weight,
+                           .in = act,
+                           .out = DTYPE_F32,
+                           .beta = 1.0f};
+        TRY(product_tn(context, &product, err));
+    }
+    if (!any_adapter(shape)) return OK;
+    CUDA_TRY(context, cuda_lora_da(act, context->batch, shape, x, (const float *const *)ds, d_a, context->stream));
+    CUDA_TRY(context, cuda_lora_db(act, context->batch, shape, dy, s, d_b, context->stream));
+    return OK;
+}
+
+static Status input_gradient(const Exec *exec, const LinearShape *shape, const Batch *batch, const LinearOperand *operands,
+                             const void *const *dy, float *const *ds, void *dx, void *workspace, Error *err) {
+    CudaContext *context = context_of(exec);
+    DType act = exec->config.act;
+    int begun = any_adapter(shape);
+    const void *lora_a[LINEAR_GROUP_MAX];
+    for (int i = 0; i < shape->count; i++)
+        lora_a[i] = operands[i].lora_a;
+    if (begun)
+        CUDA_TRY(context, cuda_lora_dx(act, context->batch, shape, (const float *const *)ds, lora_a, dx, context->stream));
+    for (int i = 0; i < shape->count; i++, begun = 1) {
+        const void *dense;
+        TRY(dense_weight(context, act, &operands[i].weight, workspace, &dense, err));
+        Product product = {.m = batch->tokens,
+                           .n = shape->in,
+                           .k = shape->linear[i].out,
+                           .a = dy[i],
+                           .lda = shape->linear[i].out,
+                           .b = dense,
+                           .c = dx,
+                           .in = act,
+                           .out = act,
+                           .beta = begun ? 1.0f : 0.0f};
+        TRY(product_nn(context, &product, err));
+    }
+    return OK;
+}
+
+static Status linear_backward(const Exec *exec, const LinearShape *shape, const Batch *batch, const void *x,
+                              const LinearOperand *operands, const void *saved, const void *const *dy, void *dx,
+                              const LinearGrad *grads, void *workspace, Error *err) {
+    CudaContext *context = context_of(exec);
+    DType act = exec->config.act;
+    LinearLayout layout = layout_of(act, shape);
+    const void *s[LINEAR_GROUP_MAX], *lora_b[LINEAR_GROUP_MAX];
+    float *ds[LINEAR_GROUP_MAX];
+    for (int i = 0; i < shape->count; i++) {
+        s[i] = (const uint8_t *)saved + layout.s[i];
+        ds[i] = at(workspace, layout.ds[i]);
+        lora_b[i] = operands[i].lora_b;
+    }
+    if (any_adapter(shape)) CUDA_TRY(context, cuda_lora_ds(act, context->batch, shape, dy, lora_b, ds, context->stream));
+    if (dx != NULL) TRY(input_gradient(exec, shape, batch, operands, dy, ds, dx, workspace, err));
+    return parameter_gradients(exec, shape, batch, x, s, dy, ds, grads, err);
+}
+
+void cuda_install_linear(Backend *backend) {
+    backend->linear_plan = linear_plan;
+    backend->linear_forward = linear_forward;
+    backend->linear_backward = linear_backward;
+    backend->variant.linear = "cuda";
+}
