@@ -278,3 +278,18 @@ done:
     words_free(&words);
     return status;
 }
+
+Status gguf_copy_tokenizer(GgufWriter *writer, const char *path, Error *err) {
+    GgufFile *file;
+    TRY(gguf_open(&file, path, err));
+    Status status = OK;
+    for (int64_t i = 0; i < gguf_value_count(file) && status == OK; i++) {
+        const GgufValue *value = gguf_value(file, i);
+        const void *items = value->type == GGUF_STRING ? (const void *)value->strings : value->items;
+        if (strncmp(value->key, "tokenizer.", strlen("tokenizer.")) != 0) continue;
+        status = value->is_array ? gguf_put_array(writer, value->key, value->type, items, value->count, err)
+                                 : gguf_put(writer, value->key, value->type, items, err);
+    }
+    gguf_close(file);
+    return status;
+}

@@ -16,4 +16,7 @@
 Status gguf_put_tokenizer(GgufWriter *writer, const Tokenizer *tokenizer, const char *folder, int64_t vocab, int32_t eos,
                           Error *err);
 
+/* The same for a model that is a GGUF file: its own keys, unchanged. */
+Status gguf_copy_tokenizer(GgufWriter *writer, const char *path, Error *err);
+
 #endif

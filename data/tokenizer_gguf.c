@@ -8,11 +8,11 @@
 #include "data/gguf_vocab.h"
 #include "data/sentencepiece.h"
 
-/* As JSON strings. */
-#define SPLIT(regex) "{\"type\": \"Split\", \"pattern\": {\"Regex\": " regex "}, \"behavior\": \"Isolated\"}"
+/* As JSON strings, complete for other readers too. */
+#define SPLIT(regex) "{\"type\": \"Split\", \"pattern\": {\"Regex\": " regex "}, \"behavior\": \"Isolated\", \"invert\": false}"
 #define SEQUENCE(steps) "{\"type\": \"Sequence\", \"pretokenizers\": [" steps "]}"
-#define BYTES_AFTER_SPLIT "{\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"use_regex\": false}"
-#define BYTES_AND_SPLIT "{\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"use_regex\": true}"
+#define BYTES_AFTER_SPLIT "{\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"trim_offsets\": true, \"use_regex\": false}"
+#define BYTES_AND_SPLIT "{\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"trim_offsets\": true, \"use_regex\": true}"
 #define EACH_DIGIT "{\"type\": \"Digits\", \"individual_digits\": true}"
 #define DEEPSEEK_CODER                                                              \
     SPLIT("\"[\\\\r\\\\n]\"")                                                       \

@@ -19,7 +19,9 @@
 static const CommandHelp help = {
     .usage = "nibble export MODEL [--adapter DIR]... --format FORMAT --out DIR [options]",
     .summary =
-        "Merges adapters into a model and writes it: W + sum of weight x scale x B A in FP32, rounded once.\n"
+        "Merges adapters into a model (a folder or a GGUF file) and writes it: W + sum of weight x scale x B A in FP32, "
+        "rounded "
+        "once.\n"
         "Formats: hf (safetensors as transformers reads them), bnb-nf4 (quantized as transformers with bitsandbytes reads "
         "it),\n"
         "peft (the adapter itself, normalised), gguf (DIR/model.gguf, as llama.cpp reads it), lora-gguf (DIR/adapter.gguf). "
@@ -30,7 +32,8 @@ static const CommandHelp help = {
         "held_out.jsonl\n"
         "nibble export models/TinyLlama-1.1B --adapter runs/first/adapter --format bnb-nf4 --out models/first-nf4\n"
         "nibble export models/TinyLlama-1.1B --adapter runs/first/adapter --format gguf --gguf-type Q4_K_M --out models/gguf\n"
-        "nibble export BASE --adapter a --adapter b --weight 0.7 --weight 0.3 --format hf --out models/both",
+        "nibble export BASE --adapter a:0.7 --adapter b:0.3 --format hf --out models/both\n"
+        "nibble export models/base.Q4_K_M.gguf --adapter runs/first/adapter --format gguf --out models/first-gguf",
 };
 
 /* ---- options -------------------------------------------------------------------------------------------------------------- */
@@ -48,7 +51,7 @@ static const FormatInfo formats[] = {
     {"hf", EXPORT_HF, 0, export_hf_write, NULL, 0},
     {"bnb-nf4", EXPORT_NF4, 0, export_nf4_write, NULL, 0},
     {"peft", EXPORT_PEFT, 1, export_peft_write, NULL, 1},
-    {"gguf", EXPORT_GGUF, 0, export_gguf_write, &export_gguf_reader, 1},
+    {"gguf", EXPORT_GGUF, 0, export_gguf_write, &export_gguf_reader, 0},
     {"lora-gguf", EXPORT_LORA_GGUF, 1, export_lora_gguf_write, NULL, 1},
 };
 #define FORMATS "hf, bnb-nf4, peft, gguf or lora-gguf"
@@ -103,7 +106,17 @@ static Status check_dtype(ExportOptions *o, Error *err) {
     return OK;
 }
 
-static Status check_adapters(const ExportOptions *o, MergeOptions *merging, Error *err) {
+/* "DIR:0.7", unless there is a folder of that name. */
+static Status take_adapter(ExportOptions *o, int i, const char **weight, Error *err) {
+    const char *item = o->adapters.items[i], *colon = strrchr(item, ':');
+    if (colon == NULL || colon == item || file_exists(item)) return OK;
+    if (*weight != NULL) FAIL_USAGE("--adapter %s has a weight of its own; leave --weight out", item);
+    *weight = colon + 1;
+    o->adapters.items[i] = o->paths[i] = memory_format("%.*s", (int)(colon - item), item);
+    return OK;
+}
+
+static Status check_adapters(ExportOptions *o, MergeOptions *merging, Error *err) {
     if (o->adapters.count > MERGE_MAX_ADAPTERS)
         FAIL_USAGE("--adapter: want at most %d, got %d", MERGE_MAX_ADAPTERS, o->adapters.count);
     if (o->weights.count != 0 && o->weights.count != o->adapters.count)
@@ -112,14 +125,15 @@ static Status check_adapters(const ExportOptions *o, MergeOptions *merging, Erro
     merging->model = o->model;
     merging->count = o->adapters.count;
     for (int i = 0; i < o->adapters.count; i++) {
-        merging->adapters[i] = o->adapters.items[i];
+        const char *text = o->weights.count > 0 ? o->weights.items[i] : NULL;
         merging->weights[i] = 1.0;
-        if (o->weights.count == 0) continue;
+        TRY(take_adapter(o, i, &text, err));
+        merging->adapters[i] = o->adapters.items[i];
+        if (text == NULL) continue;
         char *end;
-        const char *text = o->weights.items[i];
         merging->weights[i] = strtod(text, &end);
         if (end == text || *end != 0 || !(fabs(merging->weights[i]) <= 1e6))
-            FAIL_USAGE("--weight: want a number of at most 1e6, got \"%.60s\"", text);
+            FAIL_USAGE("weight of %s: want a number of at most 1e6, got \"%.60s\"", merging->adapters[i], text);
     }
     return OK;
 }
@@ -175,11 +189,13 @@ static Status check_out(const ExportOptions *o, Error *err) {
 
 /* ---- the work ------------------------------------------------------------------------------------------------------------- */
 
-/* The format of what is written: the base's own where it is NF4 already or the run's was, else the usual one. */
+/* The format of what is written: the grid that the run trained on, else the base's own where it is NF4 already or the run's was,
+ * else the usual one. */
 static void choose_spec(Export *export) {
     const QuantSpec usual = {.format = WEIGHT_NF4, .double_quant = 1, .block_size = 64};
     MergeWeight first = merge_weight(export->merge, weight_id(0, LAYER_Q));
     export->spec = first.decoded && first.spec.format == WEIGHT_NF4 ? first.spec : usual;
+    if (export->trained_grid.format == WEIGHT_NF4) export->spec = export->trained_grid;
 }
 
 static void count_linears(Export *export) {
@@ -234,7 +250,8 @@ static Status run(Export *export, Error *err) {
 Status command_export(int argc, char **argv, Error *err) {
     ExportOptions o = {0};
     const OptionSpec specs[] = {
-        {"adapter", OPTION_LIST, "DIR", "a PEFT folder to merge, for example runs/first/adapter", &o.adapters},
+        {"adapter", OPTION_LIST, "DIR", "a PEFT folder to merge, for example runs/first/adapter; DIR:W merges W times it",
+         &o.adapters},
         {"weight", OPTION_LIST, "W", "factor of an adapter, in their order; left out: 1", &o.weights},
         {"format", OPTION_STRING, "FORMAT", FORMATS, &o.format_name},
         {"out", OPTION_STRING, "DIR", "the folder to write", &o.out},
@@ -251,10 +268,12 @@ Status command_export(int argc, char **argv, Error *err) {
     TRY(options_parse(argc, argv, &help, specs, sizeof specs / sizeof *specs, &o.model, 1, 1, &count, &helped, err));
     if (helped) return OK;
     Export export = {.options = &o};
-    TRY(check_options(&o, &export.merging, &export.gguf, err));
-    TRY(check_out(&o, err));
+    Status status = check_options(&o, &export.merging, &export.gguf, err);
+    if (status == OK) status = check_out(&o, err);
     signals_install();
-    Status status = run(&export, err);
+    if (status == OK) status = run(&export, err);
+    for (int i = 0; i < MERGE_MAX_ADAPTERS; i++)
+        memory_free(o.paths[i]);
     export_proof_free(&export.proof);
     merge_close(export.merge);
     pool_free(export.pool);

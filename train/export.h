@@ -22,6 +22,7 @@ typedef enum ExportFormat { EXPORT_HF, EXPORT_NF4, EXPORT_PEFT, EXPORT_GGUF, EXP
 typedef struct ExportOptions {
     const char *model, *format_name, *out, *onto, *dtype_name, *eval, *gguf_type;
     OptionList adapters, weights;
+    char *paths[MERGE_MAX_ADAPTERS]; /* of adapters that were given with a weight */
     int no_verify, overwrite, json;
     int64_t threads;
     /* filled in by the check */
@@ -69,8 +70,9 @@ typedef struct Export {
     const char *onto; /* "original" or "dequantized" */
     char reason[512]; /* why that base */
     Merge *merge;
-    QuantSpec spec; /* bnb-nf4: of what is written */
-    DType type;     /* hf: of the merged weights */
+    QuantSpec spec;         /* bnb-nf4: of what is written */
+    QuantSpec trained_grid; /* qat.weights nf4 of the adapter's run; else format is none of these */
+    DType type;             /* hf: of the merged weights */
     const struct GgufMix *gguf;
     int64_t linears, adapted;
     uint64_t bytes;

@@ -10,6 +10,7 @@
 #include "data/dataset.h"
 #include "train/engine.h"
 #include "train/export.h"
+#include "train/export_gguf.h"
 #include "train/generate.h"
 
 #define EVAL_TOKENS 512 /* their logits stand in memory: 512 x vocabulary x 4 bytes */
@@ -94,7 +95,11 @@ static Status run_model(const Evaluation *e, const char *folder, const char *ada
     Engine engine;
     Generator *generator = NULL;
     Arena logits = {0};
-    TRY(weights_plan(model, weights, model->dtype, &bytes, err));
+    ModelConfig *written = memory_alloc(sizeof *written); /* its types may be others */
+    Status planned = model_config_read(folder, written, err);
+    if (planned == OK) planned = weights_plan(written, weights, written->dtype, &bytes, err);
+    memory_free(written);
+    TRY(planned);
     memset(&engine, 0, sizeof engine);
     Status status;
     TRY_GOTO(check_memory(bytes.arena + bytes.staging + logits_bytes, err));
@@ -171,16 +176,19 @@ Status export_proof_eval(Export *export, const char *folder, Error *err) {
                                .double_quant = export->spec.double_quant,
                                .block_size = export->spec.block_size};
     Evaluation e = {.export = export};
+    int is_gguf = export->options->format == EXPORT_GGUF;
+    char *written = is_gguf ? path_join(folder, EXPORT_GGUF_FILE) : memory_strdup(folder);
     Status status;
     TRY_GOTO(read_data(&e, err));
     TRY_GOTO(run_live(&e, &proof->runs[EVAL_LIVE], err));
     TRY_GOTO(run_merged(&e, folder, &proof->runs[EVAL_MERGED], err));
     TRY_GOTO(
-        run_model(&e, folder, NULL, export->options->format == EXPORT_NF4 ? &nf4 : &dense, &proof->runs[EVAL_EXPORTED], err));
+        run_model(&e, written, NULL, export->options->format == EXPORT_NF4 ? &nf4 : &dense, &proof->runs[EVAL_EXPORTED], err));
     proof->tokens = e.scored;
     for (int i = 0; i < EVAL_ROLES; i++)
         proof->agreement[i] = agreement(&proof->runs[i], &proof->runs[EVAL_EXPORTED], e.scored);
 done:
+    memory_free(written);
     dataset_free(&e.data);
     tokenizer_close(e.tokenizer);
     return status;

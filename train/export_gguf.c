@@ -36,7 +36,7 @@ static Status declare(Writer *w, GgufWriter *writer, int32_t id, Error *err) {
 
 static Status declare_all(Writer *w, GgufWriter *writer, Error *err) {
     int64_t pairs = w->model->head_dim / 2;
-    if (w->model->rope.type == ROPE_LLAMA3) {
+    if (gguf_has_rope_factors(&w->model->rope)) {
         w->ids[w->count++] = -1;
         TRY(gguf_add_tensor(writer, ROPE_FREQS, GGML_F32, 1, &pairs, err));
     }
@@ -73,6 +73,19 @@ static Status write_reordered(Writer *w, int32_t id, int64_t rows, size_t row_by
     return status;
 }
 
+/* Rows [first, first + count) as they are to stand in the file: copied where the base has that type and nothing is added, else
+ * rounded once. */
+static Status encode_rows(const Writer *w, int32_t id, const MergeWeight *weight, uint32_t type, int64_t row_bytes,
+                          int64_t first, int64_t count, uint8_t *out, Error *err) {
+    Merge *merge = w->export->merge;
+    if (!weight->adapted && weight->file->ggml == type && ggml_type_info(type)->is_quantized)
+        return tensors_read(merge_files(merge), weight->file, (uint64_t)(first * row_bytes), out, (size_t)(count * row_bytes),
+                            1, err);
+    if (first == 0) TRY(merge_begin(merge, id, err));
+    TRY(merge_rows(merge, first, count, w->base, weight->adapted ? w->merged : NULL, err));
+    return ggml_quantize(type, weight->adapted ? w->merged : w->base, count, weight->cols, NULL, out, w->export->pool, err);
+}
+
 static Status write_weight(Writer *w, int32_t id, const GgufTensor *tensor, GgufWriter *writer, Error *err) {
     Merge *merge = w->export->merge;
     MergeWeight weight = merge_weight(merge, id);
@@ -81,13 +94,10 @@ static Status write_weight(Writer *w, int32_t id, const GgufTensor *tensor, Gguf
     TRY(ggml_bytes(tensor->type->type, 1, weight.cols, &row_bytes, err));
     TRY(ggml_bytes(tensor->type->type, reordered ? weight.rows : slab, weight.cols, &all, err));
     reserve_rows(w, (size_t)all);
-    TRY(merge_begin(merge, id, err));
     for (int64_t first = 0; first < weight.rows; first += slab) {
         int64_t count = weight.rows - first < slab ? weight.rows - first : slab;
         uint8_t *out = w->rows + (reordered ? (size_t)(first * row_bytes) : 0);
-        TRY(merge_rows(merge, first, count, w->base, weight.adapted ? w->merged : NULL, err));
-        TRY(ggml_quantize(tensor->type->type, weight.adapted ? w->merged : w->base, count, weight.cols, NULL, out,
-                          w->export->pool, err));
+        TRY(encode_rows(w, id, &weight, tensor->type->type, row_bytes, first, count, out, err));
         if (!reordered) TRY(gguf_write_bytes(writer, out, (size_t)(count * row_bytes), err));
     }
     if (!reordered) return OK;
@@ -133,24 +143,30 @@ static void warn_of_windows(const ModelConfig *model) {
         }
 }
 
+static Status put_tokenizer(GgufWriter *writer, const char *source, const ModelConfig *model, Error *err) {
+    Tokenizer *tokenizer;
+    if (model->gguf.is_file) return gguf_copy_tokenizer(writer, source, err);
+    TRY(tokenizer_open(&tokenizer, source, err));
+    int32_t eos = model->eos_count > 0 ? (int32_t)model->eos_ids[0] : -1;
+    Status status = gguf_put_tokenizer(writer, tokenizer, source, model->vocab, eos, err);
+    tokenizer_close(tokenizer);
+    return status;
+}
+
 Status export_gguf_write(Export *export, const char *folder, Error *err) {
     const ModelConfig *model = merge_model(export->merge);
     Writer w = {.export = export, .model = model};
     char *path = path_join(folder, EXPORT_GGUF_FILE);
     GgufWriter *writer = gguf_writer_create(path);
-    Tokenizer *tokenizer = NULL;
     Status status;
     export->bytes = 0;
     take_buffers(&w);
     TRY_GOTO(gguf_put_model(writer, model, last_part(export->options->out), export->gguf, err));
-    TRY_GOTO(tokenizer_open(&tokenizer, export->options->model, err));
-    TRY_GOTO(gguf_put_tokenizer(writer, tokenizer, export->options->model, model->vocab,
-                                model->eos_count > 0 ? (int32_t)model->eos_ids[0] : -1, err));
+    TRY_GOTO(put_tokenizer(writer, export->options->model, model, err));
     TRY_GOTO(declare_all(&w, writer, err));
     TRY_GOTO(gguf_writer_write(writer, produce, &w, err));
     warn_of_windows(model);
 done:
-    tokenizer_close(tokenizer);
     gguf_writer_free(writer);
     memory_free(path);
     memory_free(w.ids);
@@ -163,6 +179,7 @@ done:
 /* ---- reading back ---------------------------------------------------------------------------------------------------------- */
 
 typedef struct Reader {
+    const Merge *merge;
     const ModelConfig *model;
     GgufFile *file;
     Pool *pool;
@@ -173,6 +190,7 @@ typedef struct Reader {
 static Status reader_open(Export *export, const char *folder, void **state, Error *err) {
     Reader *r = memory_calloc(1, sizeof *r);
     char *path = path_join(folder, EXPORT_GGUF_FILE);
+    r->merge = export->merge;
     r->model = merge_model(export->merge);
     r->pool = export->pool;
     Status status = gguf_open(&r->file, path, err);
@@ -229,6 +247,10 @@ static Status reader_alone(void *state, int32_t id, int64_t cols, int64_t count,
     const GgufTensor *tensor;
     int64_t bytes;
     TRY(find(r, id, cols, &tensor, &bytes, err));
+    if (merge_weight(r->merge, id).file->ggml == tensor->type->type && tensor->type->is_quantized) { /* it would be copied */
+        memcpy(out, base, (size_t)(count * cols) * sizeof *out);
+        return OK;
+    }
     reserve_row(r, (size_t)(bytes * count));
     TRY(ggml_quantize(tensor->type->type, base, count, cols, NULL, r->row, r->pool, err));
     return ggml_dequantize(tensor->type->type, r->row, count, cols, out, r->pool, err);

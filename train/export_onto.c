@@ -6,11 +6,13 @@
 #include "train/config.h"
 #include "train/engine.h"
 #include "train/export.h"
+#include "train/qat.h"
 
 typedef struct TrainedOn {
     int known;
     int quantized;
     QuantSpec spec;
+    QuantSpec grid; /* of quantization-aware training on nf4; else all 0 */
 } TrainedOn;
 
 static const QuantSpec usual = {.format = WEIGHT_NF4, .double_quant = 1, .block_size = 64};
@@ -38,6 +40,7 @@ static Status trained_on(const char *adapter, TrainedOn *out, Error *err) {
     if (is_run) {
         Config config;
         WeightOptions weights;
+        QatOptions qat;
         status = config_load(&config, config_path, NULL, 0, err);
         if (status == OK) {
             status = weight_options_from_config(&config, &weights, err);
@@ -46,6 +49,10 @@ static Status trained_on(const char *adapter, TrainedOn *out, Error *err) {
             if (status == OK && out->quantized)
                 out->spec = (QuantSpec){
                     .format = weights.linear, .double_quant = weights.double_quant, .block_size = weights.block_size};
+            if (status == OK) status = qat_options(&config, &qat, err);
+            if (status == OK && qat.mode != QAT_NONE && qat.grid.grid == FAKE_NF4)
+                out->grid = (QuantSpec){
+                    .format = WEIGHT_NF4, .double_quant = qat.grid.double_quant, .block_size = qat.grid.block_size};
             config_free(&config);
         }
         if (status != OK) {
@@ -113,6 +120,7 @@ Status export_choose_base(Export *export, Error *err) {
             FAIL_USAGE("%s and %s were trained on differently stored bases; give --onto original", o->adapters.items[0],
                        o->adapters.items[i]);
         run = i == 0 ? other : run;
+        export->trained_grid = run.grid;
     }
     if (model.prequant == PREQUANT_NONE) return choose(export, &run, err);
     if (o->onto != NULL && strcmp(o->onto, "original") == 0)

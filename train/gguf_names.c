@@ -9,9 +9,15 @@ static int is_llama(const ModelConfig *config) {
     return strcmp(config->model_type, "llama") == 0 || strcmp(config->model_type, "mistral") == 0;
 }
 
+int gguf_has_rope_factors(const RopeConfig *rope) {
+    if (rope->type == ROPE_LLAMA3) return 1;
+    return rope->type == ROPE_LONGROPE && rope->attention_factor == 1.0 &&
+           memcmp(rope->short_factor, rope->long_factor, (size_t)rope->factors * sizeof *rope->short_factor) == 0;
+}
+
 static Status check_rope(const RopeConfig *rope, Error *err) {
     static const char *const names[] = {"default", "linear", "dynamic", "llama3", "yarn", "longrope"};
-    if (rope->type == ROPE_DYNAMIC || rope->type == ROPE_LONGROPE)
+    if (rope->type == ROPE_DYNAMIC || (rope->type == ROPE_LONGROPE && !gguf_has_rope_factors(rope)))
         FAIL("gguf: rope_scaling \"%s\" has no equal in llama.cpp for this architecture; use --format hf", names[rope->type]);
     if (rope->type == ROPE_YARN && (rope->attention_factor != 0.0 || rope->mscale != 0.0 || rope->mscale_all_dim != 0.0 ||
                                     rope->beta_fast != 32.0 || rope->beta_slow != 1.0 || !rope->truncate))

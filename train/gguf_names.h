@@ -14,6 +14,8 @@
 
 /* "llama", "qwen2" or "qwen3"; refuses what llama.cpp would compute differently, by its name. */
 Status gguf_architecture(const ModelConfig *config, const char **architecture, Error *err);
+/* Whether the frequencies are divided by the values of a tensor rope_freqs.weight. */
+int gguf_has_rope_factors(const RopeConfig *rope);
 /* The tensor's name of a weight's number ("blk.3.attn_q.weight"); 0 when this model has no such weight. */
 int gguf_weight_name(const ModelConfig *config, int32_t id, char name[GGUF_WEIGHT_NAME_MAX]);
 /* Whether the rows (of a bias: the values) stand in another order in the file, and where row `row` stands there. */

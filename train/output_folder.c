@@ -7,6 +7,7 @@
 #include "core/file.h"
 #include "core/memory.h"
 #include "core/text.h"
+#include "data/gguf_model.h"
 #include "data/json.h"
 
 #define SETTINGS_LIMIT ((size_t)256 << 20)
@@ -56,7 +57,32 @@ static Status copy_file(const char *from, const char *to, Error *err) {
     return status;
 }
 
+static Status write_text(const char *folder, const char *name, const Text *text, Error *err) {
+    if (text->length == 0) return OK;
+    char *path = path_join(folder, name);
+    Status status = file_write_atomic(path, text->data, text->length, err);
+    memory_free(path);
+    return status;
+}
+
+/* What a model folder has in files stands inside of a GGUF file. */
+static Status write_gguf_settings(const char *model, const char *folder, Error *err) {
+    GgufFile *file;
+    GgufTokenizerFiles files = {0};
+    TRY(gguf_open(&file, model, err));
+    Status status;
+    TRY_GOTO(gguf_tokenizer_files(file, &files, err));
+    TRY_GOTO(write_text(folder, "tokenizer.json", &files.json, err));
+    TRY_GOTO(write_text(folder, "tokenizer.model", &files.model, err));
+    status = write_text(folder, "tokenizer_config.json", &files.config, err);
+done:
+    gguf_tokenizer_files_free(&files);
+    gguf_close(file);
+    return status;
+}
+
 Status output_folder_copy_settings(const char *model, const char *folder, Error *err) {
+    if (gguf_is_file(model)) return write_gguf_settings(model, folder, err);
     static const char *const names[] = {
         "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
         "vocab.json",     "merges.txt",      "chat_template.jinja",   "chat_template.json",      "generation_config.json"};
@@ -103,12 +129,25 @@ static Status rewrite_config(JsonReader *json, DType type, int plain, Text *out,
     }
 }
 
+/* config.json, or what stands for it in a GGUF file; memory_free. */
+static Status read_config(const char *model, const char *path, char **text, size_t *length, Error *err) {
+    GgufFile *file;
+    Text written = {0};
+    if (!gguf_is_file(model)) return file_read(path, CONFIG_LIMIT, text, length, err);
+    TRY(gguf_open(&file, model, err));
+    Status status = gguf_config_text(file, &written, err);
+    gguf_close(file);
+    *text = written.data;
+    *length = written.length;
+    return status;
+}
+
 Status output_folder_write_config(const char *model, const char *folder, DType type, int plain, Error *err) {
     char *from = path_join(model, "config.json"), *to = path_join(folder, "config.json"), *text = NULL;
     size_t length;
     JsonReader json;
     Text out = {0};
-    Status status = file_read(from, CONFIG_LIMIT, &text, &length, err);
+    Status status = read_config(model, from, &text, &length, err);
     if (status == OK) {
         json_open(&json, from, text, length, 1, (JsonLimits){0});
         status = rewrite_config(&json, type, plain, &out, err);

@@ -248,6 +248,8 @@ Status quantize_folder_views(const char *model, const char *out, const QuantSpec
     Folder folder = {.spec = *spec, .view = view, .views = context};
     *result = (QuantizedFolder){0};
     TRY(model_config_read(model, &folder.config, err));
+    if (folder.config.gguf.is_file)
+        FAIL("%s: is a GGUF file; write it as a model folder first (nibble export %s --format hf --out DIR)", model, model);
     Status status = write_all(&folder, model, out, result, err);
     for (int64_t i = 0; i < folder.count; i++) {
         memory_free(folder.parts[i].name);
