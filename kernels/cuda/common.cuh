@@ -89,11 +89,15 @@ __device__ __forceinline__ void store8(float *p, const float v[8]) {
     reinterpret_cast<float4 *>(p)[1] = make_float4(v[4], v[5], v[6], v[7]);
 }
 
-// N elements: one vector, or one element where widths or addresses do not allow more.
+// N elements: a whole vector, a pair, or one element where widths or addresses do not allow more.
 template <int N, class T>
 __device__ __forceinline__ void load_n(const T *p, float v[N]) {
-    if (N == VEC) {
+    static_assert(N == VEC || N == 2 || N == 1, "no such vector");
+    if constexpr (N == VEC) {
         load8(p, v);
+    } else if constexpr (N == 2 && sizeof(T) == 2) {
+        uint32_t pair = *reinterpret_cast<const uint32_t *>(p);
+        v[0] = low_half(pair), v[1] = high_half(pair);
     } else {
 #pragma unroll
         for (int i = 0; i < N; i++)
@@ -102,8 +106,10 @@ __device__ __forceinline__ void load_n(const T *p, float v[N]) {
 }
 template <int N, class T>
 __device__ __forceinline__ void store_n(T *p, const float v[N]) {
-    if (N == VEC) {
+    if constexpr (N == VEC) {
         store8(p, v);
+    } else if constexpr (N == 2 && sizeof(T) == 2) {
+        *reinterpret_cast<uint32_t *>(p) = pack_bf16(v[0], v[1]);
     } else {
 #pragma unroll
         for (int i = 0; i < N; i++)

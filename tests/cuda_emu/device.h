@@ -91,6 +91,18 @@ static inline void *device_nan(Device *device, DType type, int64_t count) {
     return device_out(device, NULL, (size_t)count * dtype_size(type));
 }
 
+/* Compares the first `count` elements of an output with want (assert_close), and holds that the `beyond` after them are still
+ * NaN. */
+static inline void device_compare(const char *what, DType type, const void *from, const void *want, int64_t count,
+                                  int64_t beyond, double tolerance, const char *reason) {
+    size_t bytes = (size_t)count * dtype_size(type), more = (size_t)beyond * dtype_size(type);
+    uint8_t *got = memory_alloc(bytes + more + 1);
+    device_read(got, from, bytes + more);
+    assert_close(what, type, got, want, count, tolerance, reason);
+    assert_untouched(what, got + bytes, more);
+    memory_free(got);
+}
+
 /* A copy of a batch; `past` rows are cached. */
 static inline const DeviceBatch *device_batch(Device *device, const Batch *batch, int64_t past) {
     size_t tokens = (size_t)batch->tokens, supervised = (size_t)batch->supervised;

@@ -1,0 +1,52 @@
+/* Gated activation on the device against the reference; the gradients are written over gate and dy. */
+#include "tests/cuda_emu/device.h"
+
+enum { SPARE = 2 };
+
+static void check(DType act, int64_t tokens, int64_t width) {
+    Scope scope = {0};
+    Device device = {0};
+    Backend reference;
+    Error err = {0};
+    cpu_backend_reference(&reference);
+    Exec exec = exec_open(act, 1);
+    int64_t count = tokens * width, spare = SPARE * width;
+    Batch batch = scope_batch(&scope, &tokens, 1, 10);
+    GateShape shape = {tokens + SPARE, width};
+    const void *gate = scope_random(&scope, act, count, 12.0), *up = scope_random(&scope, act, count, 2.0);
+    const void *dy = scope_random(&scope, act, count, 1.0);
+    void *y = scope_nan(&scope, act, count), *d_gate = scope_nan(&scope, act, count), *d_up = scope_nan(&scope, act, count);
+    assert_ok(reference.gate_forward(&exec, &shape, &batch, gate, up, y, &err), &err);
+    assert_ok(reference.gate_backward(&exec, &shape, &batch, gate, up, dy, d_gate, d_up, &err), &err);
+    const DeviceBatch *there = device_batch(&device, &batch, 0);
+    size_t bytes = (size_t)count * dtype_size(act);
+    void *dev_gate = device_nan(&device, act, count + spare), *dev_dy = device_nan(&device, act, count + spare);
+    assert_cuda(cudaMemcpy(dev_gate, gate, bytes, cudaMemcpyHostToDevice));
+    assert_cuda(cudaMemcpy(dev_dy, dy, bytes, cudaMemcpyHostToDevice));
+    const void *dev_up = device_in_values(&device, act, up, count);
+    void *dev_y = device_nan(&device, act, count + spare);
+    assert_cuda(cuda_gate_forward(act, there, &shape, dev_gate, dev_up, dev_y, 0));
+    assert_cuda(cuda_gate_backward(act, there, &shape, dev_gate, dev_up, dev_dy, dev_gate, dev_dy, 0));
+    double tolerance = act == DTYPE_BF16 ? 0x1p-8 : 2e-6;
+    const char *reason = "one rounding, which may fall to the neighbour; FP32 exponentials";
+    device_compare("y", act, dev_y, y, count, spare, tolerance, reason);
+    device_compare("d_gate", act, dev_gate, d_gate, count, spare, tolerance, reason);
+    device_compare("d_up", act, dev_dy, d_up, count, spare, tolerance, reason);
+    exec_close(&exec);
+    device_close(&device);
+    scope_close(&scope);
+}
+
+static void gates(void **state) {
+    (void)state;
+    static const int64_t sizes[][2] = {{1, 1}, {3, 7}, {1, 2040}, {1, 2048}, {1, 2056}, {5, 96}, {17, 251}, {31, 344}};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        check(DTYPE_F32, sizes[i][0], sizes[i][1]);
+        check(DTYPE_BF16, sizes[i][0], sizes[i][1]);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(gates)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
