@@ -23,7 +23,7 @@
 #include "data/dataset.h"
 
 /* Raised with every change that makes other tokens or masks out of the same data and settings, or changes the format. */
-#define CACHE_VERSION 1
+#define CACHE_VERSION 2
 
 /* ---- cache_read.c ---- */
 typedef struct TokenCache TokenCache;

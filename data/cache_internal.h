@@ -32,6 +32,7 @@ typedef struct CacheMeta {
     uint64_t magic, version, key;
     int64_t sequences, tokens, files, shards, largest_frame; /* largest_frame: in tokens */
     int64_t records, skipped_bad, skipped_untrained, truncated, split, dropped, trained_tokens, longest;
+    int64_t with_tools;
     int64_t first_skip; /* bytes of text; -1: nothing was skipped */
     uint64_t counts[SECTION_COUNT], checksums[SECTION_COUNT];
 } CacheMeta;

@@ -319,6 +319,7 @@ Status token_cache_describe(TokenCache *cache, Dataset *out, Error *err) {
     out->records = m->records;
     out->skipped_bad = m->skipped_bad;
     out->skipped_untrained = m->skipped_untrained;
+    out->with_tools = m->with_tools;
     out->truncated = m->truncated;
     out->split = m->split;
     out->dropped = m->dropped;

@@ -197,6 +197,7 @@ static Status write_meta(CacheWriter *writer, const Dataset *d, uint64_t key, Er
                       .dropped = d->dropped,
                       .trained_tokens = writer->trained_tokens,
                       .longest = writer->longest,
+                      .with_tools = d->with_tools,
                       .first_skip = d->first_skip == NULL ? -1 : (int64_t)strlen(d->first_skip)};
     Text text = {0};
     for (int s = 0; s < SECTION_COUNT; s++) {

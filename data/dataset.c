@@ -82,6 +82,7 @@ static Status append_encoded(const Run *run, const Slot *slot, Error *err) {
     Dataset *out = run->out;
     const Encoded *e = &slot->encoded;
     int64_t trained = 0, longest = run->options->max_length;
+    out->with_tools += e->tools;
     out->truncated += e->truncated;
     out->dropped += e->dropped;
     if (e->dropped) return OK;
@@ -176,11 +177,16 @@ static const char *spelling(const Tokenizer *tokenizer, int32_t id) {
     return text == NULL ? "" : text;
 }
 
-/* The model's own template, where it is what was chosen. */
+/* The model's own template, where it is what was chosen; also where a built-in was recognised in it, which renders the same but
+ * for tools. There it need not open: records with tools are refused then, and others need nothing of it. */
 static Status open_template(Run *run, Error *err) {
     EncodeRules *rules = &run->rules;
-    if (strcmp(rules->template_name, TEMPLATE_MODEL) != 0) return OK;
+    const char *wanted = run->options->template_name;
+    int is_auto = wanted == NULL || strcmp(wanted, "auto") == 0, is_model = strcmp(rules->template_name, TEMPLATE_MODEL) == 0;
     Error reason = {0};
+    if (!is_model && is_auto && run->layout->uses_model_template && tokenizer_chat_template(rules->tokenizer) != NULL)
+        (void)template_jinja_open(&rules->tools_jinja, rules->tokenizer, rules->bos, rules->eos, &reason);
+    if (!is_model) return OK;
     if (template_jinja_open(&rules->jinja, rules->tokenizer, rules->bos, rules->eos, &reason) == OK) return OK;
     return refuse_template(run, reason.text, err);
 }
@@ -316,6 +322,7 @@ static Status read_file(Run *run, const DatasetFile *file, Error *err) {
     Status status = read_batches(run, err);
     run->bytes_before += run->reader.file.source.size;
     template_jinja_close(run->rules.jinja);
+    template_jinja_close(run->rules.tools_jinja);
     batch_reader_close(&run->reader);
     return status;
 }

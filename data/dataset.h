@@ -80,8 +80,9 @@ typedef struct Dataset {
     DataLayout layout; /* LAYOUT_MIXED, "mixed": files differ */
     char template_name[32];
     int64_t records, skipped_bad, skipped_untrained, truncated, split, dropped, trained_tokens, longest;
-    uint64_t hash;    /* of the sequences' hashes in order, and of weights other than 1 */
-    char *first_skip; /* why the first bad record was skipped; NULL when none was */
+    int64_t with_tools; /* records with definitions, calls or results of tools */
+    uint64_t hash;      /* of the sequences' hashes in order, and of weights other than 1 */
+    char *first_skip;   /* why the first bad record was skipped; NULL when none was */
 } Dataset;
 
 /* Reads and tokenizes everything, or finds it tokenized in options->cache. JSONL, JSON array, CSV or plain text by extension and first byte, each file with its own

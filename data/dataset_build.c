@@ -222,6 +222,7 @@ static void copy_chosen(const Dataset *all, const uint8_t *held, uint8_t which, 
     out->records = all->records;
     out->skipped_bad = all->skipped_bad;
     out->skipped_untrained = all->skipped_untrained;
+    out->with_tools = all->with_tools;
     out->truncated = all->truncated;
     out->split = all->split;
     out->dropped = all->dropped;

@@ -129,17 +129,26 @@ static void limit_length(const EncodeRules *rules, Encoded *out) {
     out->count = out->dropped ? 0 : rules->max_length;
 }
 
-static Status render(const EncodeRules *rules, const Record *record, SegmentList *out, Error *err) {
-    if (rules->jinja != NULL)
-        return template_jinja_render(rules->jinja, record->messages, record->count, 0, rules->bos, rules->eos, out, err);
+static Status render(const EncodeRules *rules, const Record *record, int tools, SegmentList *out, Error *err) {
+    const TemplateJinja *jinja = rules->jinja != NULL ? rules->jinja : tools ? rules->tools_jinja : NULL;
+    Conversation conversation = {record->messages, record->count, record->tools};
+    if (jinja != NULL) return template_jinja_render_conversation(jinja, &conversation, 0, rules->bos, rules->eos, out, err);
+    if (record->tools.text != NULL) {
+        FAIL(
+            "the record defines tools, and the built-in template \"%s\" has no form for them; set data.template to \"auto\" "
+            "with "
+            "a model whose own chat template has one",
+            rules->template_name);
+    }
     return template_render(rules->template_name, record->messages, record->count, 0, rules->bos, rules->eos, out, err);
 }
 
 Status encode_conversation(const EncodeRules *rules, EncodeScratch *s, Encoded *out, Error *err) {
     out->count = 0;
     out->truncated = out->dropped = 0;
+    out->tools = chat_uses_tools(&(Conversation){s->record.messages, s->record.count, s->record.tools});
     segments_clear(&s->segments);
-    TRY(render(rules, &s->record, &s->segments, err));
+    TRY(render(rules, &s->record, out->tools, &s->segments, err));
     if (s->segments.count == 0) return OK;
     TRY(join_segments(rules, s, err));
     TRY(tokenize(rules, s, err));
@@ -165,7 +174,7 @@ Status encode_text(const EncodeRules *rules, EncodeScratch *s, Encoded *out, Err
     const char *text = s->record.text;
     size_t length = s->record.text_length, bos = strlen(rules->bos);
     out->count = 0;
-    out->truncated = out->dropped = 0;
+    out->truncated = out->dropped = out->tools = 0;
     if (length == 0) return OK;
     if (length > RENDERED_MAX_BYTES) FAIL("the document is longer than %zu MiB", RENDERED_MAX_BYTES >> 20);
     int writes_bos = bos > 0 && length >= bos && memcmp(text, rules->bos, bos) == 0;

@@ -61,6 +61,7 @@ typedef struct EncodeRules { /* one for the whole data set */
     const Tokenizer *tokenizer;
     const char *template_name, *bos, *eos; /* bos, eos: spellings, "" when none */
     TemplateJinja *jinja;                  /* owned; the model's own template, NULL for a built-in */
+    TemplateJinja *tools_jinja; /* owned; the model's own, where a built-in stands for it: for conversations with tools */
     int32_t bos_id, eos_id;
     int open_documents; /* EOS does not end a plain text */
     TrainOn train_on;
@@ -86,6 +87,7 @@ typedef struct Encoded {
     uint8_t *train;
     int64_t count, capacity;
     int truncated, dropped; /* dropped: too long, and count is 0 */
+    int tools;              /* the record has definitions, calls or results of tools */
 } Encoded;
 void encoded_free(Encoded *encoded);
 

@@ -67,6 +67,7 @@ int jinja_has_generation(const Jinja *jinja);
 JinjaRun *jinja_run_create(JinjaLimits limits);
 void jinja_run_clear(JinjaRun *run); /* forgets all values, keeps a little memory */
 void jinja_run_free(JinjaRun *run);
+int64_t jinja_run_steps(const JinjaRun *run); /* that the last rendering took */
 
 /* Values live until the run is cleared. Texts are copied; every byte gets the origin. */
 JinjaValue jinja_none(void);
@@ -79,6 +80,10 @@ Status jinja_dict_set(JinjaRun *run, JinjaValue dict, const char *key, JinjaValu
 /* JSON text to a value; every string in it gets the origin. */
 Status jinja_json(JinjaRun *run, const char *what, const char *text, size_t length, int32_t origin, JinjaValue *out,
                   Error *err);
+
+/* The same for a list: strings in its item i get the origin `origin` + i. */
+Status jinja_json_items(JinjaRun *run, const char *what, const char *text, size_t length, int32_t origin, JinjaValue *out,
+                        Error *err);
 
 /* Renders with the dict `variables`. *out lives until the run is cleared. */
 Status jinja_render(const Jinja *jinja, JinjaRun *run, JinjaValue variables, JinjaText *out, Error *err);

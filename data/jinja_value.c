@@ -68,6 +68,10 @@ void jinja_run_clear(JinjaRun *run) {
     jinja_memory_clear(&run->memory);
 }
 
+int64_t jinja_run_steps(const JinjaRun *run) {
+    return run->steps;
+}
+
 void jinja_run_free(JinjaRun *run) {
     if (run == NULL) return;
     jinja_memory_free(&run->memory);
@@ -277,9 +281,11 @@ static Status json_store(JinjaRun *run, Level *level, JinjaValue value) {
     return dict_put(run, dict_of(level->container), level->key, value);
 }
 
-static Status json_build(JinjaRun *run, JsonReader *reader, int32_t origin, JinjaValue *out, Error *err) {
+/* step: how much greater the origin is with each item of the outermost list. */
+static Status json_build(JinjaRun *run, JsonReader *reader, int32_t origin, int32_t step, JinjaValue *out, Error *err) {
     Level levels[JSON_MAX_DEPTH + 1];
     int depth = 0;
+    origin -= step;
     for (JsonToken token;;) {
         JinjaValue value = {0};
         TRY(json_next(reader, &token, err));
@@ -293,6 +299,7 @@ static Status json_build(JinjaRun *run, JsonReader *reader, int32_t origin, Jinj
             continue;
         }
         int opens = token.kind == JSON_OBJECT_BEGIN || token.kind == JSON_ARRAY_BEGIN;
+        if (depth == 1) origin += step;
         if (token.kind == JSON_OBJECT_BEGIN) TRY(jinja_dict(run, &value, err));
         if (token.kind == JSON_ARRAY_BEGIN) TRY(jinja_list(run, 0, &value, err));
         if (!opens) TRY(json_scalar(run, &token, origin, &value, err));
@@ -302,15 +309,25 @@ static Status json_build(JinjaRun *run, JsonReader *reader, int32_t origin, Jinj
     }
 }
 
-Status jinja_json(JinjaRun *run, const char *what, const char *text, size_t length, int32_t origin, JinjaValue *out,
-                  Error *err) {
+static Status from_json(JinjaRun *run, const char *what, const char *text, size_t length, int32_t origin, int32_t step,
+                        JinjaValue *out, Error *err) {
     JsonReader reader;
     run->err = err;
     run->steps = 0;
     json_open(&reader, what, text, length, 1, (JsonLimits){.depth = 32});
-    Status status = json_build(run, &reader, origin, out, err);
+    Status status = json_build(run, &reader, origin, step, out, err);
     json_close(&reader);
     return status;
+}
+
+Status jinja_json(JinjaRun *run, const char *what, const char *text, size_t length, int32_t origin, JinjaValue *out,
+                  Error *err) {
+    return from_json(run, what, text, length, origin, 0, out, err);
+}
+
+Status jinja_json_items(JinjaRun *run, const char *what, const char *text, size_t length, int32_t origin, JinjaValue *out,
+                        Error *err) {
+    return from_json(run, what, text, length, origin, 1, out, err);
 }
 
 /* ---- reading ------------------------------------------------------------------------------------------------------------- */

@@ -30,10 +30,20 @@ DataLayout layout_by_name(const char *name) {
     return LAYOUT_AUTO;
 }
 
+static void extra_free(const ChatExtra *extra) {
+    ChatExtra *owned = (ChatExtra *)extra;
+    if (owned == NULL) return;
+    extra_clear(owned);
+    memory_free(owned);
+}
+
 void record_clear(Record *record) {
-    for (int64_t i = 0; i < record->count; i++)
+    for (int64_t i = 0; i < record->count; i++) {
         memory_free((char *)record->messages[i].content);
+        extra_free(record->messages[i].extra);
+    }
     record->count = 0;
+    chat_json_free(&record->tools);
     memory_free(record->text);
     record->text = NULL;
     record->text_length = 0;
@@ -52,6 +62,15 @@ void record_add(Record *record, const char *role, char *content, size_t length, 
     }
     record->messages[record->count++] =
         (ChatMessage){.role = role, .content = content, .content_length = length, .train = train};
+}
+
+void record_add_extra(Record *record, const char *role, char *content, size_t length, int train, ChatExtra *extra) {
+    record_add(record, role, content, length, train);
+    if (extra_is_empty(extra)) return;
+    ChatExtra *owned = memory_alloc(sizeof *owned);
+    *owned = *extra;
+    *extra = (ChatExtra){0};
+    record->messages[record->count - 1].extra = owned;
 }
 
 void record_join_input(Record *record) {

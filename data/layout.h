@@ -17,18 +17,21 @@
 #define LAYOUT_KEYS 4
 #define RECORD_MAX_BYTES ((size_t)256 << 20) /* one record, and one decoded string in it */
 
-/* Strings are owned by the record; roles are constants. */
+/* Strings and extras are owned by the record; roles are constants. */
 typedef struct Record {
     ChatMessage *messages;
     int64_t count, capacity;
-    char *text; /* LAYOUT_TEXT: the document */
+    ChatJson tools; /* definitions of functions, for the whole conversation */
+    char *text;     /* LAYOUT_TEXT: the document */
     size_t text_length;
 } Record;
 
 void record_clear(Record *record); /* frees the strings, keeps the array */
 void record_free(Record *record);
-/* Takes over `content`. role is one of "system", "user", "assistant", "input". */
+/* Takes over `content`. role is one of "system", "user", "assistant", "input", "tool", "function", "ipython". */
 void record_add(Record *record, const char *role, char *content, size_t length, int train);
+/* The same for a message with more than that: takes over what is in `extra`, and leaves it empty. */
+void record_add_extra(Record *record, const char *role, char *content, size_t length, int train, ChatExtra *extra);
 /* For templates without a place for alpaca's input: user + "\n" + input become one user message (LLaMA-Factory's rule). */
 void record_join_input(Record *record);
 
@@ -73,6 +76,20 @@ Status messages_read_one(JsonReader *reader, Record *record, Error *err);
 Status messages_read_items(JsonReader *reader, const char *name, Record *record, Error *err);
 /* A whole list, into a record without messages. */
 Status messages_read_list(JsonReader *reader, const char *name, Record *record, Error *err);
+/* ---- layout_tools.c: values stand behind the key; null, "", [] and "[]" leave *out absent ---- */
+/* Definitions or calls of functions: a list of objects, one object, or a string that holds either. wraps: bare functions
+ * (`name` at the top) become {"type": "function", "function": …}. */
+Status tools_read(JsonReader *reader, const char *what, int wraps, ChatJson *out, Error *err);
+/* The same from a text, which is no JSON string of the reader any more. */
+Status tools_parse(const JsonReader *reader, const char *what, const char *text, size_t length, int wraps, ChatJson *out,
+                   Error *err);
+/* The value of a key of chat_field_names; *known = 0 and nothing is read when it is another. */
+Status extra_read(JsonReader *reader, const JsonToken *key, ChatExtra *extra, int *known, Error *err);
+void extra_clear(ChatExtra *extra);
+int extra_is_empty(const ChatExtra *extra);
+void chat_json_free(ChatJson *json);
+
+/* ---- layout_messages.c again ---- */
 /* The value of any other key beside messages: skipped, unless leaving it out would change what the record means. */
 Status messages_read_other(JsonReader *reader, const JsonToken *key, Error *err);
 

@@ -1,6 +1,7 @@
-/* messages: {"messages": [{"role", "content", "train": bool or "weight": 0|1}, …]}, and the reader of such lists, which
- * ShareGPT's spelling (from, value) and preference pairs share. A content is a string or a list of text parts. Tools and
- * parts that are not text are refused by name. */
+/* messages: {"messages": [{"role", "content", "train": bool or "weight": 0|1, …}, …], "tools"}, and the reader of such lists,
+ * which ShareGPT's spelling (from, value) and preference pairs share. A content is a string or a list of text parts. Calls of
+ * tools stand in a message's "tool_calls", or are the content of a turn of their own ("function_call"); their results have a role
+ * of their own. Parts that are not text are refused by name. */
 #include <string.h>
 
 #include "core/memory.h"
@@ -9,31 +10,40 @@
 typedef struct Message {
     Field content;
     const char *role;
+    int is_call; /* the content is the call */
     int train;
+    ChatExtra extra;
 } Message;
 
 static Status read_role(JsonReader *reader, const char *name, Message *message, Error *err) {
     static const struct {
-        const char *name, *role; /* role NULL: tools */
-    } roles[] = {{"system", "system"}, {"user", "user"},    {"human", "user"},          {"assistant", "assistant"},
-                 {"gpt", "assistant"}, {"tool", NULL},      {"observation", NULL},      {"function_call", NULL},
-                 {"function", NULL},   {"tool_call", NULL}, {"function_response", NULL}};
+        const char *name, *role; /* role NULL: the assistant's, with a call for its content */
+    } roles[] = {{"system", "system"},
+                 {"user", "user"},
+                 {"human", "user"},
+                 {"assistant", "assistant"},
+                 {"gpt", "assistant"},
+                 {"tool", "tool"},
+                 {"function", "function"},
+                 {"ipython", "ipython"},
+                 {"observation", "tool"},
+                 {"tool_response", "tool"},
+                 {"function_response", "tool"},
+                 {"function_call", NULL},
+                 {"tool_call", NULL}};
     JsonToken token;
     TRY(json_expect(reader, JSON_STRING, name, &token, err));
     if (message->role != NULL) FAIL("%s: line %lld: a message has two roles", reader->what, (long long)token.line);
     for (size_t i = 0; i < sizeof roles / sizeof roles[0]; i++) {
         if (!json_key_is(&token, roles[i].name)) continue;
-        if (roles[i].role == NULL) {
-            FAIL(
-                "%s: line %lld: the role \"%s\" is not supported: messages of tools have no place in the templates; remove the "
-                "record",
-                reader->what, (long long)token.line, roles[i].name);
-        }
-        message->role = roles[i].role;
+        message->is_call = roles[i].role == NULL;
+        message->role = message->is_call ? "assistant" : roles[i].role;
         return OK;
     }
-    FAIL("%s: line %lld: the role \"%.*s\" is not supported: want system, user or assistant (or ShareGPT's human and gpt)",
-         reader->what, (long long)token.line, (int)(token.length < 40 ? token.length : 40), token.text);
+    FAIL(
+        "%s: line %lld: the role \"%.*s\" is not supported: want system, user, assistant, tool, function or ipython (or "
+        "ShareGPT's human, gpt, function_call and observation)",
+        reader->what, (long long)token.line, (int)(token.length < 40 ? token.length : 40), token.text);
 }
 
 static Status read_train(JsonReader *reader, const char *name, Message *message, Error *err) {
@@ -136,8 +146,10 @@ static Status refuse_value(JsonReader *reader, const char *name, Error *err) {
         TRY(json_next(reader, &token, err));
         if (token.kind == JSON_ARRAY_END) return OK;
     }
-    FAIL("%s: line %lld: \"%s\" is not supported: remove the record, or write the call into the message's content",
-         reader->what, (long long)token.line, name);
+    FAIL(
+        "%s: line %lld: \"%s\" is not supported: write definitions as \"tools\" of the record, calls as \"tool_calls\" of a "
+        "message",
+        reader->what, (long long)token.line, name);
 }
 
 Status messages_read_other(JsonReader *reader, const JsonToken *key, Error *err) {
@@ -155,31 +167,54 @@ Status messages_read_other(JsonReader *reader, const JsonToken *key, Error *err)
         reader->what, (long long)token.line);
 }
 
-static Status read_fields(JsonReader *reader, Message *message, Error *err) {
+/* A key's value, behind the key. */
+static Status read_field(JsonReader *reader, const JsonToken *key, Message *message, Error *err) {
     static const char *const flags[] = {"train", "weight", "loss_weight"};
+    int known = 0, f = 0;
+    while (f < 3 && !json_key_is(key, flags[f]))
+        f++;
+    if (f < 3) return read_train(reader, flags[f], message, err);
+    if (json_key_is(key, "role")) return read_role(reader, "role", message, err);
+    if (json_key_is(key, "from")) return read_role(reader, "from", message, err);
+    if (json_key_is(key, "content")) return read_content(reader, "content", &message->content, err);
+    if (json_key_is(key, "value")) return read_content(reader, "value", &message->content, err);
+    TRY(extra_read(reader, key, &message->extra, &known, err));
+    return known ? OK : messages_read_other(reader, key, err);
+}
+
+/* A turn that is a call: its content becomes the calls, and is empty. */
+static Status take_call(const JsonReader *reader, Message *message, Error *err) {
+    ChatJson *calls = &message->extra.fields[CHAT_CALLS];
+    if (calls->text != NULL)
+        FAIL("%s: line %lld: a message of the role \"function_call\" has \"tool_calls\" too", reader->what,
+             (long long)reader->line);
+    TRY(tools_parse(reader, "a function_call", message->content.text, message->content.length, 1, calls, err));
+    if (calls->text == NULL) FAIL("%s: line %lld: a function_call calls nothing", reader->what, (long long)reader->line);
+    message->content.length = 0;
+    return OK;
+}
+
+static Status check_message(const JsonReader *reader, Message *message, Error *err) {
+    int calls = message->extra.fields[CHAT_CALLS].text != NULL;
+    if (message->role == NULL) FAIL("%s: line %lld: a message has no \"role\"", reader->what, (long long)reader->line);
+    if (calls && strcmp(message->role, "assistant") != 0)
+        FAIL("%s: line %lld: a message of the role \"%s\" has \"tool_calls\"; only the assistant calls tools", reader->what,
+             (long long)reader->line, message->role);
+    if (!calls || message->content.seen) TRY(field_want(reader, "content", &message->content, err));
+    if (message->is_call) return take_call(reader, message, err);
+    if (message->content.seen) return OK;
+    message->extra.no_content = 1;
+    message->content.text = memory_alloc(1);
+    return OK;
+}
+
+static Status read_fields(JsonReader *reader, Message *message, Error *err) {
     JsonToken token;
     for (;;) {
         TRY(json_next(reader, &token, err));
-        if (token.kind == JSON_OBJECT_END) break;
-        int f = 0;
-        while (f < 3 && !json_key_is(&token, flags[f]))
-            f++;
-        if (f < 3) {
-            TRY(read_train(reader, flags[f], message, err));
-        } else if (json_key_is(&token, "role")) {
-            TRY(read_role(reader, "role", message, err));
-        } else if (json_key_is(&token, "from")) {
-            TRY(read_role(reader, "from", message, err));
-        } else if (json_key_is(&token, "content")) {
-            TRY(read_content(reader, "content", &message->content, err));
-        } else if (json_key_is(&token, "value")) {
-            TRY(read_content(reader, "value", &message->content, err));
-        } else {
-            TRY(messages_read_other(reader, &token, err));
-        }
+        if (token.kind == JSON_OBJECT_END) return check_message(reader, message, err);
+        TRY(read_field(reader, &token, message, err));
     }
-    if (message->role == NULL) FAIL("%s: line %lld: a message has no \"role\"", reader->what, (long long)reader->line);
-    return field_want(reader, "content", &message->content, err);
 }
 
 Status messages_read_one(JsonReader *reader, Record *record, Error *err) {
@@ -187,9 +222,10 @@ Status messages_read_one(JsonReader *reader, Record *record, Error *err) {
     Status status = read_fields(reader, &message, err);
     if (status != OK) {
         field_free(&message.content);
+        extra_clear(&message.extra);
         return status;
     }
-    record_add(record, message.role, message.content.text, message.content.length, message.train);
+    record_add_extra(record, message.role, message.content.text, message.content.length, message.train, &message.extra);
     return OK;
 }
 
@@ -222,6 +258,8 @@ static Status read_messages(JsonReader *reader, Record *record, Error *err) {
         if (token.kind == JSON_OBJECT_END) break;
         if (json_key_is(&token, "messages")) {
             TRY(messages_read_list(reader, "messages", record, err));
+        } else if (json_key_is(&token, "tools")) {
+            TRY(tools_read(reader, "tools", 0, &record->tools, err));
         } else {
             TRY(messages_read_other(reader, &token, err));
         }

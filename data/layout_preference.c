@@ -54,8 +54,14 @@ static Status read_fields(JsonReader *reader, Pair *pair, Error *err) {
     }
 }
 
+static int same_calls(const ChatMessage *a, const ChatMessage *b) {
+    int calls = chat_has_calls(a);
+    if (!calls || !chat_has_calls(b)) return calls == chat_has_calls(b);
+    return strcmp(a->extra->fields[CHAT_CALLS].text, b->extra->fields[CHAT_CALLS].text) == 0;
+}
+
 static int same_message(const ChatMessage *a, const ChatMessage *b) {
-    return strcmp(a->role, b->role) == 0 && a->content_length == b->content_length &&
+    return same_calls(a, b) && strcmp(a->role, b->role) == 0 && a->content_length == b->content_length &&
            (a->content_length == 0 || memcmp(a->content, b->content, a->content_length) == 0);
 }
 
@@ -65,7 +71,8 @@ static Status check_side(const JsonReader *reader, const Record *side, const cha
     if (strcmp(last->role, "assistant") != 0)
         FAIL("%s: line %lld: %s: want an answer of the assistant at its end, got a message of the %s", reader->what,
              (long long)reader->line, name, last->role);
-    if (last->content_length == 0) FAIL("%s: line %lld: %s: the answer is empty", reader->what, (long long)reader->line, name);
+    if (last->content_length == 0 && !chat_has_calls(last))
+        FAIL("%s: line %lld: %s: the answer is empty", reader->what, (long long)reader->line, name);
     return OK;
 }
 
@@ -91,6 +98,8 @@ static void move_messages(Record *to, Record *from) {
         char *content = (char *)m->content;
         m->content = NULL;
         record_add(to, m->role, content, m->content_length, m->train);
+        to->messages[to->count - 1].extra = m->extra;
+        m->extra = NULL;
     }
 }
 

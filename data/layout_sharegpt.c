@@ -1,5 +1,6 @@
-/* sharegpt: {"conversations": [{"from": human|gpt|system, "value"}, …], "system": "…"}. The messages are read as those of
- * layout_messages.c; a top-level "system" that is not empty comes first. */
+/* sharegpt: {"conversations": [{"from": human|gpt|system|function_call|observation, "value"}, …], "system", "tools"}. The
+ * messages are read as those of layout_messages.c; a top-level "system" that is not empty comes first. Tools and calls are bare
+ * functions, usually as text (LLaMA-Factory's convention). */
 #include <string.h>
 
 #include "data/layout.h"
@@ -13,6 +14,8 @@ static Status read_fields(JsonReader *reader, Record *record, Field *system, Err
             TRY(messages_read_list(reader, "conversations", record, err));
         } else if (json_key_is(&token, "system")) {
             TRY(field_read(reader, "system", system, err));
+        } else if (json_key_is(&token, "tools")) {
+            TRY(tools_read(reader, "tools", 1, &record->tools, err));
         } else {
             TRY(messages_read_other(reader, &token, err));
         }

@@ -1,4 +1,4 @@
-/* Names of the built-in templates, segment lists, and the recognition of published Jinja sources. */
+/* Names of the built-in templates, segment lists, what messages are, and the recognition of published Jinja sources. */
 #include "data/template.h"
 
 #include <string.h>
@@ -7,6 +7,26 @@
 
 const char *const template_names[] = {"chatml", "qwen2.5", "qwen2",  "smollm2", "llama3", "llama3.1",
                                       "llama2", "mistral", "zephyr", "alpaca",  "plain",  NULL};
+
+const char *const chat_field_names[CHAT_FIELDS] = {"name",     "tool_call_id", "tool_calls", "reasoning_content",
+                                                   "thinking", "reasoning"};
+
+int chat_is_result(const ChatMessage *message) {
+    return strcmp(message->role, "tool") == 0 || strcmp(message->role, "function") == 0 ||
+           strcmp(message->role, "ipython") == 0;
+}
+
+int chat_has_calls(const ChatMessage *message) {
+    return message->extra != NULL && message->extra->fields[CHAT_CALLS].text != NULL;
+}
+
+int chat_uses_tools(const Conversation *conversation) {
+    if (conversation->tools.text != NULL) return 1;
+    for (int64_t i = 0; i < conversation->count; i++) {
+        if (chat_is_result(&conversation->messages[i]) || chat_has_calls(&conversation->messages[i])) return 1;
+    }
+    return 0;
+}
 
 void segments_clear(SegmentList *list) {
     for (int64_t i = 0; i < list->count; i++)

@@ -13,12 +13,45 @@
 #include "core/error.h"
 #include "data/tokenizer.h"
 
+/* What a message may have beside role and content, under the keys that templates know. */
+typedef enum ChatField {
+    CHAT_NAME,
+    CHAT_CALL_ID,
+    CHAT_CALLS,
+    CHAT_REASONING_CONTENT,
+    CHAT_THINKING,
+    CHAT_REASONING,
+    CHAT_FIELDS
+} ChatField;
+extern const char *const chat_field_names[CHAT_FIELDS]; /* name, tool_call_id, tool_calls, reasoning_content, ... */
+typedef struct ChatJson {
+    char *text; /* one JSON value; NULL: absent */
+    size_t length;
+    int64_t items; /* of a list of definitions or calls */
+} ChatJson;
+typedef struct ChatExtra {
+    ChatJson fields[CHAT_FIELDS]; /* CHAT_CALLS: a list of objects, not empty */
+    int no_content;               /* the message has no key "content" */
+} ChatExtra;
+
 typedef struct ChatMessage {
-    const char *role; /* system, user, assistant; for "alpaca" also "input", the user's second part */
+    const char *role; /* system, user, assistant; tool, function, ipython; for "alpaca" also "input", the user's second part */
     const char *content;
     size_t content_length;
-    int train; /* -1: decided by train_on; 0 or 1: the record's own flag */
+    int train;              /* -1: decided by train_on; 0 or 1: the record's own flag */
+    const ChatExtra *extra; /* NULL: nothing else */
 } ChatMessage;
+
+typedef struct Conversation {
+    const ChatMessage *messages;
+    int64_t count;
+    ChatJson tools; /* a list of objects, not empty; or absent */
+} Conversation;
+/* Whether a message is a tool's result, and whether it calls tools. */
+int chat_is_result(const ChatMessage *message);
+int chat_has_calls(const ChatMessage *message);
+/* Whether there are definitions, calls or results of tools in it: then only a model's own template can render it. */
+int chat_uses_tools(const Conversation *conversation);
 
 typedef struct Segment {
     char *text;
@@ -46,7 +79,7 @@ int template_needs_eos(const char *name);
  * byte for byte one of the published ones (line ends aside), since anything less would be a guess. */
 const char *template_recognise(const char *jinja);
 /* Renders; appends to *out. add_generation_prompt: ends with what opens an assistant's turn. bos/eos: the tokenizer's
- * spellings ("" when none). Fails on roles that the template has no place for. */
+ * spellings ("" when none). Fails on roles and tool calls that the template has no place for. */
 Status template_render(const char *name, const ChatMessage *messages, int64_t count, int add_generation_prompt, const char *bos,
                        const char *eos, SegmentList *out, Error *err);
 
@@ -59,5 +92,10 @@ void template_jinja_close(TemplateJinja *template);
 /* As template_render; bos, eos "": undefined in the template. Fails too when a message's text stands in several places. */
 Status template_jinja_render(const TemplateJinja *template, const ChatMessage *messages, int64_t count,
                              int add_generation_prompt, const char *bos, const char *eos, SegmentList *out, Error *err);
+/* The same with tools. Fails where the template leaves out tools, calls or results, and where it cannot be decided
+ * (template_spans.c) which bytes of an answer with calls or reasoning the model itself has to write. */
+Status template_jinja_render_conversation(const TemplateJinja *template, const Conversation *conversation,
+                                          int add_generation_prompt, const char *bos, const char *eos, SegmentList *out,
+                                          Error *err);
 
 #endif

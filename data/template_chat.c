@@ -287,10 +287,24 @@ static const struct {
     {"plain", render_plain, NULL},
 };
 
+static Status refuse_tools(const char *name, const ChatMessage *messages, int64_t count, Error *err) {
+    for (int64_t i = 0; i < count; i++) {
+        int calls = chat_has_calls(&messages[i]);
+        if (!calls && !chat_is_result(&messages[i])) continue;
+        FAIL(
+            "message %lld is %s: the built-in template \"%s\" has no form for tools; set data.template to \"auto\" with a "
+            "model "
+            "whose own chat template has one",
+            (long long)i + 1, calls ? "a call of tools" : "a tool's result", name);
+    }
+    return OK;
+}
+
 Status template_render(const char *name, const ChatMessage *messages, int64_t count, int add_generation_prompt, const char *bos,
                        const char *eos, SegmentList *out, Error *err) {
     for (size_t i = 0; i < sizeof templates / sizeof templates[0]; i++) {
         if (strcmp(templates[i].name, name) != 0) continue;
+        TRY(refuse_tools(name, messages, count, err));
         Render render = {.out = out,
                          .messages = messages,
                          .count = count,

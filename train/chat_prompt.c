@@ -52,7 +52,7 @@ static Status encode_segments(const Tokenizer *tokenizer, const SegmentList *seg
 
 /* The special token behind an answer of a conversation of one question, or -1. */
 static Status find_end(ChatPrompt *p, Error *err) {
-    const ChatMessage messages[2] = {{"user", "x", 1, -1}, {"assistant", "y", 1, -1}};
+    const ChatMessage messages[2] = {{"user", "x", 1, -1, NULL}, {"assistant", "y", 1, -1, NULL}};
     SegmentList segments = {0};
     TokenBuffer tokens = {0};
     int answered = 0;

@@ -74,7 +74,7 @@ static void add_message(Chat *chat, const char *role, const char *text, size_t l
     memcpy(copy, text, length);
     copy[length] = 0;
     chat->messages = memory_resize(chat->messages, (size_t)(chat->count + 1) * sizeof *chat->messages);
-    chat->messages[chat->count++] = (ChatMessage){role, copy, length, -1};
+    chat->messages[chat->count++] = (ChatMessage){role, copy, length, -1, NULL};
 }
 
 static void drop_messages(Chat *chat, int64_t first, int64_t count) {

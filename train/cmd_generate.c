@@ -57,8 +57,8 @@ static Status encode_prompt(const Options *o, const Tokenizer *tokenizer, ChatPr
     if (strcmp(o->template_name, "none") == 0) return tokenizer_encode(tokenizer, prompt, length, !o->raw, o->raw, out, err);
     ChatMessage messages[2];
     int64_t count = 0;
-    if (o->system != NULL) messages[count++] = (ChatMessage){"system", o->system, strlen(o->system), -1};
-    messages[count++] = (ChatMessage){"user", prompt, length, -1};
+    if (o->system != NULL) messages[count++] = (ChatMessage){"system", o->system, strlen(o->system), -1, NULL};
+    messages[count++] = (ChatMessage){"user", prompt, length, -1, NULL};
     TRY(chat_prompt_open(chat, o->template_name, tokenizer, err));
     return chat_prompt_encode(chat, messages, count, out, err);
 }

@@ -108,6 +108,7 @@ static void add_figures(InspectOutput *out, const Trainer *trainer) {
     inspect_string(out, "template", data->template_name);
     inspect_string(out, "train_on", trainer->config.data.train_on);
     inspect_integer(out, "records", data->records);
+    inspect_integer(out, "records_with_tools", data->with_tools);
     inspect_integer(out, "sequences", data->count);
     inspect_integer(out, "held_out_sequences", trainer->eval_data.count);
     inspect_integer(out, "tokens", data->tokens);

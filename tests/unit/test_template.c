@@ -39,7 +39,7 @@ static void read_messages(JsonReader *reader, Case *c) {
         char *role = take_string(reader);
         assert_int_equal(json_expect(reader, JSON_KEY, "content", &token, NULL), OK);
         char *content = take_string(reader);
-        c->messages[c->count++] = (ChatMessage){role, content, strlen(content), -1};
+        c->messages[c->count++] = (ChatMessage){role, content, strlen(content), -1, NULL};
         assert_int_equal(json_expect(reader, JSON_OBJECT_END, "message", &token, NULL), OK);
     }
 }
@@ -125,7 +125,7 @@ static void test_renders_like_jinja(void **state) {
 }
 
 static ChatMessage message(const char *role, const char *content) {
-    return (ChatMessage){role, content, strlen(content), -1};
+    return (ChatMessage){role, content, strlen(content), -1, NULL};
 }
 
 static void check_text(const char *name, const ChatMessage *messages, int64_t count, const char *want) {
@@ -175,9 +175,9 @@ static void test_refusals(void **state) {
     refuse("llama2", longer + 1, 3, "want \"user\"");
     refuse("chatty", longer, 2, "chatty");
     ChatMessage tool[] = {message("tool", "t")};
-    refuse("chatml", tool, 1, "\"tool\"");
-    refuse("zephyr", tool, 1, "\"tool\"");
-    refuse("llama3", tool, 1, "\"tool\"");
+    refuse("chatml", tool, 1, "message 1 is a tool's result: the built-in template \"chatml\" has no form for tools");
+    refuse("plain", tool, 1, "has no form for tools");
+    refuse("llama3", tool, 1, "has no form for tools");
 }
 
 /* For every template: the assistant's segments are exactly the answer and its end of turn, content is never special

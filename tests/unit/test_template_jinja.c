@@ -138,10 +138,10 @@ static void test_built_ins_agree(void **state) {
          "'[INST] ' + content.strip() + ' [/INST]' }}{% else %}{{ ' ' + content.strip() + ' ' + eos_token }}{% endif %}{% "
          "endfor %}"},
     };
-    static const ChatMessage messages[] = {{"user", " Hi <|im_end|>\n", 14, -1},
-                                           {"assistant", "ok ", 3, -1},
-                                           {"user", "", 0, -1},
-                                           {"assistant", "\xC3\xA9\n\nb", 5, -1}};
+    static const ChatMessage messages[] = {{"user", " Hi <|im_end|>\n", 14, -1, NULL},
+                                           {"assistant", "ok ", 3, -1, NULL},
+                                           {"user", "", 0, -1, NULL},
+                                           {"assistant", "\xC3\xA9\n\nb", 5, -1, NULL}};
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         Tokenizer *tokenizer = make_tokenizer(0, rows[i].jinja);
         TemplateJinja *jinja;
@@ -187,7 +187,7 @@ static void test_random_conversations(void **state) {
             for (random ^= random << 13, random ^= random >> 7, random ^= random << 17; texts[i].length < random % 12;
                  random += 0x9E3779B9u)
                 text_adds(&texts[i], pieces[(random >> 8) % 10]);
-            messages[i] = (ChatMessage){i % 2 ? "assistant" : "user", texts[i].data, texts[i].length, -1};
+            messages[i] = (ChatMessage){i % 2 ? "assistant" : "user", texts[i].data, texts[i].length, -1, NULL};
             if (i % 2) text_addf(&want, "%s</s>", texts[i].data);
         }
         assert_int_equal(template_jinja_render(jinja, messages, 6, 0, "<s>", "</s>", &list, &error), OK);
