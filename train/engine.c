@@ -207,7 +207,7 @@ Status engine_open(Engine *engine, const EngineOptions *options, Error *err) {
                           .device = engine->device.context};
     int dense_wanted =
         options->method == METHOD_FULL || (options->method == METHOD_LORA && options->weights.linear == WEIGHT_BF16);
-    int is_quantized = engine->model.prequant == PREQUANT_BNB_4BIT || engine->model.prequant == PREQUANT_GGUF;
+    int is_quantized = engine->model.prequant != PREQUANT_NONE && engine->model.prequant != PREQUANT_BNB_8BIT;
     if (is_quantized && dense_wanted)
         FAIL_USAGE(
             "%s is already quantized; method qlora trains on it as it is, and method %s needs the 16-bit model",

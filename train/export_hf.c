@@ -10,12 +10,15 @@
 
 #define SHARD_BYTES ((uint64_t)5000000000) /* as huggingface_hub splits */
 
+#define NAME_MAX_BYTES 192
+
 typedef struct Writer {
     Export *export;
     int64_t count;
     TensorSpec *specs;
     const TensorInfo **sources;
     int32_t *ids;
+    char (*names)[NAME_MAX_BYTES]; /* of weights */
     float *base, *merged;
     uint8_t *rounded;
 } Writer;
@@ -24,16 +27,23 @@ static int is_float(DType type) {
     return type == DTYPE_F32 || type == DTYPE_BF16 || type == DTYPE_F16;
 }
 
-/* Constants of a quantized weight are not weights: "X.weight.absmax", "X.SCB", "X.weight_format". */
-static int is_constant(const TensorInfo *tensor) {
+/* Constants of a quantized weight are not weights: "X.weight.absmax", "X.SCB", "X.weight_format", "X.weight_scale"; nor are the
+ * biases of zeros that folders of grouped integers may have. */
+static int is_constant(const Export *export, const TensorInfo *tensor) {
+    static const char *const ends[] = {".SCB", ".scales", ".weight_scale", ".bias"};
     size_t length = strlen(tensor->name);
-    return !is_float(tensor->dtype) || strstr(tensor->name, ".weight.") != NULL ||
-           (length > 4 && strcmp(tensor->name + length - 4, ".SCB") == 0);
+    int grouped = prequant_is_grouped(merge_model(export->merge)->prequant);
+    if (!is_float(tensor->dtype) || strstr(tensor->name, ".weight.") != NULL) return 1;
+    for (size_t i = 0; i < (grouped ? 4 : 1); i++) {
+        size_t end = strlen(ends[i]);
+        if (length > end && strcmp(tensor->name + length - end, ends[i]) == 0) return 1;
+    }
+    return 0;
 }
 
 DType export_hf_type(const Export *export, const TensorInfo *tensor, int32_t id) {
     const ExportOptions *o = export->options;
-    if (id < 0) return is_constant(tensor) ? DTYPE_COUNT : tensor->dtype;
+    if (id < 0) return is_constant(export, tensor) ? DTYPE_COUNT : tensor->dtype;
     if (o->format == EXPORT_HF && o->dtype_given) return o->dtype;
     return is_float(tensor->dtype) ? tensor->dtype : merge_model(export->merge)->dtype;
 }
@@ -44,6 +54,7 @@ static void list_tensors(Writer *w) {
     w->specs = memory_calloc(most, sizeof *w->specs);
     w->sources = memory_calloc(most, sizeof *w->sources);
     w->ids = memory_calloc(most, sizeof *w->ids);
+    w->names = memory_calloc(most, sizeof *w->names);
     for (int64_t i = 0; i < tensors_count(files); i++) {
         const TensorInfo *tensor = tensors_get(files, i);
         int32_t id = merge_weight_of(w->export->merge, tensor);
@@ -52,8 +63,11 @@ static void list_tensors(Writer *w) {
         TensorSpec *spec = &w->specs[w->count];
         *spec = (TensorSpec){.name = tensor->name, .dtype = type, .ndim = tensor->ndim};
         memcpy(spec->shape, tensor->shape, sizeof spec->shape);
-        if (id >= 0 && spec->ndim == 2) { /* packed codes have another shape */
+        if (id >= 0 && spec->ndim == 2) { /* packed codes have another shape, and may have another name */
             MergeWeight weight = merge_weight(w->export->merge, id);
+            int64_t rows, cols;
+            if (weight_describe(merge_model(w->export->merge), id, w->names[w->count], NAME_MAX_BYTES, &rows, &cols))
+                spec->name = w->names[w->count];
             spec->shape[0] = weight.rows;
             spec->shape[1] = weight.cols;
         }
@@ -163,5 +177,6 @@ Status export_hf_write(Export *export, const char *folder, Error *err) {
     memory_free(w.specs);
     memory_free(w.sources);
     memory_free(w.ids);
+    memory_free(w.names);
     return status;
 }

@@ -37,7 +37,8 @@ static Status add_tensors(InspectOutput *out, const char *path, const char *stem
 
 /* ---- model --------------------------------------------------------------------------------------------------------------- */
 
-static const char *quantization(const ModelConfig *model) {
+static const char *quantization(const ModelConfig *model, char text[128]) {
+    if (prequant_is_grouped(model->prequant)) return grouped_config_text(model, text, 128);
     if (model->prequant == PREQUANT_BNB_8BIT) return "bitsandbytes LLM.int8";
     if (model->prequant == PREQUANT_NONE) return "none";
     if (model->prequant_nf4) return model->prequant_double ? "bitsandbytes nf4, double quantization" : "bitsandbytes nf4";
@@ -90,7 +91,8 @@ static void add_shape(InspectOutput *out, const ModelConfig *m) {
     inspect_bool(out, "qkv_bias", m->qkv_bias);
     inspect_bool(out, "qk_norm", m->qk_norm);
     inspect_string(out, "dtype", dtype_name(m->dtype));
-    inspect_string(out, "quantization", quantization(m));
+    char text[128];
+    inspect_string(out, "quantization", quantization(m, text));
 }
 
 static Status inspect_model(InspectOutput *out, const char *folder, Error *err) {

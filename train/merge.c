@@ -340,12 +340,15 @@ Status merge_begin(Merge *merge, int32_t id, Error *err) {
     TRY(arena_create(&merge->arena, "one weight", count.used, err));
     TRY(quantized_take(&entry->tensor, &entry->spec, entry->rows, entry->cols, &merge->arena, err));
     if (entry->origin == ORIGIN_BNB4) return bnb4_read(merge->files, entry, 1, err);
+    if (entry->origin == ORIGIN_GROUPED) return grouped_read(merge->files, &merge->model, entry, merge->pool, 1, err);
     return requantize(merge, entry, err);
 }
 
 static void copy_tensor(QuantizedTensor *to, const QuantizedTensor *from) {
     memcpy(to->codes, from->codes, from->code_bytes);
     if (from->code_table != NULL) memcpy(to->code_table, from->code_table, 16 * sizeof(float));
+    if (from->zeros != NULL) memcpy(to->zeros, from->zeros, (size_t)from->blocks);
+    if (from->group_index != NULL) memcpy(to->group_index, from->group_index, (size_t)from->cols * sizeof *from->group_index);
     if (from->nested_codes == NULL) {
         memcpy(to->scales, from->scales, (size_t)from->blocks * sizeof(float));
         return;
@@ -356,14 +359,10 @@ static void copy_tensor(QuantizedTensor *to, const QuantizedTensor *from) {
     to->nested_offset = from->nested_offset;
 }
 
-static int same_spec(const QuantSpec *a, const QuantSpec *b) {
-    return a->format == b->format && a->double_quant == b->double_quant && a->block_size == b->block_size;
-}
-
 Status merge_quantize(Merge *merge, int with_adapters, QuantizedTensor *tensor, Error *err) {
     const WeightEntry *entry = &merge->entries[merge->id];
     int adapted = with_adapters && is_adapted(merge, merge->id);
-    if (!adapted && entry->quantized && same_spec(&entry->spec, &tensor->spec)) {
+    if (!adapted && entry->quantized && quant_spec_equal(&entry->spec, &tensor->spec)) {
         copy_tensor(tensor, &entry->tensor);
         return OK;
     }

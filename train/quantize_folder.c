@@ -138,7 +138,7 @@ static void list_parts(Folder *folder, QuantizedFolder *result) {
         if (!weight_describe(&folder->config, id, name, sizeof name, &rows, &cols)) continue;
         const TensorInfo *source = tensors_find(folder->files, name);
         WeightView view = folder->view(folder->views, id);
-        result->bytes_before += source->bytes;
+        if (source != NULL) result->bytes_before += source->bytes; /* NULL: the codes of grouped integers */
         if (view.rows == 0) {
             add_copy(folder, id, name, source);
             continue;
@@ -147,7 +147,7 @@ static void list_parts(Folder *folder, QuantizedFolder *result) {
         if (view.format == WEIGHT_INT8)
             add_int8(folder, id, name, &view);
         else
-            add_4bit(folder, id, name, &view, is_float(source->dtype) ? source->dtype : folder->config.dtype);
+            add_4bit(folder, id, name, &view, source != NULL && is_float(source->dtype) ? source->dtype : folder->config.dtype);
     }
     for (int64_t i = 0; i < folder->count; i++)
         result->bytes += spec_bytes(&folder->specs[i]);

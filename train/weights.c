@@ -51,6 +51,11 @@ static void log_origin(const char *folder, const ModelConfig *config, const Weig
         log_info("%s stays in its own types: %s", folder, types.data);
         text_free(&types);
     }
+    if (prequant_is_grouped(config->prequant)) {
+        char grouped[128];
+        log_info("%s stays as it is: %s%s", folder, grouped_config_text(config, grouped, sizeof grouped),
+                 config->grouped.int8_activations ? "; its activations, int8 where it is served, are not quantized here" : "");
+    }
     if (bnb4 == NULL) return;
     const QuantSpec *spec = &bnb4->spec;
     if (spec->format != options->linear || spec->double_quant != options->double_quant ||
@@ -192,6 +197,8 @@ static void hash_part(WeightsHash *h, const void *bytes, size_t length) {
 
 static void hash_tensor(WeightsHash *hash, const QuantizedTensor *t) {
     hash_part(hash, t->codes, t->code_bytes);
+    if (t->zeros != NULL) hash_part(hash, t->zeros, (size_t)t->blocks);
+    if (t->group_index != NULL) hash_part(hash, t->group_index, (size_t)t->cols * sizeof *t->group_index);
     if (t->code_table != NULL) hash_part(hash, t->code_table, 16 * sizeof(float));
     if (t->scales != NULL) hash_part(hash, t->scales, (size_t)t->blocks * sizeof(float));
     if (t->nested_codes == NULL) return;

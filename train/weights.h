@@ -84,6 +84,8 @@ Status weights_to_device(ModelWeights *weights, const Backend *backend, const Ex
 WeightSource weights_source(ModelWeights *weights);
 /* XXH3 over all bytes in a fixed order, read back from a device (0 when that fails). */
 uint64_t weights_hash(const ModelWeights *weights);
+/* What a folder of grouped integers calls itself: "gptq, 4 bits, groups of 128, symmetric". Returns out. */
+const char *grouped_config_text(const ModelConfig *config, char *out, size_t capacity);
 /* Format of the layers' linears as loaded (a pre-quantized folder may differ from the options). */
 WeightFormat weights_linear_format(const ModelWeights *weights);
 size_t weights_bytes(const ModelWeights *weights);

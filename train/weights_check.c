@@ -75,13 +75,18 @@ static Status check_weight(WeightCheck *check, const char *name, int32_t id, Wei
         TRY(bnb4_find(check, name, entry, &found, err));
         if (found) return OK;
     }
+    if (weight_is_linear(id)) {
+        TRY(grouped_find(check, name, id, entry, &found, err));
+        if (found) return OK;
+    }
     TRY(check_shape(id, entry, err));
     if (weight_is_linear(id)) TRY(bnb8_find(check, name, entry, &found, err));
     if (!found && !is_float(type))
         FAIL("%s: want F32, BF16 or F16, got %s%s", name, dtype_name(type),
              type == DTYPE_U8 || type == DTYPE_I8 ? "; of quantized folders, those of bitsandbytes are read (nf4, fp4, int8)"
                                                   : "");
-    if (check->config->prequant == PREQUANT_BNB_4BIT) entry->quantized = 0; /* a module that was left out on purpose */
+    if (check->config->prequant == PREQUANT_BNB_4BIT || prequant_is_grouped(check->config->prequant))
+        entry->quantized = 0; /* a module that was left out on purpose */
     entry->dense = weight_dense_type(id, check->options->act, found ? DTYPE_F32 : type);
     return OK;
 }
@@ -139,6 +144,7 @@ static Status find_all(const TensorFiles *files, const char *folder, const Model
     for (int32_t id = 0; id < weight_count(config); id++) {
         if (!weight_describe(config, id, name, sizeof name, &rows, &cols)) continue;
         entries[id].file = tensors_find(files, name);
+        if (entries[id].file == NULL && weight_is_linear(id)) entries[id].file = grouped_codes(files, config, name);
         if (entries[id].file == NULL && missing++ == 0) memcpy(first, name, sizeof first);
     }
     if (missing == 0) return OK;

@@ -4,6 +4,7 @@
  *   weights_storage.c  how each weight will lie in memory: the plan, and the same for real
  *   weights_check.c    the folder's tensors against the config, before anything is read
  *   weights_bnb.c      bitsandbytes' tensors: quant_state, constants, LLM.int8
+ *   weights_grouped.c  folders of GPTQ, AWQ and compressed-tensors
  *   weights_load.c     reader thread, staging, quantizing
  *   weights.c          the loaded weights as a source
  */
@@ -18,10 +19,11 @@
 #define WEIGHT_NAME_MAX 192
 
 typedef enum WeightOrigin {
-    ORIGIN_DENSE, /* F32, BF16 or F16 values */
-    ORIGIN_BNB4,  /* bitsandbytes NF4 or FP4: kept byte for byte */
-    ORIGIN_INT8,  /* bitsandbytes LLM.int8: dequantized while it is read */
-    ORIGIN_GGML   /* rows of a GGUF file's blocks, or of F16: kept byte for byte */
+    ORIGIN_DENSE,  /* F32, BF16 or F16 values */
+    ORIGIN_BNB4,   /* bitsandbytes NF4 or FP4: kept byte for byte */
+    ORIGIN_INT8,   /* bitsandbytes LLM.int8: dequantized while it is read */
+    ORIGIN_GGML,   /* rows of a GGUF file's blocks, or of F16: kept byte for byte */
+    ORIGIN_GROUPED /* GPTQ, AWQ, compressed-tensors: integers that stay what they are */
 } WeightOrigin;
 
 typedef struct WeightEntry {
@@ -36,8 +38,9 @@ typedef struct WeightEntry {
     QuantizedTensor tensor; /* quantized */
     /* where it comes from; valid while the files are open */
     WeightOrigin origin;
-    const TensorInfo *file;   /* X.weight or X.bias */
-    const TensorInfo *scales; /* X.SCB; X.weight.absmax */
+    const TensorInfo *file;          /* X.weight or X.bias */
+    const TensorInfo *scales;        /* X.SCB; X.weight.absmax; X.scales, X.weight_scale */
+    const TensorInfo *zeros, *order; /* grouped integers; NULL: none */
     const TensorInfo *map, *nested_absmax, *nested_map;
     float nested_offset;
 } WeightEntry;
@@ -86,6 +89,16 @@ Status bnb4_find(WeightCheck *check, const char *name, WeightEntry *entry, int *
 Status bnb4_read(const TensorFiles *files, WeightEntry *entry, int drop_cache, Error *err);
 /* The same for LLM.int8 (X.weight I8, X.SCB, X.weight_format). */
 Status bnb8_find(WeightCheck *check, const char *name, WeightEntry *entry, int *found, Error *err);
+
+/* Grouped integers. The spec that config.json asks for; the tensor of a linear's codes, where that is not X.weight (NULL: there is
+ * none); and, as above, finding and reading what belongs to a linear. */
+QuantSpec grouped_spec(const ModelConfig *config, DType scale_type);
+const TensorInfo *grouped_codes(const TensorFiles *files, const ModelConfig *config, const char *name);
+Status grouped_find(WeightCheck *check, const char *name, int32_t id, WeightEntry *entry, int *found, Error *err);
+Status grouped_read(const TensorFiles *files, const ModelConfig *config, WeightEntry *entry, Pool *pool, int drop_cache,
+                    Error *err);
+/* What grouped_read allocates. */
+size_t grouped_staging(const WeightEntry *entry);
 
 /* Staging: the reader thread fills STAGE_COUNT buffers of at most STAGE_BYTES (or one row) in turn. */
 #define STAGE_BYTES ((size_t)2 << 20)

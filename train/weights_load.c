@@ -265,12 +265,14 @@ static Status read_blocks(const Loader *loader, const WeightEntry *entry, Error 
     return OK;
 }
 
-static Status read_prequantized(Loader *loader, int32_t count, Error *err) {
+static Status read_prequantized(Loader *loader, const ModelConfig *config, int32_t count, Error *err) {
     for (int32_t id = 0; id < count; id++) {
         WeightEntry *entry = &loader->entries[id];
         if (!entry->present) continue;
         if (entry->origin == ORIGIN_BNB4)
             TRY(bnb4_read(loader->files, entry, loader->drop_cache, err));
+        else if (entry->origin == ORIGIN_GROUPED)
+            TRY(grouped_read(loader->files, config, entry, loader->pool, loader->drop_cache, err));
         else if (entry->origin == ORIGIN_GGML)
             TRY(read_blocks(loader, entry, err));
         else
@@ -310,7 +312,7 @@ Status weights_read(const TensorFiles *files, const ModelConfig *config, WeightE
     pthread_mutex_init(&loader.mutex, NULL);
     pthread_cond_init(&loader.changed, NULL);
     Status status;
-    TRY_GOTO(read_prequantized(&loader, count, err));
+    TRY_GOTO(read_prequantized(&loader, config, count, err));
     qsort_r(loader.order, (size_t)loader.order_count, sizeof *loader.order, compare_places, entries);
     TRY_GOTO(take_buffers(&loader, backend, err));
     TRY_GOTO(run_threads(&loader, err));

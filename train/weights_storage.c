@@ -42,6 +42,7 @@ void weights_decide(const ModelConfig *config, const WeightOptions *options, DTy
         spec = (QuantSpec){.format = config->prequant_nf4 ? WEIGHT_NF4 : WEIGHT_FP4,
                            .double_quant = config->prequant_double,
                            .block_size = 64}; /* config.json does not say it; weights_check takes it from the tensors */
+    if (prequant_is_grouped(config->prequant)) spec = grouped_spec(config, config->dtype);
     for (int32_t id = 0; id < count; id++) {
         WeightEntry *entry = &entries[id];
         memset(entry, 0, sizeof *entry);
@@ -139,14 +140,19 @@ size_t stage_bytes(const WeightEntry *entry, DType file_dtype) {
 }
 
 size_t weights_staging(const WeightEntry *entries, int32_t count, DType file_dtype) {
-    size_t largest = 0, constants = 0;
+    size_t largest = 0, constants = 0, grouped = 0;
     for (int32_t id = 0; id < count; id++) {
         const WeightEntry *entry = &entries[id];
         if (!entry->present || entry->ggml != 0) continue; /* blocks are read into their place */
         size_t stage = stage_bytes(entry, file_dtype);
+        if (entry->quantized && entry->spec.format == WEIGHT_GROUPED) {
+            if (grouped_staging(entry) > grouped) grouped = grouped_staging(entry);
+            continue;
+        }
         if (stage > largest) largest = stage;
         size_t nested = (size_t)quant_nested_constants(&entry->spec, entry->rows, entry->cols) * sizeof(float);
         if (entry->quantized && nested > constants) constants = nested;
     }
-    return STAGE_COUNT * largest + constants;
+    size_t staged = STAGE_COUNT * largest + constants;
+    return staged > grouped ? staged : grouped;
 }
