@@ -289,6 +289,18 @@ static Status check_batch(const Tape *tape, const TapeRun *run, Error *err) {
     return OK;
 }
 
+/* After the last instruction of a segment's forward or backward pass: says so. */
+static Status end_segment(const Tape *tape, const TapeRun *run, int32_t at, Error *err) {
+    const Instruction *now = &tape->instructions[at];
+    int32_t segment = tape->nodes[now->node].segment;
+    if (at + 1 < tape->instruction_count) {
+        const Instruction *next = now + 1;
+        int same_pass = (now->pass == PASS_FORWARD) == (next->pass == PASS_FORWARD);
+        if (same_pass && tape->nodes[next->node].segment == segment) return OK;
+    }
+    return run->segment_done(run->segment_self, segment, now->pass, err);
+}
+
 static Status run_instructions(const Tape *tape, const TapeRun *run, Error *err) {
     const Backend *backend = &tape->backend;
     for (int32_t at = 0; at < tape->instruction_count; at++) {
@@ -310,6 +322,7 @@ static Status run_instructions(const Tape *tape, const TapeRun *run, Error *err)
             TRY(watch(&step, err));
             if (run->watch->found) return OK;
         }
+        if (run->segment_done != NULL) TRY(end_segment(tape, run, at, err));
     }
     return OK;
 }

@@ -125,6 +125,10 @@ typedef struct TapeRun {
     int unrounded;        /* fake quantization of activations is left out (a schedule's first steps) */
     TapeFault *watch;     /* not NULL: check every output, stop at the first that is not finite (slow) */
     double *profile;      /* not NULL: seconds are added per instruction, [TapePlan.instructions] */
+    /* not NULL: called when all of a segment (-1: what belongs to none) is done in the forward pass, and again when its
+     * gradients are complete in the backward pass, where a recomputation has gone before */
+    Status (*segment_done)(void *self, int32_t segment, Pass pass, Error *err);
+    void *segment_self;
 } TapeRun;
 Status tape_run(const Tape *tape, const TapeRun *run, Error *err);
 

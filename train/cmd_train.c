@@ -1,11 +1,16 @@
 /* nibble train */
+#include <sched.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "core/log.h"
 #include "core/memory.h"
 #include "train/commands.h"
+#include "train/comm.h"
+#include "train/launch.h"
 #include "train/options.h"
+#include "train/rank_log.h"
 #include "train/signals.h"
 #include "train/trainer.h"
 
@@ -17,6 +22,8 @@ static const CommandHelp help = {
         "nibble train configs/train/tinyllama.json --resume",
 };
 
+#define RANKS_MAX 1024 /* of one machine */
+
 typedef struct TrainOptions {
     OptionList set;
     int resume, overwrite, log_all;
@@ -26,8 +33,8 @@ typedef struct TrainOptions {
 
 static Status check_options(const TrainOptions *options, Error *err) {
     if (options->gpus > 0) FAIL_USAGE("--gpus is not supported yet: this build runs on cpu");
-    if (options->ranks > 1) FAIL_USAGE("--ranks is not supported yet: this build runs one rank");
-    if (options->log_all) FAIL_USAGE("--log-all is not supported yet: there is one rank, and its log is shown");
+    if (options->ranks < 0 || options->ranks > RANKS_MAX)
+        FAIL_USAGE("--ranks: want 1 to %d, got %lld", RANKS_MAX, (long long)options->ranks);
     if (options->threads < 0 || options->threads > 1024)
         FAIL_USAGE("--threads: want 0 (all) to 1024, got %lld", (long long)options->threads);
     if (options->resume && options->overwrite) FAIL_USAGE("--resume and --overwrite contradict each other; give one");
@@ -47,6 +54,41 @@ static int collect(const TrainOptions *options, const char **list, char *device,
     return count;
 }
 
+static Status launch(const TrainOptions *options, int argc, char **argv, Error *err) {
+    int count;
+    char **words = launch_words(argc, argv, "ranks", &count);
+    Status status = launch_mpi((int)options->ranks, count, words, err);
+    memory_free(words);
+    return status;
+}
+
+/* Ranks of one machine share its processors, unless the launcher has given each its own. */
+static int threads_of(const Comm *comm, int64_t asked) {
+    if (asked > 0 || comm == NULL) return (int)asked;
+    cpu_set_t set;
+    long online = sysconf(_SC_NPROCESSORS_ONLN);
+    if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) < online) return 0;
+    Pool *pool;
+    if (pool_create(&pool, 0, NULL) != OK) return 1;
+    int all = pool_threads(pool) / comm_local_size(comm);
+    pool_free(pool);
+    return all > 1 ? all : 1;
+}
+
+static Status run(const TrainOptions *options, Comm *comm, const char *path, const char *const *overrides, int count, Error *err) {
+    RankLog log;
+    Trainer *trainer = memory_calloc(1, sizeof *trainer);
+    rank_log_begin(&log, comm, options->log_all);
+    Status status = trainer_open_rank(trainer, comm, path, overrides, count, options->resume, threads_of(comm, options->threads), err);
+    if (status == OK) status = rank_log_open(&log, comm, trainer->config.output.path, err);
+    if (status == OK) status = trainer_run(trainer, err);
+    trainer_close(trainer);
+    memory_free(trainer);
+    if (status != OK && err != NULL && comm_rank(comm) > 0) log_info("ended: %s", err->text);
+    rank_log_close(&log);
+    return status;
+}
+
 Status command_train(int argc, char **argv, Error *err) {
     TrainOptions options = {0};
     const OptionSpec specs[] = {
@@ -56,8 +98,8 @@ Status command_train(int argc, char **argv, Error *err) {
         {"device", OPTION_STRING, "NAME", "auto, cpu, cuda or emu", &options.device},
         {"threads", OPTION_INTEGER, "N", "threads; 0: all that this process may use", &options.threads},
         {"gpus", OPTION_INTEGER, "N", "GPUs of this machine (not supported yet)", &options.gpus},
-        {"ranks", OPTION_INTEGER, "N", "CPU ranks on this machine (not supported yet)", &options.ranks},
-        {"log-all", OPTION_FLAG, NULL, "shows every rank's log (not supported yet)", &options.log_all},
+        {"ranks", OPTION_INTEGER, "N", "CPU ranks on this machine, through MPI's mpirun", &options.ranks},
+        {"log-all", OPTION_FLAG, NULL, "shows the messages of all ranks, not only of rank 0", &options.log_all},
     };
     const char *path;
     int positionals, helped;
@@ -65,14 +107,16 @@ Status command_train(int argc, char **argv, Error *err) {
                       err));
     if (helped) return OK;
     TRY(check_options(&options, err));
+    if (options.ranks > 1) return launch(&options, argc, argv, err);
     const char *overrides[OPTION_LIST_MAX + 2];
     char device[64];
     int count = collect(&options, overrides, device, sizeof device);
+    Comm *comm;
     signals_install_fatal();
-    Trainer *trainer = memory_calloc(1, sizeof *trainer);
-    Status status = trainer_open(trainer, path, overrides, count, options.resume, (int)options.threads, err);
-    if (status == OK) status = trainer_run(trainer, err);
-    trainer_close(trainer);
-    memory_free(trainer);
+    TRY(comm_open(&comm, 0, err));
+    Status status = run(&options, comm, path, overrides, count, err);
+    comm_set_end(comm, status);
+    if (comm_told(comm) && err != NULL) err->text[0] = 0; /* once is enough */
+    comm_close(comm, status == OK || status == ERR_INTERRUPTED ? NULL : err != NULL ? err->text : "");
     return status;
 }

@@ -195,10 +195,19 @@ Status comm_agree(Comm *comm, Status status, Error *err) {
     if (joined != OK) return status != OK ? status : joined;
     for (int r = 0; r < comm->place.size; r++) {
         if (all[r].status == OK) continue;
+        comm_share_failure(comm);
         if (r == comm->place.rank) return status; /* its own text is whole */
         all[r].text[sizeof all[r].text - 1] = 0;
         if (r == 0) return error_set(err, (Status)all[r].status, "%s", all[r].text);
         return error_set(err, (Status)all[r].status, "rank %d: %s", r, all[r].text);
     }
     return OK;
+}
+
+void comm_share_failure(Comm *comm) {
+    if (comm != NULL) comm->told = !comm_speaks(comm);
+}
+
+int comm_told(const Comm *comm) {
+    return comm != NULL && comm->told;
 }

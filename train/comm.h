@@ -60,6 +60,8 @@ int comm_speaks(const Comm *comm);
 
 /* Seconds without a sign of life after which a rank is taken for dead. */
 void comm_set_timeout(Comm *comm, double seconds);
+/* What this process will leave with, for its launcher. */
+void comm_set_end(Comm *comm, Status status);
 /* Where this rank is, for messages: the step, and a few words without a format ("training"). Borrowed. */
 void comm_set_place(Comm *comm, int64_t step, const char *phase);
 /* A sign of life from a rank that works for long without calling anything here. Cheap: sends at most every timeout / 8. */
@@ -80,6 +82,10 @@ Status comm_gather_texts(Comm *comm, const char *own, char *texts, size_t capaci
 /* Joins results: OK when all ranks say OK; otherwise the failure of the lowest rank that failed, named, on all ranks. *err may
  * hold this rank's own failure. */
 Status comm_agree(Comm *comm, Status status, Error *err);
+/* A failure that all ranks see alike: one of them tells people. */
+void comm_share_failure(Comm *comm);
+/* Whether another rank tells people about the last failure. */
+int comm_told(const Comm *comm);
 
 /* ---- the same, started now and waited for later ------------------------------------------------------------------------------ */
 

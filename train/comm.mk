@@ -5,8 +5,9 @@ PLUGIN_SOURCES := train/comm_mpi.c train/comm_nccl.c
 COMM_ID := $(shell cat train/comm_plugin.h $(wildcard $(PLUGIN_SOURCES)) | cksum | cut -d' ' -f1)
 COMM_DEFINES := -DNIBBLE_BUILD_ID='"$(COMM_ID)"'
 PLUGIN_FOLDER := $(patsubst %/,%,$(dir $(BINARY)))
-$(BUILD)/train/comm_open.o: CFLAGS += $(COMM_DEFINES)
-$(BUILD)/train/comm_open.o: $(wildcard $(PLUGIN_SOURCES))
+$(BUILD)/train/comm_open.o: train/comm_open.c $(wildcard $(PLUGIN_SOURCES)) $(STAMP) | $(LIBRARIES)
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS_ALL) $(COMM_DEFINES) -c $< -o $@
 
 MPICC ?= mpicc
 ifneq ($(shell command -v $(firstword $(MPICC)) 2>/dev/null),)

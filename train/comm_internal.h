@@ -10,6 +10,7 @@
 
 #include "train/comm.h"
 #include "train/comm_plugin.h"
+#include "train/rank_board.h"
 
 #define COMM_OWN_PIECE ((size_t)1 << 20) /* of comm_sum */
 
@@ -22,10 +23,12 @@ typedef struct Comm {
     double timeout;
     int64_t step;
     const char *phase;
+    RankNote *note; /* on the launcher's board, or NULL */
     /* signs of life */
     double *heard; /* [size] clock of the last one */
     char *lost;    /* [size] */
     double last_sign, signal_seen;
+    int told;   /* another rank tells people why */
     int broken; /* a call failed for good: the ranks are no longer together */
     CommSign leaving;
     /* work under way, in the order of its start */

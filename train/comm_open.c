@@ -9,6 +9,7 @@
 #include "core/memory.h"
 #include "core/text.h"
 #include "train/comm_internal.h"
+#include "train/signals.h"
 
 /* ---- the plugin ------------------------------------------------------------------------------------------------------------ */
 
@@ -102,6 +103,15 @@ static Status open_as(Comm *comm, const CommLaunch *launch, int device_ranks, Er
     return join(comm, err);
 }
 
+static void note_start(Comm *comm) {
+    comm->note = rank_board_note(comm->place.rank, comm->place.size);
+    if (comm->note == NULL) return;
+    comm->note->pid = (int32_t)getpid();
+    comm_set_place(comm, 0, "start");
+    comm->note->state = RANK_RUNS;
+    signals_note_at(&comm->note->signal);
+}
+
 Status comm_open(Comm **out, int device_ranks, Error *err) {
     CommLaunch launch;
     *out = NULL;
@@ -114,8 +124,10 @@ Status comm_open(Comm **out, int device_ranks, Error *err) {
                               .size = launch.size,
                               .local_rank = launch.local_rank,
                               .local_size = launch.local_size > 0 ? launch.local_size : 1};
+    note_start(comm);
     Status status = open_as(comm, &launch, device_ranks, err);
     if (status != OK) {
+        comm_set_end(comm, status);
         comm_free(comm);
         return status;
     }
@@ -202,6 +214,15 @@ void comm_set_place(Comm *comm, int64_t step, const char *phase) {
     if (comm == NULL) return;
     comm->step = step;
     comm->phase = phase;
+    if (comm->note == NULL) return;
+    comm->note->step = step;
+    (void)snprintf(comm->note->phase, sizeof comm->note->phase, "%s", phase);
+}
+
+void comm_set_end(Comm *comm, Status status) {
+    if (comm == NULL || comm->note == NULL) return;
+    comm->note->status = (int32_t)status;
+    comm->note->state = RANK_ENDED;
 }
 
 uint64_t comm_sent(const Comm *comm, CommPurpose purpose) {

@@ -42,6 +42,7 @@ static Status hear(Comm *comm, Error *err) {
         if (sign.rank < 0 || sign.rank >= comm->place.size) continue;
         comm->heard[sign.rank] = clock_seconds();
         if (sign.kind != COMM_SIGN_LEAVES) continue;
+        comm->told = comm->place.rank != 0; /* the one that leaves says why, and rank 0 that it left */
         comm->lost[sign.rank] = 1;
         comm->broken = 1;
         FAIL("rank %d left at step %lld: %s", (int)sign.rank, (long long)sign.step, sign.text);
@@ -76,6 +77,7 @@ static Status check_missing(Comm *comm, double begin, double now, Error *err) {
     int count = name_missing(comm, since, names, sizeof names);
     if (count == 0) return OK;
     mark_missing(comm, since);
+    comm_share_failure(comm);
     comm->broken = 1;
     FAIL("rank%s %s gave no sign of life for %.0f s (distributed.timeout_s) at step %lld, %s: dead, hanging, or cut off",
          count > 1 ? "s" : "", names, comm->timeout, (long long)comm->step, comm->phase);

@@ -79,6 +79,7 @@ typedef struct Config {
     struct {
         int shard_base;
         double timeout_s;
+        int64_t check_every; /* steps between comparisons of what the ranks hold; 0: only at the end */
     } distributed;
     struct {
         char *path;

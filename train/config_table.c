@@ -178,7 +178,9 @@ const ConfigKey config_keys[] = {
     {"distributed.shard_base", KEY_BOOL, AT(distributed.shard_base), .fallback = "false", .pending = LIST("true"),
      .pending_reason = "every process holds the whole base", .help = "Split the frozen base over the ranks."},
     {"distributed.timeout_s", KEY_NUMBER, AT(distributed.timeout_s), .fallback = "120", RANGE(1, 86400),
-     .help = "Seconds after which a rank that does not answer is taken for dead."},
+     .help = "Seconds without a sign of life after which a rank is taken for dead, and the others stop."},
+    {"distributed.check_every", KEY_INTEGER, AT(distributed.check_every), .fallback = "100", RANGE(0, STEPS_MAX),
+     .help = "Steps between comparisons of the trained numbers of all ranks, by hash; 0: only at the end."},
 
     {"output.path", KEY_STRING, AT(output.path), .fallback = "\"runs/first\"", .help = "The run folder."},
     {"output.overwrite", KEY_BOOL, AT(output.overwrite), .fallback = "false",

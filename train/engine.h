@@ -9,6 +9,7 @@
 #include "autograd/tape.h"
 #include "core/pool.h"
 #include "train/adapter.h"
+#include "train/comm.h"
 #include "train/config.h"
 #include "train/device.h"
 #include "train/model.h"
@@ -30,11 +31,13 @@ typedef struct EngineOptions {
     int random_weights; /* METHOD_FULL: drawn from the seed instead of read (the folder needs only config.json) */
     uint64_t seed;
     const Config *config; /* METHOD_LORA: what adapters to make; NULL otherwise */
+    Comm *comm;           /* NULL: one rank */
     int optimizer;        /* allocate gradients and moments */
 } EngineOptions;
 
 typedef struct Engine {
     ModelConfig model;
+    Comm *comm; /* borrowed; NULL: one rank */
     Device device;
     Backend backend; /* the device's */
     Pool *pool;
@@ -71,6 +74,8 @@ Status engine_reserve(Engine *engine, Tape *const *tapes, int count, int64_t pos
 Status engine_store_params(Engine *engine, Error *err);
 Status engine_fetch_params(Engine *engine, Error *err);
 Status engine_clear_gradients(Engine *engine, Error *err);
+/* What a rank does while others run a forward pass and it has no micro-batch: its part in gathering a sharded base. */
+Status engine_idle_pass(const Engine *engine, Error *err);
 /* The common part of a TapeRun. */
 TapeRun engine_run(const Engine *engine, const Batch *batch);
 

@@ -11,7 +11,8 @@ typedef struct EvalResult {
     double seconds;
 } EvalResult;
 
-/* Packs the dataset in its own order into windows and sums. Stops early with ERR_INTERRUPTED when a signal is pending. */
+/* Packs the dataset in its own order into windows and sums. Ranks share the windows, and add in the windows' order: the same
+ * number for any of them. Stops early, all ranks in the same round, with ERR_INTERRUPTED when a signal is pending. */
 Status evaluate(Engine *engine, const Tape *tape, const Dataset *dataset, const PackPlan *plan, BatchBuffer *buffer,
                 EvalResult *result, Error *err);
 

@@ -115,6 +115,7 @@ Status reporter_open(Reporter **reporter_out, const char *run, const ReporterFac
 }
 
 Status reporter_write_html(Reporter *reporter, Error *err) {
+    if (reporter == NULL) return OK;
     Text page = {0};
     report_html(&reporter->facts, reporter->history, &page);
     char *path = path_join(reporter->run, "report.html");
@@ -164,6 +165,7 @@ static void show_step(Reporter *reporter, const StepRecord *record) {
 }
 
 Status reporter_step(Reporter *reporter, const StepRecord *record, Error *err) {
+    if (reporter == NULL) return OK;
     MetricsRecord metrics = {.kind = METRICS_STEP, .step = *record};
     show_step(reporter, record);
     TRY(append(reporter, &metrics, err));
@@ -175,6 +177,7 @@ Status reporter_step(Reporter *reporter, const StepRecord *record, Error *err) {
 }
 
 Status reporter_eval(Reporter *reporter, int64_t step, double loss, int64_t tokens, double seconds, int is_best, Error *err) {
+    if (reporter == NULL) return OK;
     MetricsRecord metrics = {
         .kind = METRICS_EVAL, .step = {.step = step, .loss = loss, .tokens = tokens, .seconds = seconds}, .is_best = is_best};
     char text[32];
@@ -186,6 +189,7 @@ Status reporter_eval(Reporter *reporter, int64_t step, double loss, int64_t toke
 }
 
 Status reporter_event(Reporter *reporter, int64_t step, const char *text, Error *err) {
+    if (reporter == NULL) return OK;
     leave_line(reporter);
     log_info("%s", text);
     MetricsRecord metrics = {.kind = METRICS_EVENT, .step = {.step = step}, .text = text};
@@ -193,6 +197,7 @@ Status reporter_event(Reporter *reporter, int64_t step, const char *text, Error 
 }
 
 Status reporter_sample(Reporter *reporter, int after, const char *prompt, const char *written, const char *wanted, Error *err) {
+    if (reporter == NULL) return OK;
     MetricsRecord metrics = {.kind = METRICS_SAMPLE,
                              .step = {.step = reporter->step},
                              .after = after != 0,

@@ -12,7 +12,7 @@
 
 #include "core/error.h"
 
-typedef struct Reporter Reporter;
+typedef struct Reporter Reporter; /* NULL: nothing is shown or written, every call is OK (ranks other than 0) */
 
 typedef struct ReporterFacts { /* name/value pairs for the report's tables: the model, the data, the machine */
     const char *title;

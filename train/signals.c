@@ -5,17 +5,20 @@
 #include <unistd.h>
 
 static volatile sig_atomic_t pending, waits; /* a signal handler can reach nothing else */
+static volatile sig_atomic_t *volatile note;
+static int held;
 
 static void on_signal(int number) {
+    if (note != NULL) *note = number;
     if (!waits || (number == SIGINT && pending == SIGINT)) _exit(130);
     pending = number;
 }
 
-static void install(void) {
+static void install(int flags) {
     struct sigaction action;
     memset(&action, 0, sizeof action);
     action.sa_handler = on_signal;
-    action.sa_flags = SA_RESTART;
+    action.sa_flags = flags;
     sigemptyset(&action.sa_mask);
     (void)sigaction(SIGINT, &action, NULL);
     (void)sigaction(SIGTERM, &action, NULL);
@@ -24,16 +27,33 @@ static void install(void) {
 
 void signals_install(void) {
     waits = 1;
-    install();
+    install(SA_RESTART);
+}
+
+void signals_install_waking(void) {
+    waits = 1;
+    install(0);
+}
+
+void signals_note_at(volatile sig_atomic_t *place) {
+    note = place;
 }
 
 void signals_install_fatal(void) {
     waits = 0;
-    install();
+    install(SA_RESTART);
 }
 
 int signals_pending(void) {
-    return pending;
+    return held > 0 ? 0 : pending;
+}
+
+void signals_hold(int delta) {
+    held += delta;
+}
+
+void signals_adopt(int number) {
+    if (!pending) pending = number;
 }
 
 void signals_clear(void) {

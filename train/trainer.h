@@ -14,6 +14,7 @@
 #include "train/engine.h"
 #include "train/evaluate.h"
 #include "train/generate.h"
+#include "train/replicas.h"
 #include "train/reporter.h"
 #include "train/run_plan.h"
 
@@ -40,7 +41,11 @@ typedef struct Trainer {
     Arena buffers;
     BatchBuffer batch;
     StepSequences step;
+    double *losses; /* [accumulation] of the step's micro-batches */
     int64_t steps, total_micro_batches;
+    Comm *comm; /* borrowed; NULL: one rank */
+    Replicas *replicas;
+    int last_round; /* the micro-batches at hand are the step's last */
     CheckpointState progress;
     Reporter *reporter;
     double gemm_peak;     /* FLOP/s that this machine's units were measured at; NaN: unknown */
@@ -51,6 +56,10 @@ typedef struct Trainer {
 /* Loads, checks and plans everything; the run folder exists afterwards. Config errors come first, before any weight is read. */
 Status trainer_open(Trainer *trainer, const char *config_path, const char *const *overrides, int override_count, int resume,
                     int threads, Error *err);
+/* The same as one of several ranks. Every rank reads config, data and base; rank 0 alone looks at the run folder, resumes from
+ * it, and writes. */
+Status trainer_open_rank(Trainer *trainer, Comm *comm, const char *config_path, const char *const *overrides,
+                         int override_count, int resume, int threads, Error *err);
 /* Tokenizer, data sets and stream of a trainer that has nothing but its config: what `inspect` looks at. */
 Status trainer_open_data(Trainer *trainer, const ModelConfig *model, Pool *pool, Error *err);
 /* Runs to the end, or to a signal (ERR_INTERRUPTED after saving), or to too many bad steps. */
@@ -70,6 +79,14 @@ Status trainer_step(Trainer *trainer, StepResult *result, Error *err);
 Status trainer_find_fault(Trainer *trainer, TapeFault *fault, Error *err);
 /* The adapter (or, for method full, the model folder) of the present parameters into the run folder. */
 Status trainer_write_model(Trainer *trainer, const char *name, Error *err);
+/* Ranks (trainer_ranks.c). Fails, naming what differs, unless all ranks run the same program on the same things. */
+Status trainer_ranks_check(Trainer *trainer, Error *err);
+/* A rank's part in a round in which it has no micro-batch. */
+Status trainer_idle_round(Trainer *trainer, Error *err);
+/* Every rank's own fault into the first of all. */
+Status trainer_first_fault(Trainer *trainer, TapeFault *fault, Error *err);
+/* TapeRun.segment_done of a training step; self: the trainer. */
+Status trainer_segment_done(void *self, int32_t segment, Pass pass, Error *err);
 /* Samples for the report (trainer_samples.c). */
 Status trainer_samples(Trainer *trainer, int after, Error *err);
 

@@ -162,7 +162,8 @@ static Status take_buffers(Trainer *trainer, Error *err) {
     trainer->step.sequences = lists;
     trainer->step.begin = memory_calloc((size_t)accumulation + 1, sizeof(int64_t));
     trainer->step.epoch = memory_calloc((size_t)accumulation, sizeof(int64_t));
-    return OK;
+    trainer->losses = memory_calloc((size_t)accumulation, sizeof(double));
+    return replicas_open(&trainer->replicas, trainer->comm, &trainer->engine.params, &trainer->engine.state, accumulation, err);
 }
 
 static Status check_equal(const char *what, size_t planned, size_t actual, Error *err) {
@@ -213,6 +214,7 @@ static Status open_engine(Trainer *trainer, int threads, Error *err) {
                              .random_weights = full && strcmp(config->train.init, "random") == 0,
                              .seed = (uint64_t)config->seed,
                              .config = config,
+                             .comm = trainer->comm,
                              .optimizer = 1};
     TRY(weight_options_from_config(config, &options.weights, err));
     TRY(engine_open(&trainer->engine, &options, err));
@@ -286,8 +288,23 @@ static Status open_state(Trainer *trainer, Error *err) {
         .config_hash = run_config_hash(&trainer->config),
         .elements = engine->params.elements};
     engine->weights_hash = trainer->progress.weights_hash;
-    if (trainer->resume) TRY(resume_from_checkpoint(trainer, err));
-    return OK;
+    TRY(trainer_ranks_check(trainer, err));
+    if (!trainer->resume) return OK;
+    if (comm_rank(trainer->comm) == 0) TRY(resume_from_checkpoint(trainer, err));
+    if (trainer->comm == NULL) return OK;
+    TRY(replicas_share_state(trainer->replicas, &trainer->progress, err));
+    params_refresh_copy(&engine->state, &engine->params, engine->exec.config.act);
+    return engine_store_params(engine, err);
+}
+
+/* One rank of a machine first: what it puts into the token cache the others find there. */
+static Status open_data_in_turn(Trainer *trainer, Status status, const ModelConfig *model, Pool *pool, Error *err) {
+    int first = comm_local_rank(trainer->comm) == 0;
+    TRY(comm_agree(trainer->comm, status, err));
+    if (first) status = trainer_open_data(trainer, model, pool, err);
+    TRY(comm_agree(trainer->comm, status, err));
+    if (!first) status = trainer_open_data(trainer, model, pool, err);
+    return comm_agree(trainer->comm, status, err);
 }
 
 static Status open_rest(Trainer *trainer, int threads, Error *err) {
@@ -301,7 +318,7 @@ static Status open_rest(Trainer *trainer, int threads, Error *err) {
     if (status == OK) status = pool_create(&pool, threads, err);
     if (status == OK) status = run_memory_limit(config, &device, &limit, err);
     if (status == OK) status = run_plan(config, model, &device.backend, pool_threads(pool), limit, &trainer->plan, err);
-    if (status == OK) status = trainer_open_data(trainer, model, pool, err);
+    status = open_data_in_turn(trainer, status, model, pool, err);
     pool_free(pool);
     device_close(&device);
     memory_free(model);
@@ -310,23 +327,35 @@ static Status open_rest(Trainer *trainer, int threads, Error *err) {
 
 Status trainer_open(Trainer *trainer, const char *config_path, const char *const *overrides, int override_count, int resume,
                     int threads, Error *err) {
+    return trainer_open_rank(trainer, NULL, config_path, overrides, override_count, resume, threads, err);
+}
+
+#define OPENING_S 1800.0 /* at least, for a rank that reads data or weights while others wait */
+
+Status trainer_open_rank(Trainer *trainer, Comm *comm, const char *config_path, const char *const *overrides,
+                         int override_count, int resume, int threads, Error *err) {
     memset(trainer, 0, sizeof *trainer);
+    trainer->comm = comm;
     trainer->config_path = config_path;
     trainer->resume = resume;
     trainer->gemm_peak = NAN;
-    TRY(config_load(&trainer->config, config_path, overrides, override_count, err));
-    TRY(run_folder_check(&trainer->config, resume, err));
+    TRY(comm_agree(comm, config_load(&trainer->config, config_path, overrides, override_count, err), err));
+    double limit = trainer->config.distributed.timeout_s;
+    comm_set_timeout(comm, limit > OPENING_S ? limit : OPENING_S);
+    TRY(comm_agree(comm, comm_rank(comm) == 0 ? run_folder_check(&trainer->config, resume, err) : OK, err));
     TRY(open_rest(trainer, threads, err));
     TRY(open_engine(trainer, threads, err));
     warn_of_untrained_tokens(trainer);
     TRY(open_tapes(trainer, err));
     TRY(take_buffers(trainer, err));
     TRY(check_plan(trainer, err));
-    TRY(run_folder_open(&trainer->config, resume, err));
+    TRY(comm_agree(comm, comm_rank(comm) == 0 ? run_folder_open(&trainer->config, resume, err) : OK, err));
     TRY(open_state(trainer, err));
     int64_t step = trainer->progress.step; /* an evaluation sees what the last step computed with */
     if (trainer->engine.qat != NULL) qat_set_step(trainer->engine.qat, step > 0 ? step - 1 : 0);
     trainer->gemm_peak = ceiling_gemm(&trainer->engine.backend, &trainer->engine.exec);
+    TRY(comm_sum(comm, &trainer->gemm_peak, 1, COMM_F64, COMM_CONTROL, err)); /* measured by all at the same time */
+    comm_set_timeout(comm, limit);
     return OK;
 }
 
@@ -341,6 +370,8 @@ void trainer_close(Trainer *trainer) {
     tokenizer_close(trainer->tokenizer);
     memory_free(trainer->step.begin);
     memory_free(trainer->step.epoch);
+    memory_free(trainer->losses);
+    replicas_free(trainer->replicas);
     arena_free(&trainer->buffers);
     engine_close(&trainer->engine);
     config_free(&trainer->config);

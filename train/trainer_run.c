@@ -20,6 +20,7 @@ static Status write_scales(void *qat, const char *folder, Error *err) {
 
 Status trainer_write_model(Trainer *trainer, const char *name, Error *err) {
     Engine *engine = &trainer->engine;
+    if (comm_rank(trainer->comm) != 0) return OK;
     const Config *config = &trainer->config;
     TRY(engine_fetch_params(engine, err));
     char *folder = path_join(config->output.path, name);
@@ -53,6 +54,7 @@ static int model_is_written(const Trainer *trainer) {
 
 static Status save_checkpoint(Trainer *trainer, Error *err) {
     const Config *config = &trainer->config;
+    if (comm_rank(trainer->comm) != 0) return OK;
     TRY(engine_fetch_params(&trainer->engine, err));
     TRY(checkpoint_save(config->output.path, &trainer->progress, &trainer->engine.state, err));
     trainer->last_save = clock_seconds();
@@ -72,6 +74,7 @@ static Status run_evaluation(Trainer *trainer, Error *err) {
     if (trainer->eval_plan == NULL) return OK;
     EvalResult result;
     CheckpointState *progress = &trainer->progress;
+    comm_set_place(trainer->comm, progress->step, "evaluation");
     TRY(evaluate(&trainer->engine, trainer->eval_tape, &trainer->eval_data, trainer->eval_plan, &trainer->batch, &result, err));
     if (isnan(progress->first_eval)) progress->first_eval = result.loss;
     int best = isfinite(result.loss) && !(result.loss >= progress->best_eval);
@@ -113,6 +116,7 @@ static void facts_free(FactList *list) {
 }
 
 static Status open_reporter(Trainer *trainer, Error *err) {
+    if (comm_rank(trainer->comm) != 0) return OK;
     const Config *config = &trainer->config;
     const Engine *engine = &trainer->engine;
     const ModelConfig *m = &engine->model;
@@ -187,6 +191,9 @@ static Status report_step(Trainer *trainer, const StepResult *result, double sec
                          .epoch = (double)trainer->stream.epoch + (double)(progress->micro_batches - trainer->stream.first) /
                                                                       (double)pack_count(trainer->stream.plan),
                          .skipped = result->bad};
+    if (comm_rank(trainer->comm) != 0)
+        log_info("step %lld of %lld: loss %.6f, %.3f s", (long long)progress->step, (long long)trainer->steps, result->loss,
+                 seconds);
     return reporter_step(trainer->reporter, &record, err);
 }
 
@@ -214,17 +221,31 @@ static int time_to_save(const Trainer *trainer) {
     return config->train.save_minutes > 0.0 && clock_seconds() - trainer->last_save >= 60.0 * config->train.save_minutes;
 }
 
+/* Ranks see a signal in the next round of micro-batches, all in the same. */
+static Status stop_if_alone(const Trainer *trainer, Error *err) {
+    if (trainer->comm != NULL || !signals_pending()) return OK;
+    return error_set(err, ERR_INTERRUPTED, "interrupted");
+}
+
+static Status check_replicas(Trainer *trainer, Error *err) {
+    int64_t step = trainer->progress.step, every = trainer->config.distributed.check_every;
+    if (step != trainer->steps && (every == 0 || step % every != 0)) return OK;
+    return replicas_check(trainer->replicas, step, err);
+}
+
 static Status run_steps(Trainer *trainer, Error *err) {
     while (trainer->progress.step < trainer->steps) {
         StepResult result;
         double begin = clock_seconds();
+        comm_set_place(trainer->comm, trainer->progress.step + 1, "training");
         TRY(trainer_gather(trainer, err));
         TRY(trainer_step(trainer, &result, err));
         TRY(report_step(trainer, &result, clock_seconds() - begin, err));
+        TRY(check_replicas(trainer, err));
         if (result.bad) TRY(handle_bad_step(trainer, err));
         TRY(evaluate_if_due(trainer, err));
         if (time_to_save(trainer)) TRY(save_checkpoint(trainer, err));
-        if (signals_pending()) return error_set(err, ERR_INTERRUPTED, "interrupted");
+        TRY(stop_if_alone(trainer, err));
     }
     return OK;
 }
@@ -288,12 +309,15 @@ static Status interrupted(Trainer *trainer, Error *err) {
     int number = signals_pending();
     TRY(save_at(trainer, signals_name(number), err));
     TRY(reporter_write_html(trainer->reporter, err));
+    comm_share_failure(trainer->comm);
     return error_set(err, ERR_INTERRUPTED, "stopped by %s after step %lld of %lld; go on with --resume", signals_name(number),
                      (long long)trainer->progress.step, (long long)trainer->steps);
 }
 
 Status trainer_run(Trainer *trainer, Error *err) {
-    if (trainer->progress.complete && model_is_written(trainer)) {
+    int64_t written = comm_rank(trainer->comm) == 0 && trainer->progress.complete && model_is_written(trainer);
+    TRY(comm_max(trainer->comm, &written, err));
+    if (written) {
         log_info("%s is complete: %lld steps are done and written; nothing is left to do", trainer->config.output.path,
                  (long long)trainer->steps);
         return OK;

@@ -66,17 +66,41 @@ static Status report_answer(Trainer *trainer, const Dataset *data, int64_t seque
     return status;
 }
 
+/* With a sharded base every rank writes the same answer, since all take part in gathering each layer; a signal then waits for
+ * its end, so that none of them leaves the others. */
+static Status write_answer_together(Trainer *trainer, const Dataset *data, int64_t sequence, Answer *answer, Error *err) {
+    if (!trainer->config.distributed.shard_base || trainer->comm == NULL)
+        return write_answer(trainer, data, sequence, answer, err);
+    int64_t stop = signals_pending();
+    TRY(comm_max(trainer->comm, &stop, err));
+    if (stop != 0) {
+        signals_adopt((int)stop);
+        return error_set(err, ERR_INTERRUPTED, "interrupted before sampling");
+    }
+    signals_hold(1);
+    Status status = write_answer(trainer, data, sequence, answer, err);
+    signals_hold(-1);
+    return status;
+}
+
 /* All answers first, then the records: a signal in between leaves none of them, and a resumed run none twice. */
-Status trainer_samples(Trainer *trainer, int after, Error *err) {
-    if (trainer->generator == NULL) return OK;
+static Status write_samples(Trainer *trainer, int after, Error *err) {
     const Dataset *data = trainer->eval_data.count > 0 ? &trainer->eval_data : &trainer->train_data;
     int64_t wanted = trainer->config.train.samples < data->count ? trainer->config.train.samples : data->count;
     Answer *answers = memory_calloc((size_t)wanted, sizeof *answers);
     Status status = OK;
     for (int64_t i = 0; status == OK && i < wanted; i++)
-        status = write_answer(trainer, data, i * data->count / wanted, &answers[i], err);
+        status = write_answer_together(trainer, data, i * data->count / wanted, &answers[i], err);
     for (int64_t i = 0; status == OK && i < wanted; i++)
         status = report_answer(trainer, data, i * data->count / wanted, &answers[i], after, err);
     memory_free(answers);
     return status;
+}
+
+/* Without a sharded base one rank can do it alone. */
+Status trainer_samples(Trainer *trainer, int after, Error *err) {
+    if (trainer->generator == NULL) return OK;
+    int takes_part = comm_rank(trainer->comm) == 0 || trainer->config.distributed.shard_base;
+    comm_set_place(trainer->comm, trainer->progress.step, "samples");
+    return comm_agree(trainer->comm, takes_part ? write_samples(trainer, after, err) : OK, err);
 }

@@ -38,24 +38,55 @@ static Status run_micro_batch(Trainer *trainer, int64_t k, double *loss_sum, Tap
     TapeRun run = engine_run(&trainer->engine, &batch);
     run.loss_sum = loss_sum;
     run.watch = watch;
+    if (trainer->comm != NULL && watch == NULL) {
+        run.segment_done = trainer_segment_done;
+        run.segment_self = trainer;
+    }
     return tape_run(trainer->train_tape, &run, err);
+}
+
+/* A signal that one rank got is one for all. */
+static Status stop_if_asked(int agreed, Error *err) {
+    if (agreed == 0) return OK;
+    signals_adopt(agreed);
+    return error_set(err, ERR_INTERRUPTED, "interrupted");
+}
+
+/* This rank's micro-batches of the step, and the sums over all ranks. */
+static Status run_rounds(Trainer *trainer, Error *err) {
+    int64_t count = trainer->step.micro_batches, ranks = comm_size(trainer->comm), rounds = (count + ranks - 1) / ranks;
+    int agreed;
+    replicas_begin(trainer->replicas);
+    memset(trainer->losses, 0, (size_t)count * sizeof *trainer->losses);
+    for (int64_t round = 0; round < rounds; round++) {
+        int64_t k = round * ranks + comm_rank(trainer->comm);
+        TRY(replicas_vote(trainer->replicas, signals_pending(), &agreed, err));
+        TRY(stop_if_asked(agreed, err));
+        trainer->last_round = round + 1 == rounds;
+        if (k < count)
+            TRY(run_micro_batch(trainer, k, &trainer->losses[k], NULL, err));
+        else
+            TRY(trainer_idle_round(trainer, err));
+    }
+    return replicas_finish(trainer->replicas, trainer->losses, count, err);
 }
 
 static Status run_step(Trainer *trainer, StepResult *result, Error *err) {
     Engine *engine = &trainer->engine;
     double loss_sum = 0.0;
+    int agreed;
     if (engine->qat != NULL) qat_set_step(engine->qat, trainer->progress.step);
     TRY(engine_clear_gradients(engine, err));
-    for (int64_t k = 0; k < trainer->step.micro_batches; k++) {
-        if (signals_pending()) return error_set(err, ERR_INTERRUPTED, "interrupted");
-        TRY(run_micro_batch(trainer, k, &loss_sum, NULL, err));
-    }
+    TRY(run_rounds(trainer, err));
+    for (int64_t k = 0; k < trainer->step.micro_batches; k++)
+        loss_sum += trainer->losses[k];
     result->loss = loss_sum / (double)trainer->step.supervised;
     result->grad_norm = gradient_norm(&engine->exec, &engine->backend, &engine->params, &engine->state);
     result->lr = schedule_lr(&trainer->config, trainer->progress.step, trainer->steps);
     result->bad = !(isfinite(result->loss) && isfinite(result->grad_norm));
     if (result->bad) return OK;
-    if (signals_pending()) return error_set(err, ERR_INTERRUPTED, "interrupted");
+    TRY(replicas_vote_now(trainer->replicas, signals_pending(), &agreed, err));
+    TRY(stop_if_asked(agreed, err));
     optimizer_step(&engine->exec, &engine->backend, &trainer->config, &engine->params, &engine->state, engine->exec.config.act,
                    result->lr, clip_factor(result->grad_norm, trainer->config.train.max_grad_norm),
                    trainer->progress.optimizer_steps + 1);
@@ -85,9 +116,11 @@ Status trainer_step(Trainer *trainer, StepResult *result, Error *err) {
 Status trainer_find_fault(Trainer *trainer, TapeFault *fault, Error *err) {
     memset(fault, 0, sizeof *fault);
     TRY(engine_clear_gradients(&trainer->engine, err));
-    for (int64_t k = 0; k < trainer->step.micro_batches && !fault->found; k++) {
+    int64_t ranks = comm_size(trainer->comm);
+    for (int64_t k = comm_rank(trainer->comm); k < trainer->step.micro_batches && !fault->found; k += ranks) {
         double loss_sum = 0.0;
         TRY(run_micro_batch(trainer, k, &loss_sum, fault, err));
     }
+    TRY(trainer_first_fault(trainer, fault, err));
     return engine_clear_gradients(&trainer->engine, err);
 }

@@ -1,0 +1,168 @@
+#include "train/launch.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "core/log.h"
+#include "core/memory.h"
+#include "core/text.h"
+#include "train/comm.h"
+#include "train/rank_board.h"
+#include "train/signals.h"
+
+#define LAST_WORDS "3" /* seconds that a rank has to end after SIGTERM: enough to say what it knows, not to save */
+
+char **launch_words(int argc, char **argv, const char *name, int *count) {
+    char **words = memory_calloc((size_t)argc + 1, sizeof *words);
+    size_t length = strlen(name);
+    *count = 0;
+    for (int i = 0; i < argc; i++) {
+        int ours = strncmp(argv[i], "--", 2) == 0 && strncmp(argv[i] + 2, name, length) == 0;
+        if (ours && argv[i][2 + length] == '=') continue;
+        if (ours && argv[i][2 + length] == 0) {
+            i++;
+            continue;
+        }
+        words[(*count)++] = argv[i];
+    }
+    return words;
+}
+
+/* ---- children --------------------------------------------------------------------------------------------------------------------- */
+
+/* In a process group of its own: Ctrl-C reaches the launcher alone, which passes it on. Dies with the launcher. */
+static Status start(char *const *words, pid_t *child, Error *err) {
+    pid_t parent = getpid();
+    *child = fork();
+    if (*child < 0) FAIL("cannot start a process: %s", strerror(errno));
+    if (*child > 0) return OK;
+    (void)setpgid(0, 0);
+    (void)prctl(PR_SET_PDEATHSIG, SIGTERM);
+    if (getppid() != parent) _exit(1);
+    (void)execvp(words[0], words);
+    fprintf(stderr, "nibble: error: cannot run %s: %s\n", words[0], strerror(errno));
+    _exit(127);
+}
+
+static char *own_path(void) {
+    char path[4096];
+    ssize_t length = readlink("/proc/self/exe", path, sizeof path - 1);
+    if (length <= 0) return memory_strdup("nibble");
+    path[length] = 0;
+    return memory_strdup(path);
+}
+
+/* ---- what became of the ranks -------------------------------------------------------------------------------------------------- */
+
+/* The rank that went first without a word: it runs, it was sent no signal, and it is gone. */
+static int find_dead(const RankBoard *board) {
+    for (int r = 0; r < board->size; r++)
+        if (board->notes[r].state == RANK_RUNS && board->notes[r].signal == 0) return r;
+    return -1;
+}
+
+static Status verdict(const RankBoard *board, int interrupted, const char *starter, int code, Error *err) {
+    int dead = find_dead(board), absent = 0;
+    Status worst = OK;
+    for (int r = 0; r < board->size; r++) {
+        const RankNote *note = &board->notes[r];
+        absent += note->state == RANK_ABSENT;
+        if (note->state == RANK_ENDED && (worst == OK || note->status == ERR_FAILED)) worst = (Status)note->status;
+    }
+    if (interrupted && (dead < 0 || worst == ERR_INTERRUPTED)) {
+        error_set(err, ERR_INTERRUPTED, "%s", "");
+        return ERR_INTERRUPTED;
+    }
+    if (dead >= 0 && worst != ERR_USAGE) {
+        const RankNote *note = &board->notes[dead];
+        FAIL("rank %d (process %d) died at step %lld, %s; the other ranks were ended. Go on with --resume", dead,
+             (int)note->pid, (long long)note->step, note->phase);
+    }
+    if (absent == board->size) FAIL("%s started no rank (exit status %d); what it said stands above", starter, code);
+    if (worst == OK && code != 0) FAIL("%s left with exit status %d", starter, code);
+    (void)error_set(err, worst, "%s", ""); /* the ranks have said why */
+    return worst;
+}
+
+/* ---- --ranks ----------------------------------------------------------------------------------------------------------------------- */
+
+static void set_default(const char *name, const char *value) {
+    (void)setenv(name, value, 0);
+}
+
+/* What Open MPI needs to start more ranks than there are processors, in a container as root, each on all of them. Another MPI
+ * does not look at these. */
+static void set_open_mpi(void) {
+    set_default("OMPI_ALLOW_RUN_AS_ROOT", "1");
+    set_default("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
+    set_default("OMPI_MCA_rmaps_base_oversubscribe", "1");
+    set_default("OMPI_MCA_hwloc_base_binding_policy", "none");
+    set_default("OMPI_MCA_odls_base_sigkill_timeout", LAST_WORDS);
+    set_default("OMPI_MCA_orte_execute_quiet", "1"); /* ranks and launcher say why themselves */
+}
+
+/* The first signal asks the ranks to save and stop (mpirun hands SIGUSR1 on to all of them, and takes others for itself); the
+ * second SIGINT ends them. */
+static int wait_for_mpirun(pid_t child, int *interrupted) {
+    int code = 0, passed_on = 0;
+    for (;;) {
+        pid_t got = waitpid(child, &code, 0);
+        if (got == child) return WIFEXITED(code) ? WEXITSTATUS(code) : 128 + WTERMSIG(code);
+        if (got < 0 && errno != EINTR) return 1;
+        if (!signals_pending()) continue;
+        *interrupted = 1;
+        (void)kill(child, passed_on ? SIGTERM : SIGUSR1);
+        passed_on = 1;
+        signals_clear();
+    }
+}
+
+static Status run_mpi(const RankBoard *board, int argc, char **argv, Error *err) {
+    const char *mpirun = getenv("NIBBLE_MPIRUN");
+    if (mpirun == NULL) mpirun = "mpirun";
+    char number[16];
+    (void)snprintf(number, sizeof number, "%d", board->size);
+    char **words = memory_calloc((size_t)argc + 5, sizeof *words);
+    char *program = own_path();
+    int count = 0, interrupted = 0;
+    words[count++] = (char *)(uintptr_t)mpirun;
+    words[count++] = (char *)(uintptr_t) "-n";
+    words[count++] = number;
+    words[count++] = program;
+    for (int i = 0; i < argc; i++)
+        words[count++] = argv[i];
+    set_open_mpi();
+    pid_t child;
+    Status status = start(words, &child, err);
+    if (status == OK) status = verdict(board, interrupted, mpirun, wait_for_mpirun(child, &interrupted), err);
+    memory_free(words);
+    memory_free(program);
+    return status;
+}
+
+static Status refuse_inside(const char *option, Error *err) {
+    CommLaunch launch;
+    TRY(comm_launch_read(&launch, err));
+    if (launch.size > 1)
+        FAIL_USAGE("%s starts ranks, and %s has started this one already (rank %d of %d); leave one of them out", option,
+                   launch.by, launch.rank, launch.size);
+    return OK;
+}
+
+Status launch_mpi(int ranks, int argc, char **argv, Error *err) {
+    RankBoard board;
+    TRY(refuse_inside("--ranks", err));
+    TRY(rank_board_create(&board, ranks, err));
+    signals_install_waking();
+    Status status = run_mpi(&board, argc, argv, err);
+    rank_board_remove(&board);
+    return status;
+}

@@ -1,0 +1,21 @@
+/* Starting the ranks of one machine and watching them: --ranks through MPI's mpirun, --gpus as processes of our own.
+ *
+ *   nibble train --ranks 4 …  ──  mpirun -n 4  ──  nibble train …   (4 of them)
+ *   nibble train --gpus 4 …   ──  nibble train …                    (4 of them, RANK, WORLD_SIZE, LOCAL_RANK, MASTER_* set)
+ *
+ * A signal to the launcher reaches every rank. When one is gone without a word the others are ended and it is named. When the
+ * launcher itself is gone, so are the ranks.
+ */
+#ifndef NIBBLE_TRAIN_LAUNCH_H
+#define NIBBLE_TRAIN_LAUNCH_H
+
+#include "core/error.h"
+
+/* words: the command's own, without the option that asked for ranks. Returns what the ranks returned, with an empty *err when
+ * they have said why. */
+Status launch_mpi(int ranks, int argc, char **argv, Error *err);
+Status launch_gpus(int ranks, int argc, char **argv, Error *err);
+/* argv without `--NAME N` and `--NAME=N`, NULL-terminated; the array is the caller's (memory_free). */
+char **launch_words(int argc, char **argv, const char *name, int *count);
+
+#endif
