@@ -157,9 +157,13 @@ static Status check_qat(ConfigLoader *loader, Error *err) {
     if (!groups && !is(grid, "int8"))
         TRY(refuse_key(loader, "qat.symmetric", "only the integer grids have zero points to choose", err));
     if (!is(grid, "nf4")) TRY(refuse_key(loader, "qat.double_quant", "only qat.weights nf4 has block constants", err));
-    if (config->qat.learn_scales && (!(groups || is(grid, "int8")) || !config->qat.symmetric))
+    int symmetric = (groups || is(grid, "int8")) && config->qat.symmetric;
+    if (config->qat.learn_scales && !symmetric)
         FAIL_USAGE("%s: scales can be learned for symmetric integer grids only (qat.weights int2, int3, int4, int8)",
                    place(loader, "qat.learn_scales", where, sizeof where));
+    if (is(config->qat.scales, "mse") && !symmetric)
+        FAIL_USAGE("%s: scales can be searched for symmetric integer grids only (qat.weights int2, int3, int4, int8)",
+                   place(loader, "qat.scales", where, sizeof where));
     int64_t steps = config->train.steps;
     if (steps > 0 && config->qat.start_step >= steps)
         FAIL_USAGE("%s: qat.start_step: the run has %lld steps, so none of them would be quantized",

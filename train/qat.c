@@ -4,6 +4,7 @@
 
 #include "train/engine.h"
 #include "train/qat_internal.h"
+#include "train/qat_scales.h"
 #include "train/weights_internal.h"
 
 static const struct {
@@ -20,6 +21,7 @@ Status qat_options(const Config *config, QatOptions *options, Error *err) {
     options->start_step = config->qat.start_step;
     options->ramp_steps = config->qat.ramp_steps;
     options->learn_scales = config->qat.learn_scales;
+    options->search_scales = strcmp(config->qat.scales, "mse") == 0;
     size_t i = 0;
     while (i < sizeof grids / sizeof *grids && strcmp(grids[i].name, config->qat.weights) != 0)
         i++;
@@ -47,6 +49,7 @@ ActivationQuant qat_activations(const Config *config) {
 
 typedef struct Widest {
     int64_t cols, rank_by_cols, rank, nf4_constants, groups;
+    int64_t constants[LAYER_LINEARS]; /* searched scales of a layer's linears */
     size_t slot_group, workspace, nf4;
 } Widest;
 
@@ -88,6 +91,11 @@ static Status measure_tiles(const QatShape *shape, int64_t rows, int64_t cols, W
     return OK;
 }
 
+/* Whether scales are not made anew in each step. */
+static int keeps_scales(const QatOptions *options) {
+    return options->learn_scales || options->search_scales;
+}
+
 /* Whether dV is wanted: for A and B, or for scales. */
 static int forms_gradients(const QatOptions *options) {
     return options->mode == QAT_MERGED || options->learn_scales;
@@ -108,9 +116,10 @@ static Status measure(const QatShape *shape, Widest *widest, size_t slots[LAYER_
         slots[kind] = arena_align((size_t)(rows * cols) * dtype_size(shape->exec.act));
         if (cols > widest->cols) widest->cols = cols;
         if (shape->options.grid.grid == FAKE_NF4) TRY(measure_nf4(shape, rows, cols, widest, err));
-        if (!forms_gradients(&shape->options)) continue;
         int64_t groups = cols / (shape->options.grid.group > 0 ? shape->options.grid.group : cols);
-        if (shape->options.learn_scales && groups > widest->groups) widest->groups = groups;
+        if (keeps_scales(&shape->options) && groups > widest->groups) widest->groups = groups;
+        widest->constants[kind] = shape->options.search_scales ? rows * groups : 0;
+        if (!forms_gradients(&shape->options)) continue;
         TRY(measure_tiles(shape, rows, cols, widest, err));
         for (int64_t layer = 0; shape->options.mode == QAT_MERGED && layer < shape->model->layers; layer++) {
             int64_t rank = adapter_module(shape->adapter, layer, (LayerWeight)kind)->rank;
@@ -165,6 +174,11 @@ static Status take(const QatShape *shape, const Widest *widest, const size_t slo
     memset(memory, 0, sizeof *memory);
     void *list;
     TRY(take_slots(arena, slots, memory, err));
+    for (int kind = 0; kind < LAYER_LINEARS; kind++) {
+        memory->first_kind[kind] = memory->first_layer;
+        memory->first_layer += widest->constants[kind];
+    }
+    if (memory->first_layer > 0) TRY(take_floats(arena, shape->model->layers * memory->first_layer, &memory->first, err));
     TRY(take_floats(arena, QAT_TILE * widest->cols, &memory->tile, err));
     TRY(arena_take(arena, (size_t)shape->exec.threads * sizeof *memory->workers, &list, err));
     memory->workers = list;
@@ -225,6 +239,7 @@ Status qat_open(Qat **out, const QatShape *shape, ModelWeights *weights, const P
     qat->pool = pool;
     qat_set_step(qat, 0);
     Status status = open_memory(qat, err);
+    if (status == OK && qat->memory.first != NULL) qat_scales_search(qat);
     if (status != OK) {
         qat_free(qat);
         qat = NULL;
@@ -249,6 +264,10 @@ void qat_set_step(Qat *qat, int64_t step) {
     qat->share = since < 0 ? 0.0f : since + 1 >= parts ? 1.0f : (float)((double)(since + 1) / (double)parts);
 }
 
+int qat_keeps_scales(const Qat *qat) {
+    return keeps_scales(&qat->shape.options);
+}
+
 int qat_active(const Qat *qat) {
     return qat->share > 0.0f;
 }
@@ -264,12 +283,12 @@ int qat_linear(const Qat *qat, int32_t id, QatLinear *linear) {
                           .rows = base.rows,
                           .cols = base.cols,
                           .base = base,
-                          .theta = -1};
+                          .theta = -1,
+                          .first = -1};
     const FakeQuant *grid = &qat->shape.options.grid;
-    if (qat->shape.scales != NULL) {
-        linear->theta = qat->shape.scales[layer * LAYER_LINEARS + (int64_t)linear->kind];
-        linear->groups = grid->group > 0 ? base.cols / grid->group : 1;
-    }
+    if (keeps_scales(&qat->shape.options)) linear->groups = grid->group > 0 ? base.cols / grid->group : 1;
+    if (qat->shape.scales != NULL) linear->theta = qat->shape.scales[layer * LAYER_LINEARS + (int64_t)linear->kind];
+    if (qat->memory.first != NULL) linear->first = layer * qat->memory.first_layer + qat->memory.first_kind[linear->kind];
     if (qat->shape.options.mode != QAT_MERGED) return 1;
     const AdapterModule *module = adapter_module(qat->shape.adapter, layer, linear->kind);
     linear->rank = module->rank;

@@ -34,6 +34,7 @@ typedef struct QatOptions {
     int64_t start_step; /* operands are not quantized before it */
     int64_t ramp_steps;
     int learn_scales;
+    int search_scales; /* integer grids: scales that suit the base's own values best (quant/clip.h, MSE), found once */
 } QatOptions;
 
 /* What the config's qat section says. */
@@ -63,6 +64,7 @@ size_t qat_taken(const Qat *qat);
 WeightSource qat_source(Qat *qat);
 /* The step that comes next, counted from 0: decides about start_step. */
 void qat_set_step(Qat *qat, int64_t step);
+int qat_keeps_scales(const Qat *qat); /* train/qat_scales.h */
 int qat_active(const Qat *qat); /* from start_step on */
 
 #endif

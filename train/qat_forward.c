@@ -24,18 +24,20 @@ void qat_prepare(Qat *qat, const QatLinear *linear) {
 void qat_base_row(const Qat *qat, const QatLinear *linear, int64_t row, int worker) {
     QatWorker *w = &qat->memory.workers[worker];
     qat->shape.backend->dequantize(&linear->base, row * linear->cols, linear->cols, w->base, DTYPE_F32);
-    if (linear->theta < 0) return;
+    if (linear->groups == 0) return;
     const FakeQuant *grid = &qat->shape.options.grid;
-    const float *theta = qat->params->master + linear->theta + row * linear->groups;
+    const float *theta = linear->theta < 0 ? NULL : qat->params->master + linear->theta + row * linear->groups;
     int64_t values = linear->cols / linear->groups;
     GroupInt exact = {.bits = grid->bits, .symmetric = 1, .group = grid->group, .scale_type = DTYPE_F32};
     float root = sqrtf((float)values * (float)((1 << (grid->bits - 1)) - 1));
     for (int64_t g = 0; g < linear->groups; g++) {
-        float first;
+        float first, factor = theta == NULL ? 1.0f : theta[g] > QAT_THETA_LEAST ? theta[g] : QAT_THETA_LEAST;
         uint8_t zero;
-        group_int_scale_of(&exact, w->base + g * values, values, &first, &zero);
-        float scale =
-            group_int_round(first * (theta[g] > QAT_THETA_LEAST ? theta[g] : QAT_THETA_LEAST), grid->scale_type);
+        if (linear->first < 0)
+            group_int_scale_of(&exact, w->base + g * values, values, &first, &zero);
+        else
+            first = qat->memory.first[linear->first + row * linear->groups + g];
+        float scale = group_int_round(first * factor, grid->scale_type);
         w->scales[g] = scale == 0.0f ? 0x1p-23f : scale;
         w->chain[g] = first / root;
     }
@@ -44,7 +46,7 @@ void qat_base_row(const Qat *qat, const QatLinear *linear, int64_t row, int work
 int qat_fake_row(const Qat *qat, const QatLinear *linear, int worker, float *row, uint8_t *mask, float *slope) {
     const QatWorker *w = &qat->memory.workers[worker];
     const FakeQuant *grid = &qat->shape.options.grid;
-    if (linear->theta >= 0) return fake_quant_row_scaled(grid, row, linear->cols, w->scales, row, mask, slope);
+    if (linear->groups > 0) return fake_quant_row_scaled(grid, row, linear->cols, w->scales, row, mask, slope);
     return fake_quant_row(grid, row, linear->cols, row, mask, w->scratch);
 }
 

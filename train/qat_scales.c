@@ -5,6 +5,7 @@
 
 #include "core/file.h"
 #include "data/safetensors.h"
+#include "quant/clip.h"
 #include "train/adapter.h"
 #include "train/qat_internal.h"
 #include "train/weights_internal.h"
@@ -34,6 +35,38 @@ void qat_scale_init(const ParamSet *params, float *master) {
     for (int64_t e = adapter_entries(params); e < params->count; e++)
         for (int64_t i = 0; i < params->entries[e].rows * params->entries[e].cols; i++)
             master[params->entries[e].offset + i] = 1.0f;
+}
+
+/* ---- searched scales ------------------------------------------------------------------------------------------------------ */
+
+typedef struct Search {
+    Qat *qat;
+    QatLinear linear;
+} Search;
+
+static void search_row(void *context, int64_t row, int worker) {
+    Search *search = context;
+    const QatLinear *linear = &search->linear;
+    const FakeQuant *grid = &search->qat->shape.options.grid;
+    QatWorker *w = &search->qat->memory.workers[worker];
+    GroupInt exact = {.bits = grid->bits, .symmetric = 1, .group = grid->group, .scale_type = DTYPE_F32};
+    Clip clip = {.method = CLIP_MSE};
+    int64_t values = linear->cols / linear->groups;
+    search->qat->shape.backend->dequantize(&linear->base, row * linear->cols, linear->cols, w->base, DTYPE_F32);
+    for (int64_t g = 0; g < linear->groups; g++) {
+        uint8_t zero;
+        clip_scale(&clip, &exact, w->base + g * values, values, NULL,
+                   &search->qat->memory.first[linear->first + row * linear->groups + g], &zero, NULL);
+    }
+}
+
+void qat_scales_search(Qat *qat) {
+    for (int64_t layer = 0; layer < qat->shape.model->layers; layer++)
+        for (int kind = 0; kind < LAYER_LINEARS; kind++) {
+            Search search = {.qat = qat};
+            (void)qat_linear(qat, weight_id(layer, (LayerWeight)kind), &search.linear);
+            pool_run(qat->pool, search_row, &search, search.linear.rows);
+        }
 }
 
 /* ---- the file -------------------------------------------------------------------------------------------------------------- */

@@ -1,8 +1,10 @@
-/* Learned scales of integer groups (LSQ, Esser et al. 2020): the scale of a group is
+/* Scales of symmetric integer groups that are not made anew from the values in each step: the scale of a group is
  *
  *   s = s0 * max(theta, QAT_THETA_LEAST), rounded to the grid's scale type
  *
- * with s0 = amax / ((2^b - 1) / 2) of the same group of the frozen base, without the adapter, in FP32, and theta trained from 1.
+ * s0, FP32, belongs to the same group of the frozen base, without the adapter: amax / ((2^b - 1) / 2), or, searched
+ * (qat.scales mse), the clipped range with the least squared error (quant/clip.h). theta is 1, or trained from 1 (LSQ, Esser et
+ * al. 2020).
  * So one learning rate serves scales and adapters, nothing but theta is kept, and a run starts on the base's own grid. LSQ's
  * gradient of s, times 1 / sqrt(values of a group * (2^(b-1) - 1)), goes to theta by the chain rule. A group of zeros in the
  * base has the smallest scale and stays there.
@@ -20,6 +22,8 @@
 Status qat_scale_params(const QatOptions *options, const ModelConfig *model, ParamSet *params, int64_t **offsets, Error *err);
 /* theta = 1. */
 void qat_scale_init(const ParamSet *params, float *master);
+/* Fills in QatMemory.first from the base. */
+void qat_scales_search(Qat *qat);
 /* FOLDER/qat_scales.safetensors: "<weight's name>_scale" [rows, groups], FP32: the scales as the operands use them. */
 Status qat_scales_write(Qat *qat, const char *folder, Error *err);
 

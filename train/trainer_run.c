@@ -29,7 +29,7 @@ Status trainer_write_model(Trainer *trainer, const char *name, Error *err) {
         status = full_model_write(engine, config->model.path, folder, err);
     } else {
         AdapterInfo info = {.base_model = config->model.path, .dropout = config->lora.dropout};
-        if (engine->scales != NULL) {
+        if (engine->qat != NULL && qat_keeps_scales(engine->qat)) {
             info.extra = write_scales;
             info.context = engine->qat;
         }

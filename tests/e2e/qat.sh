@@ -56,6 +56,13 @@ learned_resumes() {
 check "and a killed run resumes to the same bytes" learned_resumes
 beside_learned() { qat 0 beside-learned separate int4 "${learned[@]}" && learns beside-learned; }
 check "learned scales, the adapter beside" beside_learned
+searched() {
+    qat 0 searched merged int3 --set method=lora --set qat.scales=mse && learns searched && ! same_adapter searched merged-int3 &&
+        [[ -s $work/searched/adapter/qat_scales.safetensors ]]
+}
+check "searched scales" searched
+both_scales() { qat 0 both-scales merged int2 --set method=lora --set qat.scales=mse --set qat.learn_scales=true && learns both-scales; }
+check "searched, then learned" both_scales
 ramped() { qat 0 ramped merged nf4 --set method=lora --set qat.ramp_steps=8 && learns ramped && ! same_adapter ramped merged-nf4; }
 check "nf4 in parts" ramped
 
