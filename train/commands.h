@@ -18,6 +18,7 @@ Status command_inspect(int argc, char **argv, Error *err);
 Status command_synth(int argc, char **argv, Error *err);
 Status command_bench(int argc, char **argv, Error *err);
 Status command_compare(int argc, char **argv, Error *err);
+Status command_distill_data(int argc, char **argv, Error *err);
 Status command_config(int argc, char **argv, Error *err);
 
 #endif

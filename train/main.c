@@ -26,7 +26,7 @@ static const Command commands[] = {
     {"plan", command_plan, "memory and speed of a run, without weights"},
     {"inspect", command_inspect, "what is in a model, an adapter, a checkpoint or the data"},
     {"compare", command_compare, "quantization experiments under one harness"},
-    {"distill-data", NULL, "text sampled from a model"},
+    {"distill-data", command_distill_data, "text sampled from a model"},
     {"synth", command_synth, "a model folder of any shape with random weights"},
     {"bench", command_bench, "kernels and whole steps against the machine's own limits"},
     {"config", command_config, "the JSON Schema, the defaults, a check without running"},
