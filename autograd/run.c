@@ -225,6 +225,11 @@ static Status run_head(const Step *s, Error *err) {
     const Node *n = s->node;
     const HeadShape *shape = &n->shape.head;
     WeightView weight;
+    if (s->run->final != NULL) { /* CPU activations are row-major, and rows in use lie first */
+        memcpy(s->run->final, value(s, n->in[0]),
+               (size_t)(s->run->batch->tokens * shape->hidden) * dtype_size(s->tape->options.exec.act));
+        return OK;
+    }
     TRY(acquire(s, n->weight[0], &weight, err));
     Status status;
     if (s->tape->options.mode == TAPE_GENERATE)

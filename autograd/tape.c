@@ -226,6 +226,7 @@ Status tape_head(Tape *tape, const char *name, TensorId x, WeightRef weight, Wei
                                    .vocab = vocab,
                                    .supervised = tape->options.supervised,
                                    .format = format,
+                                   .distill = tape->options.distill,
                                    .need_dx = needs_grad(tape, x),
                                    .train_weight = trained(tape, weight)};
     if (tape->options.mode == TAPE_TRAIN && !node->shape.head.need_dx && !node->shape.head.train_weight)

@@ -45,6 +45,7 @@ typedef struct TapeOptions {
     Recompute recompute;
     int64_t rows;       /* capacity of a micro-batch in tokens */
     int64_t supervised; /* capacity in rows with a loss (or, generating, with logits) */
+    int distill;        /* TRAIN: batches may have a teacher */
     int64_t cache_rows; /* GENERATE: capacity of the cache */
 } TapeOptions;
 
@@ -122,6 +123,7 @@ typedef struct TapeRun {
     void *logits;         /* GENERATE: FP32 [batch->supervised, vocab] */
     const KvLayer *cache; /* GENERATE: [layers] */
     int64_t past;         /* GENERATE: rows already in the cache */
+    void *final;          /* EVAL: not NULL: the head only copies its input here, and computes nothing */
     int unrounded;        /* fake quantization of activations is left out (a schedule's first steps) */
     TapeFault *watch;     /* not NULL: check every output, stop at the first that is not finite (slow) */
     double *profile;      /* not NULL: seconds are added per instruction, [TapePlan.instructions] */

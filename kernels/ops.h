@@ -71,6 +71,7 @@ typedef struct Batch {
     int64_t supervised;       /* rows with a loss (or whose logits are wanted) */
     const int32_t *rows;      /* [supervised] ascending row numbers: logits of row t predict targets */
     const int32_t *targets;   /* [supervised] */
+    const void *teacher;      /* the teacher's inputs of the head, an activation [tokens, hidden]; NULL: targets decide */
     float grad_scale;         /* d(loss)/d(sum): 1 / supervised tokens of the whole global batch */
     uint64_t seed;
     int dropout; /* 0 switches dropout off (evaluation) */
@@ -185,6 +186,8 @@ typedef struct FakeRowsShape {
  * *loss_sum (double) is ACCUMULATED with the sum over j in order; nll [supervised] is overwritten when not NULL.
  * In a BF16 run the gradient of the logits may be rounded to BF16 before it is multiplied; the reference keeps FP32.
  * With dx: dx[t] = grad_scale * sum_v (softmax - onehot)_v W_v, zero on rows without loss; dW accumulated when trained.
+ * With a teacher (a shape that says distill, and batch->teacher): q = softmax(teacher[t] W^T) takes the target's place, and
+ * nll_j = sum_v q_v (log q_v - log p_v), dx[t] = grad_scale * sum_v (p - q)_v W_v (Hinton et al. 2015, temperature 1).
  * Works through chunks of head_chunk_rows supervised rows, so the logits never exist whole. Loss and gradients are one
  * pass: head_loss and head_logits take forward_workspace; saved and backward_workspace are 0. */
 typedef struct HeadShape {
@@ -192,6 +195,7 @@ typedef struct HeadShape {
     int64_t supervised; /* capacity */
     WeightFormat format;
     int need_dx, train_weight;
+    int distill; /* there may be a teacher: room for its logits too */
 } HeadShape;
 
 /* ---- AdamW over flat buffers (Loshchilov & Hutter 2019, as torch.optim.AdamW) ---------------------------------------

@@ -11,7 +11,8 @@
 typedef struct HeadLayout {
     int64_t chunk;       /* supervised rows whose logits exist at a time */
     int64_t doubles;     /* scratch of one worker */
-    size_t nll, scratch; /* after the logits, double [chunk, V] */
+    size_t nll, scratch; /* after the logits, double [chunk, V], and as many of the teacher's */
+    size_t teacher;
     OpPlan plan;
 } HeadLayout;
 
@@ -23,7 +24,7 @@ typedef struct HeadWork {
     const void *x;
     const WeightView *weight;
     void *dx, *d_weight, *workspace;
-    double *logits, *nll;
+    double *logits, *nll, *teacher;
     int64_t first, count; /* the chunk in hand */
 } HeadWork;
 
@@ -42,6 +43,7 @@ static Status head_layout(const ExecConfig *config, const HeadShape *shape, Head
     layout->doubles = ref_max(shape->hidden, (layout->chunk + 1) * REF_COLUMNS);
     size_t total = 0;
     TRY(ref_region(&total, NULL, "head", layout->chunk, shape->vocab, sizeof(double), err));
+    TRY(ref_region(&total, &layout->teacher, "head", shape->distill ? layout->chunk : 0, shape->vocab, sizeof(double), err));
     TRY(ref_region(&total, &layout->nll, "head", layout->chunk, 1, sizeof(double), err));
     TRY(ref_region(&total, &layout->scratch, "head", config->threads, layout->doubles, sizeof(double), err));
     layout->plan.forward_workspace = total;
@@ -56,6 +58,7 @@ static Status head_plan(const ExecConfig *config, const HeadShape *shape, OpPlan
 }
 
 Status ref_head_check(const HeadShape *shape, const Batch *batch, const WeightView *weight, int with_targets, Error *err) {
+    if (batch->teacher != NULL && !shape->distill) FAIL("head: there is a teacher, and the shape has no room for one");
     TRY(ref_check_tokens("head", batch, shape->rows, err));
     TRY(ref_check_weight("head", weight, shape->format, shape->vocab, shape->hidden, err));
     if (batch->supervised < 0 || batch->supervised > shape->supervised) {
@@ -85,6 +88,7 @@ static HeadWork work_of(const Exec *exec, const HeadShape *shape, const HeadLayo
                       .weight = weight,
                       .workspace = workspace,
                       .logits = workspace,
+                      .teacher = batch->teacher == NULL ? NULL : (double *)((char *)workspace + layout->teacher),
                       .nll = (double *)((char *)workspace + layout->nll)};
 }
 
@@ -101,7 +105,32 @@ static void logits_word(void *context, int64_t v, int worker) {
     for (int64_t j = 0; j < work->count; j++) {
         const void *x = ref_at(work->act, work->x, work->batch->rows[work->first + j] * hidden);
         work->logits[j * work->shape->vocab + v] = ref_dot(work->act, x, w, hidden);
+        if (work->teacher == NULL) continue;
+        const void *from = ref_at(work->act, work->batch->teacher, work->batch->rows[work->first + j] * hidden);
+        work->teacher[j * work->shape->vocab + v] = ref_dot(work->act, from, w, hidden);
     }
+}
+
+static double log_sum_exp(const double *z, int64_t count) {
+    double largest = -INFINITY, sum = 0.0;
+    for (int64_t v = 0; v < count; v++)
+        largest = fmax(largest, z[v]);
+    for (int64_t v = 0; v < count; v++)
+        sum += exp(z[v] - largest);
+    return largest + log(sum);
+}
+
+/* The same with the teacher's distribution in the target's place. */
+static void distill_row(HeadWork *work, int64_t j) {
+    int64_t vocab = work->shape->vocab;
+    double *z = work->logits + j * vocab, *t = work->teacher + j * vocab, divergence = 0.0;
+    double lse = log_sum_exp(z, vocab), teacher_lse = log_sum_exp(t, vocab), scale = (double)work->batch->grad_scale;
+    for (int64_t v = 0; v < vocab; v++) {
+        double q = exp(t[v] - teacher_lse);
+        divergence += q * ((t[v] - teacher_lse) - (z[v] - lse));
+        z[v] = scale * (exp(z[v] - lse) - q);
+    }
+    work->nll[j] = divergence;
 }
 
 /* nll_j, and dz_j over z_j when gradients are wanted */
@@ -109,14 +138,13 @@ static void loss_row(void *context, int64_t j, int worker) {
     (void)worker;
     HeadWork *work = context;
     int64_t vocab = work->shape->vocab;
+    if (work->teacher != NULL) {
+        distill_row(work, j);
+        return;
+    }
     double *z = work->logits + j * vocab;
     int32_t target = work->batch->targets[work->first + j];
-    double largest = -INFINITY, sum = 0.0;
-    for (int64_t v = 0; v < vocab; v++)
-        largest = fmax(largest, z[v]);
-    for (int64_t v = 0; v < vocab; v++)
-        sum += exp(z[v] - largest);
-    double lse = largest + log(sum);
+    double lse = log_sum_exp(z, vocab);
     work->nll[j] = lse - z[target];
     double scale = (double)work->batch->grad_scale;
     for (int64_t v = 0; v < vocab; v++)

@@ -1,6 +1,6 @@
 /* Head and loss: for every chunk of supervised rows three products (logits, dx, dW) around a softmax.
  *
- * workspace: [ logits FP32 chunk x V | nll double chunk | products' ]
+ * workspace: [ logits FP32 chunk x V | the teacher's, where the shape distills | nll double chunk | products' ]
  * The logits of a chunk turn in place into grad_scale * (softmax - onehot), which is what both gradients multiply with. Where
  * BF16 pairs are multiplied and the run is BF16, they are rounded to BF16 on the way and lie in the first half of each row:
  * an error of 2^-9 a term, as large as that of storing dx.
@@ -12,13 +12,14 @@
 
 typedef struct Layout {
     int64_t chunk; /* rows */
-    size_t nll, gemm, total;
+    size_t teacher, nll, gemm, total;
 } Layout;
 
 static Status layout_of(const ExecConfig *config, const HeadShape *shape, Layout *at, Error *err) {
     int64_t chunk = head_chunk_rows(shape->vocab);
     *at = (Layout){.chunk = chunk < shape->supervised ? chunk : shape->supervised};
     TRY(ref_region(&at->total, NULL, "head", at->chunk, shape->vocab, sizeof(float), err));
+    TRY(ref_region(&at->total, &at->teacher, "head", shape->distill ? at->chunk : 0, shape->vocab, sizeof(float), err));
     TRY(ref_region(&at->total, &at->nll, "head", at->chunk, 1, sizeof(double), err));
     at->gemm = at->total;
     at->total += gemm_workspace(config->threads, 0);
@@ -60,7 +61,7 @@ static Product logits_product(const Exec *exec, const HeadShape *shape, const Ba
 }
 
 typedef struct SoftmaxWork {
-    float *logits;
+    float *logits, *teacher; /* teacher: NULL without */
     double *nll;
     const int32_t *targets;
     int64_t vocab;
@@ -99,9 +100,48 @@ static double row_exp(float *z, int64_t count, float largest) {
     return sum;
 }
 
+/* sum of e^(t - largest) (t - z), with t left as e^(t - largest); *sum: of the exponentials. FP32 within 512 values. */
+static double teacher_exp(float *t, const float *z, int64_t count, float largest, double *sum) {
+    double weighted = 0.0;
+    *sum = 0.0;
+    for (int64_t v0 = 0; v0 < count; v0 += 512) {
+        vf part = vf_zero(), product = vf_zero();
+        int64_t end = v0 + 512 < count ? v0 + 512 : count;
+        for (int64_t v = v0; v < end; v += SIMD_WIDTH) {
+            vf from = vf_load_act(t, DTYPE_F32, v, end - v), e = vf_exp(from - vf_set(largest));
+            vf_store_act(t, DTYPE_F32, v, end - v, e);
+            e = vf_load_act(t, DTYPE_F32, v, end - v); /* the lanes past the end are zero again */
+            part += e;
+            product += e * (from - vf_load_act(z, DTYPE_F32, v, end - v));
+        }
+        *sum += (double)vf_sum(part);
+        weighted += (double)vf_sum(product);
+    }
+    return weighted;
+}
+
+/* nll = sum_v q (log q - log p); z = grad_scale (p - q) */
+static void distill_row(const SoftmaxWork *w, int64_t j) {
+    float *z = w->logits + j * w->vocab, *t = w->teacher + j * w->vocab;
+    float largest = row_largest(z, w->vocab), teacher_largest = row_largest(t, w->vocab);
+    double teacher_sum, weighted = teacher_exp(t, z, w->vocab, teacher_largest, &teacher_sum);
+    double sum = row_exp(z, w->vocab, largest);
+    w->nll[j] = weighted / teacher_sum + ((double)largest + log(sum)) - ((double)teacher_largest + log(teacher_sum));
+    if (!w->gradient) return;
+    vf scale = vf_set((float)((double)w->grad_scale / sum)), teacher_scale = vf_set((float)((double)w->grad_scale / teacher_sum));
+    DType type = w->narrow ? DTYPE_BF16 : DTYPE_F32;
+    for (int64_t v = 0; v < w->vocab; v += SIMD_WIDTH)
+        vf_store_act(z, type, v, w->vocab - v,
+                     vf_load_act(z, DTYPE_F32, v, w->vocab - v) * scale - vf_load_act(t, DTYPE_F32, v, w->vocab - v) * teacher_scale);
+}
+
 static void softmax_row(void *context, int64_t j, int worker) {
     (void)worker;
     const SoftmaxWork *w = context;
+    if (w->teacher != NULL) {
+        distill_row(w, j);
+        return;
+    }
     float *z = w->logits + j * w->vocab;
     int32_t target = w->targets[j];
     float largest = row_largest(z, w->vocab), wanted = z[target];
@@ -159,7 +199,8 @@ static Status head_loss(const Exec *exec, const HeadShape *shape, const Batch *b
     TRY(ref_head_check(shape, batch, weight, 1, err));
     Layout at;
     TRY(layout_of(&exec->config, shape, &at, err));
-    float *logits = workspace;
+    float *logits = workspace, *teacher = NULL;
+    if (batch->teacher != NULL) teacher = (float *)(void *)((char *)workspace + at.teacher);
     double *row_nll = (double *)(void *)((char *)workspace + at.nll);
     void *gemm = (char *)workspace + at.gemm;
     if (!shape->need_dx) dx = NULL;
@@ -169,7 +210,12 @@ static Status head_loss(const Exec *exec, const HeadShape *shape, const Batch *b
         int64_t count = batch->supervised - first < at.chunk ? batch->supervised - first : at.chunk;
         Product product = logits_product(exec, shape, batch, first, count, x, weight, logits);
         gemm_run(exec, &product, 1, gemm);
+        if (teacher != NULL) {
+            product = logits_product(exec, shape, batch, first, count, batch->teacher, weight, teacher);
+            gemm_run(exec, &product, 1, gemm);
+        }
         SoftmaxWork work = {.logits = logits,
+                            .teacher = teacher,
                             .nll = row_nll,
                             .targets = batch->targets + first,
                             .vocab = shape->vocab,
