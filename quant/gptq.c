@@ -93,7 +93,7 @@ void gptq_factor_free(GptqFactor *factor) {
 typedef struct Job {
     const GptqFactor *factor;
     const GptqOptions *options;
-    float *w;
+    const float *w;
     GroupIntTensor *tensor;
     int64_t group, block;
     float *scratch; /* [threads, scratch_floats]: a tile in the columns' order, its errors, a group to sort */
@@ -210,7 +210,7 @@ static void set_groups(GroupIntTensor *tensor, const GptqFactor *factor, int64_t
         tensor->g_idx[column_at(factor, i)] = (int32_t)(i / group);
 }
 
-Status gptq_quantize(const GptqFactor *factor, const GptqOptions *options, float *w, GroupIntTensor *tensor, Pool *pool,
+Status gptq_quantize(const GptqFactor *factor, const GptqOptions *options, const float *w, GroupIntTensor *tensor, Pool *pool,
                      Error *err) {
     int64_t group = group_int_columns(&tensor->grid, tensor->cols);
     if (factor->cols != tensor->cols)

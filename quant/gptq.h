@@ -39,9 +39,8 @@ typedef struct GptqOptions {
 } GptqOptions;
 
 /* w [rows, cols] of `tensor`, which group_int_alloc made: fills in codes, scales, zeros, and g_idx where columns were ordered and
- * groups are not static. w is overwritten (its values are those that the columns had when their turn came). Names a row whose
- * values are not finite, or do not fit the scales' type. */
-Status gptq_quantize(const GptqFactor *factor, const GptqOptions *options, float *w, GroupIntTensor *tensor, Pool *pool,
+ * groups are not static. Names a row whose values are not finite, or do not fit the scales' type. */
+Status gptq_quantize(const GptqFactor *factor, const GptqOptions *options, const float *w, GroupIntTensor *tensor, Pool *pool,
                      Error *err);
 
 #endif

@@ -9,6 +9,7 @@
 
 #include "core/file.h"
 #include "core/log.h"
+#include "train/calibrate.h"
 #include "train/commands.h"
 #include "train/export.h"
 #include "train/export_gguf.h"
@@ -151,6 +152,7 @@ static Status check_peft(const ExportOptions *o, Error *err) {
 static Status check_options(ExportOptions *o, MergeOptions *merging, const GgufMix **mix, Error *err) {
     TRY(check_format(o, err));
     TRY(check_gguf(o, mix, err));
+    TRY(export_calibrate_check(o, err));
     TRY(check_dtype(o, err));
     if (o->out == NULL) FAIL_USAGE("want --out DIR");
     if (o->onto != NULL && strcmp(o->onto, "original") != 0 && strcmp(o->onto, "dequantized") != 0)
@@ -172,6 +174,7 @@ static Status check_outside(const ExportOptions *o, const char *input, Error *er
 static Status check_out(const ExportOptions *o, Error *err) {
     TRY(check_outside(o, o->model, err));
     TRY(check_outside(o, o->eval, err));
+    TRY(check_outside(o, o->calibration, err));
     for (int i = 0; i < o->adapters.count; i++)
         TRY(check_outside(o, o->adapters.items[i], err));
     if (!o->is_adapter && o->format != EXPORT_GGUF) return output_folder_check(o->out, o->overwrite, err);
@@ -234,6 +237,7 @@ static Status run(Export *export, Error *err) {
         TRY(merge_open(&export->merge, &export->merging, &export->backend, export->pool, err));
         choose_spec(export);
         count_linears(export);
+        TRY(export_calibrate(export, err));
     }
     TRY(output_folder_write(o->out, o->overwrite, fill, export, err));
     export_proof_warn(export);
@@ -258,6 +262,9 @@ Status command_export(int argc, char **argv, Error *err) {
         {"onto", OPTION_STRING, "BASE", "original or dequantized; left out: what the run trained on", &o.onto},
         {"dtype", OPTION_STRING, "TYPE", "bf16, f16 or f32 (hf, peft); left out: as it is stored", &o.dtype_name},
         {"gguf-type", OPTION_STRING, "TYPE", "Q4_K_M (left out), F16, Q8_0, ...; a wrong one lists all", &o.gguf_type},
+        {"calibration", OPTION_STRING, "FILE", "weigh errors by the inputs that this data makes (gguf)", &o.calibration},
+        {"calibration-samples", OPTION_INTEGER, "N", "sequences of it; left out: 128", &o.calibration_samples},
+        {"calibration-tokens", OPTION_INTEGER, "N", "tokens of each at most; left out: 512", &o.calibration_tokens},
         {"eval", OPTION_STRING, "FILE", "loss and most likely tokens before and after, on this file", &o.eval},
         {"no-verify", OPTION_FLAG, NULL, "do not read the result back", &o.no_verify},
         {"threads", OPTION_INTEGER, "N", "threads; 0: all that this process may use", &o.threads},
@@ -275,6 +282,7 @@ Status command_export(int argc, char **argv, Error *err) {
     for (int i = 0; i < MERGE_MAX_ADAPTERS; i++)
         memory_free(o.paths[i]);
     export_proof_free(&export.proof);
+    calibration_free(export.calibration);
     merge_close(export.merge);
     pool_free(export.pool);
     return status;

@@ -2,6 +2,7 @@
  *
  *   cmd_export.c      options, the order of things, the folder that is published whole or not at all
  *   export_onto.c     which base the adapters are merged onto, and why
+ *   export_calibrate.c  the run over calibration data that decides how weights are rounded
  *   export_hf.c       a 16- or 32-bit model folder
  *   export_nf4.c      one in bitsandbytes' NF4
  *   export_peft.c     an adapter as a normalised PEFT folder
@@ -20,7 +21,8 @@
 typedef enum ExportFormat { EXPORT_HF, EXPORT_NF4, EXPORT_PEFT, EXPORT_GGUF, EXPORT_LORA_GGUF } ExportFormat;
 
 typedef struct ExportOptions {
-    const char *model, *format_name, *out, *onto, *dtype_name, *eval, *gguf_type;
+    const char *model, *format_name, *out, *onto, *dtype_name, *eval, *gguf_type, *calibration;
+    int64_t calibration_samples, calibration_tokens; /* 0: not given */
     OptionList adapters, weights;
     char *paths[MERGE_MAX_ADAPTERS]; /* of adapters that were given with a weight */
     int no_verify, overwrite, json;
@@ -74,6 +76,7 @@ typedef struct Export {
     QuantSpec trained_grid; /* qat.weights nf4 of the adapter's run; else format is none of these */
     DType type;             /* hf: of the merged weights */
     const struct GgufMix *gguf;
+    struct Calibration *calibration; /* NULL: none was asked for */
     int64_t linears, adapted;
     uint64_t bytes;
     ExportProof proof;
@@ -81,6 +84,10 @@ typedef struct Export {
 
 /* Fills in merging, onto and reason. Refuses --onto original of a quantized folder. */
 Status export_choose_base(Export *export, Error *err);
+
+/* Combinations of --calibration that make no sense; the run itself (nothing without --calibration). */
+Status export_calibrate_check(const ExportOptions *o, Error *err);
+Status export_calibrate(Export *export, Error *err);
 
 /* The type in which export_hf_write stores a weight; DTYPE_COUNT: the file's tensor is not copied (part of a quantized one). */
 DType export_hf_type(const Export *export, const TensorInfo *tensor, int32_t id);

@@ -7,6 +7,7 @@
 #include "core/log.h"
 #include "core/memory.h"
 #include "data/gguf_tokenizer.h"
+#include "train/calibrate.h"
 #include "train/weights.h"
 
 #define ROPE_FREQS "rope_freqs.weight"
@@ -29,7 +30,7 @@ static Status declare(Writer *w, GgufWriter *writer, int32_t id, Error *err) {
     if (!weight.present || !gguf_weight_name(w->model, id, name)) return OK;
     int64_t ne[2] = {weight.cols, weight.rows};
     int is_vector = weight.file->ndim == 1;
-    uint32_t type = gguf_mix_type(w->export->gguf, w->model, id, weight.cols, 0);
+    uint32_t type = gguf_mix_type(w->export->gguf, w->model, id, weight.cols, w->export->calibration != NULL);
     w->ids[w->count++] = id;
     return gguf_add_tensor(writer, name, type, is_vector ? 1 : 2, ne, err);
 }
@@ -73,6 +74,10 @@ static Status write_reordered(Writer *w, int32_t id, int64_t rows, size_t row_by
     return status;
 }
 
+static const float *importance_of(const Export *export, int32_t id) {
+    return export->calibration != NULL ? calibration_importance(export->calibration, id) : NULL;
+}
+
 /* Rows [first, first + count) as they are to stand in the file: copied where the base has that type and nothing is added, else
  * rounded once. */
 static Status encode_rows(const Writer *w, int32_t id, const MergeWeight *weight, uint32_t type, int64_t row_bytes,
@@ -83,7 +88,8 @@ static Status encode_rows(const Writer *w, int32_t id, const MergeWeight *weight
                             1, err);
     if (first == 0) TRY(merge_begin(merge, id, err));
     TRY(merge_rows(merge, first, count, w->base, weight->adapted ? w->merged : NULL, err));
-    return ggml_quantize(type, weight->adapted ? w->merged : w->base, count, weight->cols, NULL, out, w->export->pool, err);
+    return ggml_quantize(type, weight->adapted ? w->merged : w->base, count, weight->cols, importance_of(w->export, id), out,
+                         w->export->pool, err);
 }
 
 static Status write_weight(Writer *w, int32_t id, const GgufTensor *tensor, GgufWriter *writer, Error *err) {
@@ -179,6 +185,7 @@ done:
 /* ---- reading back ---------------------------------------------------------------------------------------------------------- */
 
 typedef struct Reader {
+    const Export *export;
     const Merge *merge;
     const ModelConfig *model;
     GgufFile *file;
@@ -190,6 +197,7 @@ typedef struct Reader {
 static Status reader_open(Export *export, const char *folder, void **state, Error *err) {
     Reader *r = memory_calloc(1, sizeof *r);
     char *path = path_join(folder, EXPORT_GGUF_FILE);
+    r->export = export;
     r->merge = export->merge;
     r->model = merge_model(export->merge);
     r->pool = export->pool;
@@ -252,7 +260,7 @@ static Status reader_alone(void *state, int32_t id, int64_t cols, int64_t count,
         return OK;
     }
     reserve_row(r, (size_t)(bytes * count));
-    TRY(ggml_quantize(tensor->type->type, base, count, cols, NULL, r->row, r->pool, err));
+    TRY(ggml_quantize(tensor->type->type, base, count, cols, importance_of(r->export, id), r->row, r->pool, err));
     return ggml_dequantize(tensor->type->type, r->row, count, cols, out, r->pool, err);
 }
 

@@ -79,12 +79,6 @@ static double output_error(const Layer *l, const GroupIntTensor *tensor, const f
     return sum;
 }
 
-static float *copy_of(const float *from, int64_t count) {
-    float *copy = memory_alloc((size_t)count * sizeof *copy);
-    memcpy(copy, from, (size_t)count * sizeof *copy);
-    return copy;
-}
-
 static GroupIntTensor rounded(const Layer *l, const GroupInt *grid) {
     GroupIntTensor t;
     assert_ok(group_int_alloc(&t, grid, l->rows, l->cols, &error), &error);
@@ -103,12 +97,10 @@ static GroupIntTensor gptq(const Layer *l, const Case *c, double damping, Pool *
     GptqFactor factor;
     GptqOptions options = {.clip = c->clip, .static_groups = c->static_groups};
     GroupIntTensor t;
-    float *w = copy_of(l->w, l->rows * l->cols);
     assert_ok(gptq_factor(&factor, l->hessian, l->cols, damping, c->act_order, pool, &error), &error);
     assert_ok(group_int_alloc(&t, &c->grid, l->rows, l->cols, &error), &error);
-    assert_ok(gptq_quantize(&factor, &options, w, &t, pool, &error), &error);
+    assert_ok(gptq_quantize(&factor, &options, l->w, &t, pool, &error), &error);
     gptq_factor_free(&factor);
-    memory_free(w);
     return t;
 }
 
