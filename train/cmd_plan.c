@@ -7,6 +7,7 @@
 #include "core/file.h"
 #include "core/memory.h"
 #include "core/text.h"
+#include "data/gguf_model.h"
 #include "train/ceiling.h"
 #include "train/commands.h"
 #include "train/options.h"
@@ -37,6 +38,7 @@ typedef struct Report {
     const char *config_path, *shape_path;
     Config config;
     ModelConfig model;
+    Device device; /* loaded, not opened */
     Backend backend;
     int threads;
     size_t limit;
@@ -49,8 +51,7 @@ typedef struct Report {
 /* ---- input --------------------------------------------------------------------------------------------------------------- */
 
 static Status load_config(Report *r, const PlanOptions *o, const char *path, Error *err) {
-    if (o->device != NULL && strcmp(o->device, "cpu") != 0 && strcmp(o->device, "auto") != 0)
-        FAIL_USAGE("--device %s is not supported yet: this build plans for cpu", o->device);
+    if (o->device != NULL) TRY(device_check_name(o->device, err));
     if (o->threads < 0 || o->threads > 1024) FAIL_USAGE("--threads: want 0 (all) to 1024, got %lld", (long long)o->threads);
     const char *overrides[OPTION_LIST_MAX + 1];
     char memory[96];
@@ -65,6 +66,7 @@ static Status load_config(Report *r, const PlanOptions *o, const char *path, Err
 }
 
 static int is_model(const char *folder) {
+    if (gguf_is_file(folder)) return 1;
     char *path = path_join(folder, "config.json");
     int found = file_exists(path);
     memory_free(path);
@@ -125,7 +127,7 @@ static Status measure(Report *r, const PlanOptions *o, Error *err) {
     TRY(pool_create(&pool, (int)o->threads, err));
     Exec exec = {.config = {.act = DTYPE_F32, .threads = pool_threads(pool)}, .pool = pool};
     r->threads = exec.config.threads;
-    r->gemm_peak = ceiling_gemm(&r->backend, &exec);
+    r->gemm_peak = r->backend.on_device ? NAN : ceiling_gemm(&r->backend, &exec);
     pool_free(pool);
     return OK;
 }
@@ -134,7 +136,10 @@ static Status fill_report(Report *r, const PlanOptions *o, const char *path, Err
     r->config_path = path;
     TRY(load_config(r, o, path, err));
     TRY(find_shape(r, o, err));
-    TRY(cpu_backend(&r->backend, getenv("NIBBLE_CPU"), err));
+    TRY(device_for_plan(&r->device, o->device, getenv("NIBBLE_CPU"), err));
+    r->backend = r->device.backend;
+    if (r->backend.on_device && strcmp(r->config.train.memory, "auto") == 0)
+        FAIL_USAGE("--device %s: say what the device has, for example --memory 80GiB", o->device);
     TRY(run_memory_limit(&r->config, NULL, &r->limit, err));
     TRY(measure(r, o, err));
     TRY(plan_run(r, err));
@@ -163,12 +168,17 @@ static void print_fit(const Report *r, Text *out) {
     }
 }
 
+static const char *base_type(const Report *r, const char *otherwise) {
+    if (strcmp(r->config.method, "qlora") != 0) return otherwise;
+    return r->model.prequant == PREQUANT_GGUF ? "gguf" : r->config.quant.type;
+}
+
 static void print_text(const Report *r, Text *out) {
     const Config *c = &r->config;
     char time[32];
     text_addf(out, "%s: method %s, %s base, precision %s, %lld tokens a micro-batch, %lld micro-batches a step\n",
-              r->config_path, c->method, strcmp(c->method, "qlora") == 0 ? c->quant.type : "16-bit", c->precision,
-              (long long)c->train.micro_batch_tokens, (long long)c->train.gradient_accumulation);
+              r->config_path, c->method, base_type(r, "16-bit"), c->precision, (long long)c->train.micro_batch_tokens,
+              (long long)c->train.gradient_accumulation);
     text_addf(out, "%s: %s, %lld layers, hidden %lld, vocabulary %lld, %.3f billion parameters\n\n", r->shape_path,
               r->model.model_type, (long long)r->model.layers, (long long)r->model.hidden, (long long)r->model.vocab,
               (double)r->model.parameters / 1e9);
@@ -179,7 +189,7 @@ static void print_text(const Report *r, Text *out) {
     text_addf(out, "work                  %.3f GFLOP a token (sequences of %lld tokens on average)\n",
               r->plan.flops_per_token / 1e9, (long long)(r->plan.max_length / 2));
     if (!isfinite(r->gemm_peak)) {
-        text_adds(out, "expected speed        unknown: this machine's product rate could not be measured\n");
+        text_adds(out, "expected speed        unknown: the product rate could not be measured\n");
         return;
     }
     text_addf(out, "dense products        %.1f GFLOP/s measured here (%s, %d threads)\n", r->gemm_peak / 1e9,
@@ -209,7 +219,7 @@ static void print_json(const Report *r, Text *out) {
     text_adds(out, ", \"shape\": ");
     text_add_json_string(out, r->shape_path, strlen(r->shape_path));
     text_addf(out, ", \"method\": \"%s\", \"quant\": \"%s\", \"parameters\": %lld, \"bytes\": {", r->config.method,
-              strcmp(r->config.method, "qlora") == 0 ? r->config.quant.type : "none", (long long)r->model.parameters);
+              base_type(r, "none"), (long long)r->model.parameters);
     json_bytes(out, "linear", p->weights.linear);
     json_bytes(out, "constants", p->weights.constants);
     json_bytes(out, "embedding", p->weights.embedding);
@@ -242,7 +252,7 @@ Status command_plan(int argc, char **argv, Error *err) {
     const OptionSpec specs[] = {
         {"set", OPTION_LIST, "KEY=VALUE", "sets a config key", &o.set},
         {"arch", OPTION_STRING, "FILE", "a Hugging Face config.json, or a folder with one: the shape", &o.arch},
-        {"device", OPTION_STRING, "NAME", "cpu", &o.device},
+        {"device", OPTION_STRING, "NAME", "cpu, cuda or emu; no such device is needed, only its plugin", &o.device},
         {"memory", OPTION_STRING, "SIZE", "what the run may take, for example 16GiB; left out: train.memory", &o.memory},
         {"threads", OPTION_INTEGER, "N", "threads; 0: all that this process may use", &o.threads},
         {"json", OPTION_FLAG, NULL, "print the plan as JSON", &o.json},

@@ -51,10 +51,15 @@ static Status load(Device *device, const char *name, Error *err) {
         FAIL("device %s: %s does not export %s: it is no plugin of nibble's", name, library_name, DEVICE_PLUGIN_SYMBOL);
     if (device->plugin->version != DEVICE_PLUGIN_VERSION || strcmp(device->plugin->build_id, NIBBLE_DEVICE_ID) != 0)
         FAIL("device %s: %s is of another build than this program; build both with `make all %s`", name, library_name, name);
+    device->plugin->install(&device->backend);
+    return OK;
+}
+
+static Status load_and_open(Device *device, const char *name, Error *err) {
     char own[96];
+    TRY(load(device, name, err));
     TRY(device->plugin->open(0, &device->context, own, sizeof own, err));
     (void)snprintf(device->name, sizeof device->name, "%s: %s", name, own);
-    device->plugin->install(&device->backend);
     return OK;
 }
 
@@ -65,13 +70,19 @@ Status device_open(Device *device, const char *name, const char *cpu_variant, Er
     TRY(cpu_backend(&device->backend, cpu_variant, err));
     (void)snprintf(device->name, sizeof device->name, "cpu");
     if (strcmp(name, "cpu") == 0) return OK;
-    if (strcmp(name, "auto") != 0) return load(device, name, err);
+    if (strcmp(name, "auto") != 0) return load_and_open(device, name, err);
+    Device cpu = *device;
     Error why = {0};
-    if (load(device, "cuda", &why) == OK) return OK;
-    device->plugin = NULL;
-    device->context = NULL;
+    if (load_and_open(device, "cuda", &why) == OK) return OK;
+    *device = cpu;
     (void)snprintf(device->reason, sizeof device->reason, "%.590s", why.text);
     return OK;
+}
+
+Status device_for_plan(Device *device, const char *name, const char *cpu_variant, Error *err) {
+    TRY(device_open(device, "cpu", cpu_variant, err));
+    if (name == NULL || strcmp(name, "cpu") == 0 || strcmp(name, "auto") == 0) return OK;
+    return load(device, name, err);
 }
 
 void device_close(Device *device) {

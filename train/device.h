@@ -26,6 +26,8 @@ typedef struct Device {
 Status device_check_name(const char *name, Error *err);
 /* name NULL: cpu. cpu_variant: forced CPU kernels, or NULL. Overwrites *device. */
 Status device_open(Device *device, const char *name, const char *cpu_variant, Error *err);
+/* Only the backend, whose plan entries need no device: nothing is opened, no other entry may be called. auto is cpu here. */
+Status device_for_plan(Device *device, const char *name, const char *cpu_variant, Error *err);
 void device_close(Device *device); /* all zero is fine */
 /* Bytes that are free there; on the CPU what this process may still take. */
 Status device_memory_left(const Device *device, size_t *bytes, Error *err);

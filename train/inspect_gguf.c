@@ -3,7 +3,7 @@
 #include <string.h>
 
 #include "core/memory.h"
-#include "data/gguf.h"
+#include "data/gguf_model.h"
 #include "train/inspect.h"
 
 #define LARGEST 8
@@ -120,12 +120,22 @@ static void add_tensors(InspectOutput *out, const GgufFile *file) {
     memory_free((void *)list);
 }
 
+/* Whether it can be given as MODEL, or why not. */
+static void add_use(InspectOutput *out, const GgufFile *file) {
+    Text config = {0};
+    Error why = {0};
+    int runs = gguf_config_text(file, &config, &why) == OK;
+    inspect_string(out, "runs_here", runs ? "yes" : why.text);
+    text_free(&config);
+}
+
 Status inspect_gguf(InspectOutput *out, const char *path, Error *err) {
     GgufFile *file;
     TRY(gguf_open(&file, path, err));
     inspect_string(out, "kind", "gguf");
     add_values(out, file);
     add_tensors(out, file);
+    add_use(out, file);
     gguf_close(file);
     return OK;
 }

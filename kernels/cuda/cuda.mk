@@ -12,6 +12,7 @@ KERNEL_SOURCES := $(wildcard kernels/cuda/*.cu)
 EMU_KERNELS := $(KERNEL_SOURCES) $(wildcard tests/cuda_emu/*.cu)
 EMU_RUNTIME := $(filter-out $(if $(NCCL_HEADER),,%/nccl.cpp) %/race.cpp,$(wildcard tests/cuda_emu/*.cpp))
 EMU_TESTS := $(wildcard tests/cuda_emu/test_*.c)
+DEVICE_SOURCES := $(wildcard kernels/cuda/*.c)
 
 # ---- the emulator: three builds of the same sources --------------------------------------------------------------------
 # plain; asan: AddressSanitizer and UBSan; race: every access of a kernel is checked by tests/cuda_emu/race.cpp, which
@@ -36,7 +37,7 @@ $(EMU_LIBRARY): $(filter $(BUILD)/core/% $(BUILD)/kernels/% $(BUILD)/quant/%,$(C
 
 # $(1): the build's name
 define emu_build
-EMU_OBJECTS_$(1) := $$(patsubst %,build/emu/$(1)/%.o,$$(EMU_KERNELS) $$(EMU_RUNTIME) $$(EMU_EXTRA_$(1)))
+EMU_OBJECTS_$(1) := $$(patsubst %,build/emu/$(1)/%.o,$$(EMU_KERNELS) $$(EMU_RUNTIME) $$(EMU_EXTRA_$(1)) $$(DEVICE_SOURCES))
 EMU_PROGRAMS_$(1) := $$(EMU_TESTS:tests/cuda_emu/%.c=build/emu/$(1)/%)
 build/emu/$(1)/%.cu.o: %.cu
 	@mkdir -p $$(@D)
@@ -85,7 +86,6 @@ cuda-objects:
 # ---- the plugins -------------------------------------------------------------------------------------------------------
 # libnibble_cuda.so: kernels by nvcc, the rest of kernels/cuda by gcc, cuBLAS and the CUDA runtime.
 # libnibble_emu.so: the same sources by g++ with the emulator. Both stand beside the program, which links neither.
-DEVICE_SOURCES := $(wildcard kernels/cuda/*.c)
 # Both sides are made from these headers: a plugin of another build is refused when it is loaded.
 DEVICE_ID := $(shell cat kernels/cuda/plugin.h kernels/ops.h kernels/formats.h core/error.h | cksum | cut -d' ' -f1)
 DEVICE_DEFINES := -DNIBBLE_DEVICE_ID='"$(DEVICE_ID)"'
@@ -116,6 +116,9 @@ $(EMU_PLUGIN): $(DEVICE_OBJECTS) $(EMU_PLUGIN_OBJECTS)
 CUDA_PLUGIN := $(DEVICE_FOLDER)/libnibble_cuda.so
 $(CUDA_PLUGIN): $(DEVICE_OBJECTS) $(patsubst %.cu,build/cuda/%.o,$(KERNEL_SOURCES))
 	g++ -shared -Wl,-Bsymbolic -Wl,--no-undefined $^ -L$(CUDA_HOME)/lib64 -Wl,-rpath,$(CUDA_HOME)/lib64 -lcublas -lcudart_static -lpthread -ldl -lrt -o $@
+
+# tests/e2e/emu.sh runs where this can be built, and says so where it cannot.
+DEVICE_FOR_TESTS := $(if $(wildcard $(CUDA_INCLUDE)/cublas_v2.h),emu)
 
 .PHONY: emu cuda
 emu: $(EMU_PLUGIN)

@@ -164,16 +164,23 @@ API cudaGetDevice(int *d) {
     *d = 0;
     return cudaSuccess;
 }
+/* EMU_CAPABILITY: 90 unless it says otherwise. */
+static int capability() {
+    const char *e = getenv("EMU_CAPABILITY");
+    return e ? atoi(e) : 90;
+}
 API cudaGetDeviceProperties(cudaDeviceProp *p, int) {
     memset(p, 0, sizeof *p);
-    snprintf(p->name, sizeof p->name, "cuda_emu");
-    p->major = 9, p->minor = 0, p->multiProcessorCount = 4, p->warpSize = 32, p->totalGlobalMem = device_total();
+    snprintf(p->name, sizeof p->name, "emulated on the CPU");
+    p->major = capability() / 10, p->minor = capability() % 10, p->multiProcessorCount = 4, p->warpSize = 32,
+    p->totalGlobalMem = device_total();
     p->sharedMemPerBlock = 48 * 1024, p->sharedMemPerBlockOptin = 227 * 1024, p->maxThreadsPerBlock = 1024;
     return cudaSuccess;
 }
 API cudaDeviceGetAttribute(int *v, cudaDeviceAttr a, int) {
     *v = a == cudaDevAttrMultiProcessorCount            ? 4
-         : a == cudaDevAttrComputeCapabilityMajor       ? 9
+         : a == cudaDevAttrComputeCapabilityMajor       ? capability() / 10
+         : a == cudaDevAttrComputeCapabilityMinor       ? capability() % 10
          : a == cudaDevAttrMaxSharedMemoryPerBlockOptin ? 227 * 1024
                                                         : 0;
     return cudaSuccess;

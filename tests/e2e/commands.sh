@@ -99,7 +99,6 @@ check "generate: unknown template" fails_with "not a built-in template" generate
 check "generate: --system without a template" fails_with "--system" generate "$tiny" --prompt x --system y
 check "generate: a run folder has a hint" fails_with "--adapter $work/run/adapter" generate "$work/run" --prompt x
 check "generate: a run folder as adapter has a hint" fails_with "--adapter $work/run/adapter" generate "$tiny" --adapter "$work/run" --prompt x
-check "generate: a device that is not supported yet" fails_with "--device cuda is not supported yet" generate "$tiny" --prompt x --device cuda
 newline_first() {
     "$nibble" generate "$tiny" --prompt "red is " --max-tokens 3 --device cpu >"$work/both" 2>&1 && grep -q '^nibble: 3 tokens' "$work/both"
 }
@@ -197,7 +196,6 @@ plan_search() { # what plan calls the largest fits, and the next size does not
         [[ $(value fits) == false ]]
 }
 check "the largest micro-batch is the largest" plan_search
-check "plan: --device cuda" fails_with "--device cuda is not supported yet" plan configs/train/tinyllama.json --device cuda
 check "plan: a size that is none" fails_with "is not a size" plan configs/train/tinyllama.json --memory lots
 check "plan: no shape" fails_with "--arch FILE" plan "$work/run.json" --set model.path="$work/none"
 

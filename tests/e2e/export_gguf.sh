@@ -45,7 +45,6 @@ refusals() {
         fails_with "belongs to --format gguf" export "$model" --format hf --gguf-type Q8_0 --out "$work/no" &&
         fails_with "gguf takes --gguf-type" export "$model" --format gguf --dtype f16 --out "$work/no" &&
         fails_with "want one --adapter" export "$model" --format lora-gguf --out "$work/no" &&
-        fails_with "leave --eval out" export "$model" --format gguf --eval "$work/data.jsonl" --out "$work/no" &&
         fails_with "is not empty" export "$model" --format gguf --out "$work/f32" && [[ ! -e $work/no ]]
 }
 check "what does not go together is refused" refusals
@@ -54,4 +53,43 @@ killed() {
     [[ ! -e $work/killed ]] && NIBBLE_FAULT=enospc@write:3 run 1 export "$model" --format gguf --out "$work/killed" && [[ ! -e $work/killed ]]
 }
 check "a killed export and a full disk leave no file that looks complete" killed
+kept_blocks() {
+    local type
+    mkdir -p "$work/three" "$work/four"
+    for type in F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q4_K_M; do
+        export_to three/x --format gguf --gguf-type "$type" --no-verify &&
+            run 0 export "$work/three/x/model.gguf" --format gguf --gguf-type "$type" --out "$work/four/x" --overwrite &&
+            cmp "$work/three/x/model.gguf" "$work/four/x/model.gguf" || return 1
+    done
+}
+check "an unmodified GGUF file exported to its own type is the same file" kept_blocks
+loss_of() { run 0 eval "$@" --data "$work/data.jsonl" --precision f32 --json && grep -o '"loss": [0-9.]*' "$work/out"; }
+same_loss() {
+    local folder file
+    folder=$(loss_of "$model") && file=$(loss_of "$work/f32/model.gguf") && [[ -n $folder && $folder == "$file" ]] || { echo "# $folder, $file"; false; }
+}
+check "an F32 file has the loss of its folder" same_loss
+generates() {
+    run 0 generate "$work/t_Q4_K_M/model.gguf" --prompt "say" --max-tokens 4 --seed 1 && run 0 inspect "$work/t_Q4_K_M/model.gguf" &&
+        out_has "runs here" && out_has "yes"
+}
+check "generate runs a quantized file and inspect says that it can" generates
+quantized_base() {
+    run 0 plan "$work/config.json" --set "model.path=$work/t_Q8_0/model.gguf" && out_has "gguf base" &&
+        train 0 gguf_run --set "model.path=$work/t_Q8_0/model.gguf" --set train.steps=4 --set train.lr=1e-2 && err_has "linears Q8_0" &&
+        run 0 export "$work/t_Q8_0/model.gguf" --adapter "$work/gguf_run/adapter" --format gguf --gguf-type F32 --out "$work/back" \
+            --eval "$work/data.jsonl" && out_has "live" && out_has "exported" &&
+        run 0 export "$work/t_Q8_0/model.gguf" --adapter "$work/gguf_run/adapter" --format peft --out "$work/back_peft" &&
+        run 0 export "$work/t_Q8_0/model.gguf" --format hf --out "$work/back_hf" && run 0 inspect "$work/back_hf" &&
+        fails_with "method qlora trains on it as it is" train "$work/config.json" --set method=lora --set "model.path=$work/t_Q8_0/model.gguf" \
+            --set "output.path=$work/no"
+}
+check "a quantized file is the frozen base of a run, and exports go on from it" quantized_base
+weights_in_names() {
+    export_to w1 --adapter "$adapter:0.5" --adapter "$adapter:0.25" --format hf --dtype f32 --no-verify &&
+        export_to w2 --adapter "$adapter" --weight 0.75 --format hf --dtype f32 --json && out_has '"weight": 0.75' &&
+        fails_with "has a weight of its own" export "$model" --adapter "$adapter:0.5" --weight 1 --format hf --out "$work/no" &&
+        fails_with "want a number" export "$model" --adapter "$adapter:x" --format hf --out "$work/no"
+}
+check "an adapter takes its weight with it" weights_in_names
 finish

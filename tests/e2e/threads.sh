@@ -87,7 +87,7 @@ mv "$work/model/model.safetensors" "$work/weights"
 check "a wrong key, with no weights there" early "train.lrr is not a key; did you mean train.lr?" --set train.lrr=1
 check "a wrong value" early "train.lr" --set train.lr=-1
 check "a wrong type" early "train.steps" --set train.steps='"many"'
-check "a feature that has not landed" early "not supported yet" --set device='"cuda"'
+check "a feature that has not landed" early "not supported yet" --set qat.weights='"mxfp4"'
 check "a contradiction" early "max_length" --set data.max_length=4096 --set train.micro_batch_tokens=128
 check "a target that the model does not have" early "nonesuch" --set lora.target_modules='["nonesuch"]'
 check "a group that does not divide the width" early "48" --set quant.type='"int4"' --set quant.block_size=48

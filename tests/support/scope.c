@@ -8,6 +8,7 @@
 #include <cmocka.h>
 
 #include "core/philox.h"
+#include "kernels/ggml_formats.h"
 
 #define CANARY_BYTES 64
 #define CANARY 0xA5
@@ -95,6 +96,17 @@ WeightView scope_weight(Scope *scope, WeightFormat format, int64_t rows, int64_t
         view.bits = 4;
         view.scale_type = DTYPE_F16;
         view.scales = scope_filled(scope, DTYPE_F32, count / block_size, 0.03125);
+    }
+    if (format == WEIGHT_GGML) { /* Q8_0 */
+        GgmlBlockQ8_0 *blocks = scope_bytes(scope, (size_t)(count / GGML_BLOCK) * sizeof *blocks);
+        for (int64_t b = 0; b < count / GGML_BLOCK; b++) {
+            blocks[b].d = f16_from_float((float)(1 + scope_draw(scope, 64)) / 8192.0f);
+            for (int j = 0; j < GGML_BLOCK; j++)
+                blocks[b].qs[j] = (int8_t)scope_draw(scope, 256);
+        }
+        view.ggml_type = GGML_Q8_0;
+        view.data = blocks;
+        return view;
     }
     int64_t bytes = format == WEIGHT_GROUPED ? rows * grouped_row_bytes(cols, 4)
                     : format == WEIGHT_INT8  ? count

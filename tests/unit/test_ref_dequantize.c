@@ -6,6 +6,7 @@
 
 #include <cmocka.h>
 
+#include "kernels/ggml_formats.h"
 #include "tests/support/compare.h"
 #include "tests/support/scope.h"
 
@@ -44,6 +45,10 @@ static float expected(const WeightView *view, int64_t i) {
         case WEIGHT_INT4:
             return (float)(((bytes[i / 2] >> (i % 2 == 0 ? 0 : 4)) & 15) - 8) * view->scales[i / IN * (IN / 32) + i % IN / 32];
         case WEIGHT_GROUPED: return grouped(view, i / IN, i % IN);
+        case WEIGHT_GGML: {
+            const GgmlBlockQ8_0 *block = (const GgmlBlockQ8_0 *)view->data + i / GGML_BLOCK;
+            return (float)block->qs[i % GGML_BLOCK] * f16_to_float(block->d);
+        }
         case WEIGHT_BF16: return bf16_to_float(((const bf16 *)view->data)[i]);
         case WEIGHT_F32: return ((const float *)view->data)[i];
         default: return (float)((const double *)view->data)[i]; /* scopes hold values that BF16 has */

@@ -23,6 +23,7 @@
 #include "core/pool.h"
 #include "kernels/cpu/simd.h"
 #include "kernels/ops.h"
+#include "quant/ggml.h"
 
 /* Relative norm of an F32 reduction's error: blocks of 256 FP32 additions (see above), times a few for cancellation. */
 #define REDUCTION_F32 4e-6
@@ -201,9 +202,22 @@ static inline TestWeight random_grouped(Random *r, int64_t rows, int64_t cols, i
     return w;
 }
 
+/* Blocks of the ggml type `type`, from random values: scales are finite. */
+static inline TestWeight random_ggml(Random *r, int64_t rows, int64_t cols, int type) {
+    TestWeight w = {.view = {.format = WEIGHT_GGML, .rows = rows, .cols = cols, .ggml_type = (uint32_t)type}};
+    int64_t bytes;
+    float *x = random_values(r, DTYPE_F32, rows * cols, 0.5f);
+    assert_int_equal(ggml_bytes((uint32_t)type, rows, cols, &bytes, NULL), OK);
+    w.view.data = w.parts[0] = buffer((size_t)bytes);
+    assert_int_equal(ggml_quantize((uint32_t)type, x, rows, cols, NULL, w.parts[0], NULL, NULL), OK);
+    free(x);
+    return w;
+}
+
 /* Random bits of the format: every code, every scale of its own; nested for NF4 and FP4 when asked. */
 static inline TestWeight random_weight(Random *r, WeightFormat format, int64_t rows, int64_t cols, int32_t block, int nested) {
     if (format == WEIGHT_GROUPED) return random_grouped(r, rows, cols, block, nested);
+    if (format == WEIGHT_GGML) return random_ggml(r, rows, cols, nested);
     TestWeight w = {.view = {.format = format, .rows = rows, .cols = cols, .block_size = block}};
     int64_t count = rows * cols, blocks = block > 0 ? weight_blocks(rows, cols, block) : rows;
     if (format == WEIGHT_F32 || format == WEIGHT_BF16) {

@@ -207,6 +207,28 @@ static void formats_int4(const Backend *ref, const Backend *simd, const char *na
         }
 }
 
+/* A GGUF file's own blocks, whole and cut by panels, F32 and BF16. */
+static void blocks(const Backend *ref, const Backend *simd, const char *name) {
+    (void)name;
+    static const int types[] = {GGML_F16,  GGML_Q4_0, GGML_Q4_1, GGML_Q5_0, GGML_Q5_1, GGML_Q8_0,
+                                GGML_Q2_K, GGML_Q3_K, GGML_Q4_K, GGML_Q5_K, GGML_Q6_K};
+    Random r = {5000000};
+    for (size_t t = 0; t < sizeof types / sizeof *types; t++)
+        for (int act = 0; act < 2; act++)
+            for (int64_t tokens = 2; tokens <= 22; tokens += 20) {
+                Case c = {.act = act ? DTYPE_BF16 : DTYPE_F32,
+                          .capacity = tokens,
+                          .tokens = tokens,
+                          .in = types[t] == GGML_F16   ? 139
+                                : types[t] < GGML_Q2_K ? 352
+                                                       : 512,
+                          .count = 1,
+                          .need_dx = 1,
+                          .member = {{.format = WEIGHT_GGML, .nested = types[t], .out = 67, .rank = 8}}};
+                check_case(ref, simd, &r, &c);
+            }
+}
+
 /* Generation: so few rows that products are dot products, over whole blocks and not. */
 static void few_rows(const Backend *ref, const Backend *simd, const char *name) {
     (void)name;
@@ -303,6 +325,7 @@ static void refusals(const Backend *ref, const Backend *simd, const char *name) 
     }
 TEST(formats)
 TEST(formats_int4)
+TEST(blocks)
 TEST(few_rows)
 TEST(groups)
 TEST(large)
@@ -310,8 +333,9 @@ TEST(refusals)
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_formats), cmocka_unit_test(test_formats_int4), cmocka_unit_test(test_few_rows),
-        cmocka_unit_test(test_groups),  cmocka_unit_test(test_large),        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_formats),  cmocka_unit_test(test_formats_int4), cmocka_unit_test(test_blocks),
+        cmocka_unit_test(test_few_rows), cmocka_unit_test(test_groups),       cmocka_unit_test(test_large),
+        cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

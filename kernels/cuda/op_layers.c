@@ -1,0 +1,217 @@
+/* Embedding, norm, RoPE, attention and gate: each is a launch or two. */
+#include "kernels/cuda/context.h"
+
+/* ---- checks of plans ------------------------------------------------------------------------------------------------- */
+
+Status cuda_check_act(const char *op, const ExecConfig *config, Error *err) {
+    if (config->act == DTYPE_BF16 || config->act == DTYPE_F32) return OK;
+    FAIL("%s: a device computes in BF16 or F32", op);
+}
+
+Status cuda_check_format(const char *op, WeightFormat format, Error *err) {
+    switch (format) {
+        case WEIGHT_F32:
+        case WEIGHT_BF16:
+        case WEIGHT_NF4:
+        case WEIGHT_FP4:
+        case WEIGHT_INT8:
+        case WEIGHT_INT4: return OK;
+        default: FAIL("%s: weights of type %s are for the CPU only so far; use --device cpu", op, weight_format_name(format));
+    }
+}
+
+Status cuda_check_size(const char *op, const char *what, int64_t value, Error *err) {
+    if (value >= 0 && value <= INT32_MAX) return OK;
+    FAIL("%s: %s: want at most %d, got %lld", op, what, INT32_MAX, (long long)value);
+}
+
+static Status check_rows(const char *op, const ExecConfig *config, int64_t rows, OpPlan *plan, Error *err) {
+    *plan = (OpPlan){0};
+    TRY(cuda_check_act(op, config, err));
+    return cuda_check_size(op, "rows", rows, err);
+}
+
+/* ---- embedding ------------------------------------------------------------------------------------------------------- */
+
+static Status embed_plan(const ExecConfig *config, const EmbedShape *shape, OpPlan *plan, Error *err) {
+    return check_rows("embedding", config, shape->rows, plan, err);
+}
+
+static Status embed_forward(const Exec *exec, const EmbedShape *shape, const Batch *batch, const WeightView *table, void *y,
+                            Error *err) {
+    CudaContext *context = context_of(exec);
+    for (int64_t t = 0; t < batch->tokens; t++)
+        if (batch->ids[t] < 0 || batch->ids[t] >= shape->vocab)
+            FAIL("embedding: token %lld: want an id from 0 to %lld, got %d; does the tokenizer belong to this model?",
+                 (long long)t, (long long)shape->vocab - 1, batch->ids[t]);
+    CUDA_TRY(context, cuda_embed_forward(exec->config.act, context->batch, shape->rows, table, y, context->stream));
+    return OK;
+}
+
+static Status embed_backward(const Exec *exec, const EmbedShape *shape, const Batch *batch, const void *dy, void *d_table,
+                             void *workspace, Error *err) {
+    (void)batch, (void)workspace;
+    CudaContext *context = context_of(exec);
+    CUDA_TRY(context,
+             cuda_embed_backward(exec->config.act, context->batch, shape->rows, shape->hidden, dy, d_table, context->stream));
+    return OK;
+}
+
+/* ---- add + RMSNorm --------------------------------------------------------------------------------------------------- */
+
+static Status norm_plan(const ExecConfig *config, const NormShape *shape, OpPlan *plan, Error *err) {
+    TRY(check_rows("norm", config, shape->rows, plan, err));
+    plan->saved = (size_t)shape->rows * sizeof(float);
+    return OK;
+}
+
+static Status norm_forward(const Exec *exec, const NormShape *shape, const Batch *batch, const void *residual, const void *x,
+                           const void *weight, void *sum, void *y, void *saved, void *workspace, Error *err) {
+    (void)batch, (void)workspace;
+    CudaContext *context = context_of(exec);
+    CUDA_TRY(context,
+             cuda_norm_forward(exec->config.act, context->batch, shape, residual, x, weight, sum, y, saved, context->stream));
+    return OK;
+}
+
+static Status norm_backward(const Exec *exec, const NormShape *shape, const Batch *batch, const void *sum, const void *weight,
+                            const void *saved, const void *dy, const void *d_sum, void *d_residual, void *d_weight,
+                            void *workspace, Error *err) {
+    (void)batch, (void)workspace;
+    CudaContext *context = context_of(exec);
+    DType act = exec->config.act;
+    if (d_weight != NULL)
+        CUDA_TRY(context, cuda_norm_weight_grad(act, context->batch, shape, sum, saved, dy, d_weight, context->stream));
+    if (d_residual != NULL)
+        CUDA_TRY(context,
+                 cuda_norm_backward(act, context->batch, shape, sum, weight, saved, dy, d_sum, d_residual, context->stream));
+    return OK;
+}
+
+/* ---- RoPE ------------------------------------------------------------------------------------------------------------ */
+
+static Status rope_plan(const ExecConfig *config, const RopeShape *shape, OpPlan *plan, Error *err) {
+    TRY(check_rows("rope", config, shape->rows, plan, err));
+    if (shape->has_norm) plan->saved = (size_t)(shape->rows * (shape->heads + shape->kv_heads)) * sizeof(float);
+    return OK;
+}
+
+static Status rope_forward(const Exec *exec, const RopeShape *shape, const Batch *batch, const RopeTable *table, const void *q,
+                           const void *k, const void *q_weight, const void *k_weight, void *rq, void *rk, void *saved,
+                           void *workspace, Error *err) {
+    (void)workspace;
+    CudaContext *context = context_of(exec);
+    for (int64_t t = 0; t < batch->tokens; t++)
+        if (batch->positions[t] < 0 || batch->positions[t] >= shape->table_rows)
+            FAIL("rope: row %lld: want a position from 0 to %lld, got %d", (long long)t, (long long)shape->table_rows - 1,
+                 batch->positions[t]);
+    CUDA_TRY(context, cuda_rope_forward(exec->config.act, context->batch, shape, table->cosine, table->sine, q, k, q_weight,
+                                        k_weight, rq, rk, shape->has_norm ? saved : NULL, context->stream));
+    return OK;
+}
+
+static Status rope_backward(const Exec *exec, const RopeShape *shape, const Batch *batch, const RopeTable *table, const void *q,
+                            const void *k, const void *q_weight, const void *k_weight, const void *saved, const void *drq,
+                            const void *drk, void *dq, void *dk, void *dq_weight, void *dk_weight, void *workspace,
+                            Error *err) {
+    (void)batch, (void)workspace;
+    CudaContext *context = context_of(exec);
+    DType act = exec->config.act;
+    const float *roots = shape->has_norm ? saved : NULL;
+    if (dq_weight != NULL)
+        CUDA_TRY(context, cuda_rope_weight_grad(act, context->batch, shape, table->cosine, table->sine, q, k, roots, drq, drk,
+                                                dq_weight, dk_weight, context->stream));
+    CUDA_TRY(context, cuda_rope_backward(act, context->batch, shape, table->cosine, table->sine, q, k, q_weight, k_weight,
+                                         roots, drq, drk, dq, dk, context->stream));
+    return OK;
+}
+
+/* ---- attention ------------------------------------------------------------------------------------------------------- */
+
+static Status attention_plan(const ExecConfig *config, const AttentionShape *shape, OpPlan *plan, Error *err) {
+    TRY(check_rows("attention", config, shape->rows, plan, err));
+    if (shape->head_dim % 2 != 0 || shape->head_dim > CUDA_HEAD_DIM_MAX)
+        FAIL("attention: head size: want an even number up to %d, got %lld", CUDA_HEAD_DIM_MAX, (long long)shape->head_dim);
+    plan->saved = (size_t)(shape->rows * shape->heads) * sizeof(float);
+    plan->backward_workspace = cuda_attention_workspace(shape);
+    return OK;
+}
+
+static Status attention_forward(const Exec *exec, const AttentionShape *shape, const Batch *batch, const void *q, const void *k,
+                                const void *v, void *o, void *saved, void *workspace, Error *err) {
+    (void)batch, (void)workspace;
+    CudaContext *context = context_of(exec);
+    CUDA_TRY(context, cuda_attention_forward(exec->config.act, context->batch, shape, q, k, v, o, saved, context->stream));
+    return OK;
+}
+
+static Status attention_backward(const Exec *exec, const AttentionShape *shape, const Batch *batch, const void *q,
+                                 const void *k, const void *v, const void *o, const void *saved, const void *d_o, void *dq,
+                                 void *dk, void *dv, void *workspace, Error *err) {
+    (void)batch;
+    CudaContext *context = context_of(exec);
+    CUDA_TRY(context, cuda_attention_backward(exec->config.act, context->batch, shape, q, k, v, o, saved, d_o, dq, dk, dv,
+                                              workspace, context->stream));
+    return OK;
+}
+
+static Status attention_cached(const Exec *exec, const AttentionShape *shape, const Batch *batch, const void *q, const void *k,
+                               const void *v, const KvLayer *cache, int64_t past, void *o, void *workspace, Error *err) {
+    (void)past, (void)workspace; /* past came with begin */
+    CudaContext *context = context_of(exec);
+    DType act = exec->config.act;
+    CUDA_TRY(context, cuda_cache_append(act, context->batch, shape, batch->tokens, k, v, cache->k, cache->v, context->stream));
+    CUDA_TRY(context,
+             cuda_attention_cached(act, context->batch, shape, batch->tokens, q, cache->k, cache->v, o, context->stream));
+    return OK;
+}
+
+/* ---- gated activation ------------------------------------------------------------------------------------------------ */
+
+static Status gate_plan(const ExecConfig *config, const GateShape *shape, OpPlan *plan, Error *err) {
+    return check_rows("gate", config, shape->rows, plan, err);
+}
+
+static Status gate_forward(const Exec *exec, const GateShape *shape, const Batch *batch, const void *gate, const void *up,
+                           void *y, Error *err) {
+    (void)batch;
+    CudaContext *context = context_of(exec);
+    CUDA_TRY(context, cuda_gate_forward(exec->config.act, context->batch, shape, gate, up, y, context->stream));
+    return OK;
+}
+
+static Status gate_backward(const Exec *exec, const GateShape *shape, const Batch *batch, const void *gate, const void *up,
+                            const void *dy, void *d_gate, void *d_up, Error *err) {
+    (void)batch;
+    CudaContext *context = context_of(exec);
+    CUDA_TRY(context, cuda_gate_backward(exec->config.act, context->batch, shape, gate, up, dy, d_gate, d_up, context->stream));
+    return OK;
+}
+
+/* ---- what has no kernel yet ------------------------------------------------------------------------------------------- */
+
+static Status fake_rows_plan(const ExecConfig *config, const FakeRowsShape *shape, OpPlan *plan, Error *err) {
+    (void)config, (void)shape, (void)plan;
+    FAIL("fake quantization of activations is for the CPU only so far; use --device cpu");
+}
+
+void cuda_install_layers(Backend *backend) {
+    backend->embed_plan = embed_plan;
+    backend->embed_forward = embed_forward;
+    backend->embed_backward = embed_backward;
+    backend->norm_plan = norm_plan;
+    backend->norm_forward = norm_forward;
+    backend->norm_backward = norm_backward;
+    backend->rope_plan = rope_plan;
+    backend->rope_forward = rope_forward;
+    backend->rope_backward = rope_backward;
+    backend->attention_plan = attention_plan;
+    backend->attention_forward = attention_forward;
+    backend->attention_backward = attention_backward;
+    backend->attention_cached = attention_cached;
+    backend->gate_plan = gate_plan;
+    backend->gate_forward = gate_forward;
+    backend->gate_backward = gate_backward;
+    backend->fake_rows_plan = fake_rows_plan;
+    backend->variant.norm = backend->variant.rope = backend->variant.attention = backend->variant.gate = "cuda";
+}

@@ -1,0 +1,91 @@
+#!/bin/bash
+# The CUDA backend as it trains, evaluates and generates, on the emulated device (tests/cuda_emu), beside the CPU: losses and
+# answers, the same bytes again and after a kill, the frozen base, memory, and what is said where there is no device.
+cd "$(dirname "$0")/../.." || exit 2
+. tests/support/e2e.sh
+make_inputs 24
+
+# ---- what needs no device -------------------------------------------------------------------------------------------------
+alone() { NIBBLE_PLUGINS=$work run "$@"; }
+auto_trains() {
+    alone 0 train "$work/config.json" --device auto --set "output.path=$work/auto" --set train.steps=1 --set train.samples=0 &&
+        err_has "device auto: cpu, because" && err_has "libnibble_cuda.so" && [[ -s $(adapter auto) ]]
+}
+check "--device auto trains on the CPU and says why" auto_trains
+cuda_fails() { alone 1 train "$work/config.json" --device cuda --set "output.path=$work/none" && err_has "libnibble_cuda.so" && [[ ! -e $work/none ]]; }
+check "--device cuda without the plugin fails and says why" cuda_fails
+check "--device with another word" fails_with "--device: want auto, cpu, cuda or emu" generate "$work/model" --prompt x --device gpu
+linked() { ! ldd "$nibble" | grep -iE 'cuda|cublas|nvidia'; }
+check "the program links no CUDA library" linked
+
+plugin=$(dirname "$nibble")/libnibble_emu.so
+if [[ ! -e $plugin ]]; then
+    skip "the emulated device" "$plugin is not there: make emu builds it where the headers of the CUDA toolkit are"
+    finish
+    exit
+fi
+export NIBBLE_PLUGINS
+NIBBLE_PLUGINS=$(dirname "$plugin")
+
+plan() {
+    run 0 plan configs/train/tinyllama.json --device emu --memory 16GiB && out_has "activations" && out_has "unknown" &&
+        run 2 plan configs/train/tinyllama.json --device emu && err_has "--memory"
+}
+check "plan for a device that is not opened" plan
+
+# ---- training -------------------------------------------------------------------------------------------------------------
+short=(--set train.epochs=1 --set train.eval_every=2 --set train.save_every=2)
+on() { # DEVICE FOLDER WORDS...
+    local device=$1 folder=$2
+    shift 2
+    train 0 "$folder" --device "$device" "${short[@]}" "$@"
+}
+# near FOLDER FOLDER TOLERANCE: losses and evaluations of both runs, one by one
+near() {
+    paste -d' ' <(losses_of "$1") <(losses_of "$2") | awk -v tolerance="$3" '
+        { d = $3 - $6; if (d < 0) d = -d; if (!(d <= tolerance) || $1 != $4 || $2 != $5) { bad = 1; print "# " $0 }; if (d > most) most = d; n++ }
+        END { printf "# %d losses, at most %.2g apart\n", n, most; exit bad || n < 3 }'
+}
+kinds=("qlora nf4" "qlora fp4" "qlora int8" "qlora int4" "lora nf4" "full nf4")
+like_the_cpu() { # METHOD TYPE PRECISION TOLERANCE
+    on cpu "cpu-$1-$2-$3" --set "method=$1" --set "quant.type=$2" --set "precision=$3" &&
+        on emu "emu-$1-$2-$3" --set "method=$1" --set "quant.type=$2" --set "precision=$3" &&
+        near "cpu-$1-$2-$3" "emu-$1-$2-$3" "$4"
+}
+# Losses near 5.8. In F32 only the order of sums differs; in BF16 a value may round to either neighbour, 0.4 % apart, in each of
+# some 20 operations, and the mean over a micro-batch's rows takes most of it away again.
+for kind in "${kinds[@]}"; do check "$kind in F32 has the CPU's losses" like_the_cpu $kind f32 2e-4; done
+for kind in "qlora nf4" "full nf4"; do check "$kind in BF16 has the CPU's losses" like_the_cpu $kind bf16 0.02; done
+frozen() { on emu again && err_has "the base is unchanged"; }
+check "the base stays as it is, read back from the device" frozen
+check "the same run again has the same bytes" same_adapter again emu-qlora-nf4-bf16
+strict() { EMU_STREAMS=lazy EMU_PROTECT=1 on emu strict && same_adapter strict again; }
+check "late streams and protected memory change no byte" strict
+recomputed() { on emu recomputed --set train.recompute=layers && same_adapter recomputed again; }
+check "recomputed layers change no byte" recomputed
+resumed() {
+    NIBBLE_FAULT=kill@step:3 "$nibble" train "$work/config.json" --threads 2 --device emu "${short[@]}" --set "output.path=$work/killed" >"$work/out" 2>"$work/err"
+    (($? == 137)) && on emu killed --resume && same_adapter killed again
+} 2>/dev/null
+check "a killed and resumed run has the same bytes" resumed
+
+# ---- evaluation and generation ------------------------------------------------------------------------------------------------
+answer() { run 0 generate "$work/model" --prompt "say 3" --max-tokens 12 --device "$1" --precision f32 --quant nf4 --adapter "$work/again/adapter" && cp "$work/out" "$work/answer-$1"; }
+answers() { answer cpu && answer emu && cmp "$work/answer-cpu" "$work/answer-emu"; }
+check "greedy generation gives the CPU's words" answers
+score() { run 0 eval "$work/model" --data "$work/data.jsonl" --quant nf4 --device "$1" --precision f32 --json && cp "$work/out" "$work/eval-$1"; }
+loss_of() { grep -oE '"loss": ?[0-9.]+' "$1" | head -n 1 | grep -oE '[0-9.]+$'; }
+scores() {
+    score cpu && score emu && awk -v a="$(loss_of "$work/eval-cpu")" -v b="$(loss_of "$work/eval-emu")" \
+        'BEGIN { d = a - b; if (d < 0) d = -d; exit !(a > 0 && d <= 1e-4) }' # sums in another order
+}
+check "eval gives the CPU's loss" scores
+
+# ---- refusals --------------------------------------------------------------------------------------------------------------
+old() { EMU_CAPABILITY=75 run 1 generate "$work/model" --prompt x --device emu && err_has "7.5" && err_has "BF16" && err_has "--device cpu"; }
+check "a device older than sm_80 is refused with the reason" old
+small() { EMU_DEVICE_MEM=2000000 train 1 small --device emu && err_has "this run needs" && err_has "micro_batch_tokens"; }
+check "a run that does not fit the device is refused with its plan" small
+qat() { train 2 qat --device emu --set qat.mode=merged && err_has "CPU only"; }
+check "quantization-aware training on a device is refused by name" qat
+finish
