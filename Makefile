@@ -132,7 +132,7 @@ AGAIN = +$(MAKE) $(if $(filter -j% --jobserver%,$(MAKEFLAGS)),,-j$(JOBS))
 
 .PHONY: test test-asan test-ubsan fuzz
 test: deps-test
-	$(AGAIN) all unit-programs
+	$(AGAIN) all unit-programs $(DEVICE_FOR_TESTS)
 	tests/tools/run_tests.sh $(BUILD) tests/tools/test_*.sh tests/e2e/*.sh
 
 test-asan test-ubsan: test-%: deps-test
