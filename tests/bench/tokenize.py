@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Throughput of encoding beside the `tokenizers` package: one core, one run, the same text in the same pieces.
 
-    tests/bench/tokenize.py PROGRAM TEXT TOKENIZER... [--piece 2000] [--seconds 4] [--rounds 3]
+    tests/bench/tokenize.py PROGRAM TEXT TOKENIZER... [--piece 2000] [--seconds 10] [--rounds 5]
 
 A tiktoken file (Llama 3's tokenizer.model) is first written as the tokenizer.json that transformers makes of it, for both sides.
-PROGRAM is tests/bench/tokenize.c. Both sides take turns; each side's best pass counts. Both must give equally many tokens.
+PROGRAM is tests/bench/tokenize.c. Both sides take turns, the best pass of a turn counts; printed are medians over the rounds, and
+the least of their ratios. Both must give equally many tokens.
 """
-import argparse, base64, os, subprocess, sys, tempfile, time
+import argparse, base64, os, statistics, subprocess, sys, tempfile, time
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["RAYON_NUM_THREADS"] = "1"
@@ -65,24 +66,27 @@ def main():
     parser.add_argument("text")
     parser.add_argument("tokenizers", nargs="+")
     parser.add_argument("--piece", type=int, default=2000)
-    parser.add_argument("--seconds", type=float, default=4)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     data, bad = open(args.text, "rb").read(), False
     folder = tempfile.TemporaryDirectory()
     for path in args.tokenizers:
+        name = path
         if path.endswith(".model"):
             path = as_json(path, folder.name)
-        ours_best = theirs_best = 0.0
+        rates = []
         for _ in range(args.rounds):
             out = subprocess.run([args.program, path, args.text, str(args.piece), str(args.seconds / args.rounds)],
                                  check=True, capture_output=True, text=True).stdout.split()
             rate, count = theirs(path, data, args.piece, args.seconds / args.rounds)
-            ours_best, theirs_best = max(ours_best, float(out[0])), max(theirs_best, rate)
+            rates.append((float(out[0]), rate))
             bad |= int(out[1]) != count
-        print(f"{path}: nibble {ours_best:.1f} MB/s, tokenizers {theirs_best:.1f} MB/s, ratio {ours_best / theirs_best:.2f}, "
-              f"{count} tokens{'' if int(out[1]) == count else f' DIFFER from {out[1]}'}", flush=True)
+        ours_rate, their_rate = (statistics.median(side) for side in zip(*rates))
+        ratios = [a / b for a, b in rates]
+        print(f"{name}: nibble {ours_rate:.1f} MB/s, tokenizers {their_rate:.1f} MB/s, ratio {statistics.median(ratios):.2f} (least {min(ratios):.2f} of "
+              f"{args.rounds}), {count} tokens{'' if int(out[1]) == count else f' DIFFER from {out[1]}'}", flush=True)
     sys.exit(bad)
 
 
