@@ -13,6 +13,7 @@
 #include "train/commands.h"
 #include "train/export.h"
 #include "train/export_gguf.h"
+#include "train/export_grouped.h"
 #include "train/output_folder.h"
 #include "train/signals.h"
 #include "train/weights.h"
@@ -25,6 +26,7 @@ static const CommandHelp help = {
         "once.\n"
         "Formats: hf (safetensors as transformers reads them), bnb-nf4 (quantized as transformers with bitsandbytes reads "
         "it),\n"
+        "gptq, awq and compressed-tensors (grouped integers as GPTQModel, AutoAWQ and vLLM read them; --bits, --group),\n"
         "peft (the adapter itself, normalised), gguf (DIR/model.gguf, as llama.cpp reads it), lora-gguf (DIR/adapter.gguf). "
         "The result is read back and compared with the FP32 merge; export_report.json\n"
         "says what survived, and with --eval what became of a file's loss.",
@@ -33,6 +35,7 @@ static const CommandHelp help = {
         "held_out.jsonl\n"
         "nibble export models/TinyLlama-1.1B --adapter runs/first/adapter --format bnb-nf4 --out models/first-nf4\n"
         "nibble export models/TinyLlama-1.1B --adapter runs/first/adapter --format gguf --gguf-type Q4_K_M --out models/gguf\n"
+        "nibble export models/TinyLlama-1.1B --format compressed-tensors --bits 4 --group 128 --out models/tiny-w4a16\n"
         "nibble export BASE --adapter a:0.7 --adapter b:0.3 --format hf --out models/both\n"
         "nibble export models/base.Q4_K_M.gguf --adapter runs/first/adapter --format gguf --out models/first-gguf",
 };
@@ -54,8 +57,11 @@ static const FormatInfo formats[] = {
     {"peft", EXPORT_PEFT, 1, export_peft_write, NULL, 1},
     {"gguf", EXPORT_GGUF, 0, export_gguf_write, &export_gguf_reader, 0},
     {"lora-gguf", EXPORT_LORA_GGUF, 1, export_lora_gguf_write, NULL, 1},
+    {"gptq", EXPORT_GPTQ, 0, export_grouped_write, NULL, 0},
+    {"awq", EXPORT_AWQ, 0, export_grouped_write, NULL, 0},
+    {"compressed-tensors", EXPORT_COMPRESSED, 0, export_grouped_write, NULL, 0},
 };
-#define FORMATS "hf, bnb-nf4, peft, gguf or lora-gguf"
+#define FORMATS "hf, bnb-nf4, gptq, awq, compressed-tensors, peft, gguf or lora-gguf"
 
 static const FormatInfo *format_info(ExportFormat format) {
     for (size_t i = 0; i < sizeof formats / sizeof *formats; i++)
@@ -68,10 +74,7 @@ const ExportReader *export_reader(const Export *export) {
 }
 
 static Status check_format(ExportOptions *o, Error *err) {
-    static const char *const later[] = {"gptq", "awq", "compressed-tensors"};
     if (o->format_name == NULL) FAIL_USAGE("want --format " FORMATS);
-    for (size_t i = 0; i < sizeof later / sizeof *later; i++)
-        if (strcmp(o->format_name, later[i]) == 0) FAIL_USAGE("--format %s is not supported yet; there are " FORMATS, later[i]);
     for (size_t i = 0; i < sizeof formats / sizeof *formats; i++)
         if (strcmp(o->format_name, formats[i].name) == 0) {
             o->format = formats[i].format;
@@ -154,6 +157,7 @@ static Status check_options(ExportOptions *o, MergeOptions *merging, const GgufM
     TRY(check_gguf(o, mix, err));
     TRY(export_calibrate_check(o, err));
     TRY(check_dtype(o, err));
+    TRY(export_grouped_check(o, err));
     if (o->out == NULL) FAIL_USAGE("want --out DIR");
     if (o->onto != NULL && strcmp(o->onto, "original") != 0 && strcmp(o->onto, "dequantized") != 0)
         FAIL_USAGE("--onto: want original or dequantized, got \"%.60s\"", o->onto);
@@ -194,11 +198,12 @@ static Status check_out(const ExportOptions *o, Error *err) {
 
 /* The format of what is written: the grid that the run trained on, else the base's own where it is NF4 already or the run's was,
  * else the usual one. */
-static void choose_spec(Export *export) {
+static Status choose_spec(Export *export, Error *err) {
     const QuantSpec usual = {.format = WEIGHT_NF4, .double_quant = 1, .block_size = 64};
     MergeWeight first = merge_weight(export->merge, weight_id(0, LAYER_Q));
     export->spec = first.decoded && first.spec.format == WEIGHT_NF4 ? first.spec : usual;
     if (export->trained_grid.format == WEIGHT_NF4) export->spec = export->trained_grid;
+    return export_is_grouped(export->options->format) ? export_grouped_choose(export, err) : OK;
 }
 
 static void count_linears(Export *export) {
@@ -235,7 +240,7 @@ static Status run(Export *export, Error *err) {
         TRY(export_choose_base(export, err));
         log_info("merging onto %s: %s", export->onto, export->reason);
         TRY(merge_open(&export->merge, &export->merging, &export->backend, export->pool, err));
-        choose_spec(export);
+        TRY(choose_spec(export, err));
         count_linears(export);
         TRY(export_calibrate(export, err));
     }
@@ -265,6 +270,13 @@ Status command_export(int argc, char **argv, Error *err) {
         {"calibration", OPTION_STRING, "FILE", "weigh errors by the inputs that this data makes (gguf)", &o.calibration},
         {"calibration-samples", OPTION_INTEGER, "N", "sequences of it; left out: 128", &o.calibration_samples},
         {"calibration-tokens", OPTION_INTEGER, "N", "tokens of each at most; left out: 512", &o.calibration_tokens},
+        {"bits", OPTION_INTEGER, "N", "gptq (2, 3, 4, 8), awq (4), compressed-tensors (2 to 8); left out: 4", &o.bits},
+        {"group", OPTION_INTEGER, "N", "columns that share a scale, -1: a row; left out: 128, 64 or 32, as widths allow",
+         &o.group},
+        {"sym", OPTION_FLAG, NULL, "no zero points (gptq, compressed-tensors unless --asym)", &o.symmetric},
+        {"asym", OPTION_FLAG, NULL, "zero points (awq unless --sym)", &o.asymmetric},
+        {"activations", OPTION_STRING, "TYPE", "compressed-tensors: int8 writes W8A8, served with int8 per token",
+         &o.activations},
         {"eval", OPTION_STRING, "FILE", "loss and most likely tokens before and after, on this file", &o.eval},
         {"no-verify", OPTION_FLAG, NULL, "do not read the result back", &o.no_verify},
         {"threads", OPTION_INTEGER, "N", "threads; 0: all that this process may use", &o.threads},

@@ -5,6 +5,7 @@
  *   export_calibrate.c  the run over calibration data that decides how weights are rounded
  *   export_hf.c       a 16- or 32-bit model folder
  *   export_nf4.c      one in bitsandbytes' NF4
+ *   export_grouped*.c one of grouped integers: gptq, awq, compressed-tensors (export_grouped.h)
  *   export_peft.c     an adapter as a normalised PEFT folder
  *   export_gguf*.c    a GGUF file (export_gguf.h); export_lora_gguf.c: an adapter as one
  *   export_proof.c    the written weights, read back, against the FP32 merge
@@ -18,14 +19,24 @@
 #include "train/merge.h"
 #include "train/options.h"
 
-typedef enum ExportFormat { EXPORT_HF, EXPORT_NF4, EXPORT_PEFT, EXPORT_GGUF, EXPORT_LORA_GGUF } ExportFormat;
+typedef enum ExportFormat {
+    EXPORT_HF,
+    EXPORT_NF4,
+    EXPORT_PEFT,
+    EXPORT_GGUF,
+    EXPORT_LORA_GGUF,
+    EXPORT_GPTQ,
+    EXPORT_AWQ,
+    EXPORT_COMPRESSED
+} ExportFormat;
 
 typedef struct ExportOptions {
-    const char *model, *format_name, *out, *onto, *dtype_name, *eval, *gguf_type, *calibration;
+    const char *model, *format_name, *out, *onto, *dtype_name, *eval, *gguf_type, *calibration, *activations;
     int64_t calibration_samples, calibration_tokens; /* 0: not given */
     OptionList adapters, weights;
     char *paths[MERGE_MAX_ADAPTERS]; /* of adapters that were given with a weight */
-    int no_verify, overwrite, json;
+    int no_verify, overwrite, json, symmetric, asymmetric;
+    int64_t bits, group; /* grouped integers; 0: not given */
     int64_t threads;
     /* filled in by the check */
     ExportFormat format;
@@ -72,9 +83,13 @@ typedef struct Export {
     const char *onto; /* "original" or "dequantized" */
     char reason[512]; /* why that base */
     Merge *merge;
-    QuantSpec spec;         /* bnb-nf4: of what is written */
-    QuantSpec trained_grid; /* qat.weights nf4 of the adapter's run; else format is none of these */
-    DType type;             /* hf: of the merged weights */
+    QuantSpec spec;          /* bnb-nf4 and grouped integers: of what is written */
+    QuantSpec trained_grid;  /* qat.weights nf4 or an integer grid of the adapter's run; else format is none of these */
+    char spec_text[96];      /* grouped integers: "int4, groups of 128, symmetric" */
+    int trained_scales;      /* and its scales were learned */
+    int trained_activations; /* and it rounded activations to int8 per token */
+    int int8_activations;    /* compressed-tensors: what is written is served with such activations */
+    DType type;              /* hf: of the merged weights */
     const struct GgufMix *gguf;
     struct Calibration *calibration; /* NULL: none was asked for */
     int64_t linears, adapted;

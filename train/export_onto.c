@@ -12,7 +12,8 @@ typedef struct TrainedOn {
     int known;
     int quantized;
     QuantSpec spec;
-    QuantSpec grid; /* of quantization-aware training on nf4; else all 0 */
+    QuantSpec grid;          /* of quantization-aware training on nf4 or integers; else all 0 */
+    int scales, activations; /* learned; rounded to int8 per token */
 } TrainedOn;
 
 static const QuantSpec usual = {.format = WEIGHT_NF4, .double_quant = 1, .block_size = 64};
@@ -28,6 +29,15 @@ static char *parent_folder(const char *path) {
     while (length > 1 && path[length - 1] == '/')
         length--;
     return memory_format("%.*s", (int)length, path);
+}
+
+static void trained_on_integers(const Config *config, const QatOptions *qat, TrainedOn *out) {
+    const FakeQuant *grid = &qat->grid;
+    GroupInt integers = {
+        .bits = grid->bits, .symmetric = grid->symmetric, .group = grid->group, .scale_type = grid->scale_type};
+    out->grid = quant_spec_grouped(&integers);
+    out->scales = qat->learn_scales && qat->mode == QAT_MERGED;
+    out->activations = strcmp(config->qat.activations, "int8") == 0;
 }
 
 /* From the config of the run in whose folder the adapter lies, if it lies in one. */
@@ -51,8 +61,9 @@ static Status trained_on(const char *adapter, TrainedOn *out, Error *err) {
                     .format = weights.linear, .double_quant = weights.double_quant, .block_size = weights.block_size};
             if (status == OK) status = qat_options(&config, &qat, err);
             if (status == OK && qat.mode != QAT_NONE && qat.grid.grid == FAKE_NF4)
-                out->grid = (QuantSpec){
-                    .format = WEIGHT_NF4, .double_quant = qat.grid.double_quant, .block_size = qat.grid.block_size};
+                out->grid =
+                    (QuantSpec){.format = WEIGHT_NF4, .double_quant = qat.grid.double_quant, .block_size = qat.grid.block_size};
+            if (status == OK && qat.mode != QAT_NONE && qat.grid.grid == FAKE_INT) trained_on_integers(&config, &qat, out);
             config_free(&config);
         }
         if (status != OK) {
@@ -121,6 +132,8 @@ Status export_choose_base(Export *export, Error *err) {
                        o->adapters.items[i]);
         run = i == 0 ? other : run;
         export->trained_grid = run.grid;
+        export->trained_scales = run.scales;
+        export->trained_activations = run.activations;
     }
     if (model.prequant == PREQUANT_NONE) return choose(export, &run, err);
     if (o->onto != NULL && strcmp(o->onto, "original") == 0)

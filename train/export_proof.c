@@ -9,6 +9,7 @@
 #include "core/log.h"
 #include "core/memory.h"
 #include "train/export.h"
+#include "train/export_grouped.h"
 #include "train/weights.h"
 
 #define LITTLE 0.5 /* of the change: less has mostly vanished */
@@ -49,6 +50,10 @@ static void row_sums(void *context, int64_t row, int worker) {
         s.noise += (moved - delta) * (moved - delta);
     }
     p->sums[row] = s;
+}
+
+static int is_quantized(const Export *export) {
+    return export->options->format == EXPORT_NF4 || export_is_grouped(export->options->format);
 }
 
 /* Q(W) of one adapted weight, whole where it is quantized. */
@@ -113,7 +118,7 @@ static Status prove_weight(Proof *p, int32_t id, WeightProof *out, Error *err) {
     Status status;
     TRY_GOTO(merge_begin(export->merge, id, err));
     if (p->reader == NULL) TRY_GOTO(merge_begin(p->written, id, err));
-    if (weight.adapted && export->options->format == EXPORT_NF4) TRY_GOTO(alone_begin(p, &weight, &alone, err));
+    if (weight.adapted && is_quantized(export)) TRY_GOTO(alone_begin(p, &weight, &alone, err));
     for (int64_t first = 0; first < weight.rows; first += rows) {
         int64_t count = weight.rows - first < rows ? weight.rows - first : rows;
         TRY_GOTO(prove_slab(p, id, &weight, &alone, first, count, err));

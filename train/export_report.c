@@ -6,6 +6,7 @@
 #include "core/memory.h"
 #include "train/export.h"
 #include "train/export_gguf_mix.h"
+#include "train/export_grouped.h"
 #include "train/weights.h"
 
 static const char *const role_names[EVAL_ROLES] = {"live", "merged", "exported"};
@@ -35,6 +36,7 @@ static void add_adapters(const Export *export, Text *out) {
 
 static const char *type_text(const Export *export) {
     if (export->options->format == EXPORT_NF4) return export->spec.double_quant ? "nf4, double quantization" : "nf4";
+    if (export_is_grouped(export->options->format)) return export->spec_text;
     if (export->gguf != NULL) return export->gguf->name;
     return dtype_name(export->type);
 }

@@ -160,3 +160,24 @@ Status output_folder_write_config(const char *model, const char *folder, DType t
     memory_free(to);
     return status;
 }
+
+Status output_folder_add_to_config(const char *folder, const char *member, Error *err) {
+    char *path = path_join(folder, "config.json"), *text = NULL;
+    size_t length;
+    Text written = {0};
+    Status status;
+    TRY_GOTO(file_read(path, CONFIG_LIMIT, &text, &length, err));
+    while (length > 0 && text[length - 1] != '}')
+        length--;
+    length--; /* it is an object: there is a brace, and before it at least "model_type" */
+    while (length > 0 && strchr(" \t\r\n", text[length - 1]) != NULL)
+        length--;
+    text_add(&written, text, length);
+    text_addf(&written, ",\n  %s\n}\n", member);
+    TRY_GOTO(file_write_atomic(path, written.data, written.length, err));
+done:
+    text_free(&written);
+    memory_free(text);
+    memory_free(path);
+    return status;
+}

@@ -24,4 +24,7 @@ Status output_folder_copy_settings(const char *model, const char *folder, Error 
  * spells it) set to `type` and, with `plain`, without quantization_config. */
 Status output_folder_write_config(const char *model, const char *folder, DType type, int plain, Error *err);
 
+/* Puts one more member, "key": value, behind the others of the folder's config.json, which keeps its text. */
+Status output_folder_add_to_config(const char *folder, const char *member, Error *err);
+
 #endif

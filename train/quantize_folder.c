@@ -15,7 +15,6 @@
 #define SHARD_BYTES ((uint64_t)5000000000) /* as huggingface_hub splits */
 #define PARTS_PER_WEIGHT 6
 #define COPY_BYTES ((size_t)8 << 20)
-#define CONFIG_LIMIT ((size_t)4 << 20)
 
 /* One tensor to write: bytes in memory, or a tensor of the source. */
 typedef struct Part {
@@ -195,7 +194,7 @@ static void add_quantization_config(const Folder *folder, Text *out) {
     const QuantSpec *spec = &folder->spec;
     int int8 = spec->format == WEIGHT_INT8;
     text_addf(out,
-              "  \"quantization_config\": {\n    \"quant_method\": \"bitsandbytes\",\n"
+              "\"quantization_config\": {\n    \"quant_method\": \"bitsandbytes\",\n"
               "    \"load_in_4bit\": %s,\n    \"load_in_8bit\": %s,\n    \"_load_in_4bit\": %s,\n    \"_load_in_8bit\": %s,\n",
               int8 ? "false" : "true", int8 ? "true" : "false", int8 ? "false" : "true", int8 ? "true" : "false");
     if (!int8)
@@ -205,30 +204,16 @@ static void add_quantization_config(const Folder *folder, Text *out) {
                   weight_format_name(spec->format), spec->double_quant ? "true" : "false", torch_name(folder->config.dtype));
     text_adds(out,
               "    \"llm_int8_threshold\": 6.0,\n    \"llm_int8_skip_modules\": null,\n"
-              "    \"llm_int8_enable_fp32_cpu_offload\": false,\n    \"llm_int8_has_fp16_weight\": false\n  }\n}\n");
+              "    \"llm_int8_enable_fp32_cpu_offload\": false,\n    \"llm_int8_has_fp16_weight\": false\n  }");
 }
 
-/* The text up to its last brace with the new key behind it, so that every key and number keeps its spelling. */
+/* Every key and number of the source keeps its spelling. */
 static Status write_config(const Folder *folder, const char *model, const char *out, Error *err) {
-    char *path = path_join(out, "config.json"), *text = NULL;
-    size_t length;
-    Text written = {0};
-    Status status;
-    TRY_GOTO(output_folder_write_config(model, out, folder->config.dtype, 1, err));
-    TRY_GOTO(file_read(path, CONFIG_LIMIT, &text, &length, err));
-    while (length > 0 && text[length - 1] != '}')
-        length--;
-    length--; /* it is an object: there is a brace, and before it at least "model_type" */
-    while (length > 0 && strchr(" \t\r\n", text[length - 1]) != NULL)
-        length--;
-    text_add(&written, text, length);
-    text_adds(&written, ",\n");
-    add_quantization_config(folder, &written);
-    TRY_GOTO(file_write_atomic(path, written.data, written.length, err));
-done:
-    text_free(&written);
-    memory_free(text);
-    memory_free(path);
+    Text member = {0};
+    add_quantization_config(folder, &member);
+    Status status = output_folder_write_config(model, out, folder->config.dtype, 1, err);
+    if (status == OK) status = output_folder_add_to_config(out, member.data, err);
+    text_free(&member);
     return status;
 }
 
