@@ -30,6 +30,17 @@ void log_warning(const char *format, ...) {
     va_end(args);
 }
 
+void log_note(const char *format, ...) {
+    char line[4096];
+    va_list args;
+    if (copy == NULL) return;
+    va_start(args, format);
+    (void)vsnprintf(line, sizeof line, format, args);
+    va_end(args);
+    fprintf(copy, "%s\n", line);
+    fflush(copy);
+}
+
 void log_rank(int rank, int shown) {
     own_rank = rank;
     muted = !shown;

@@ -14,6 +14,7 @@
 #include "train/run_plan.h"
 
 #define ASSUMED_FRACTION 0.5 /* of the machine's product rate that a whole step reaches: an assumption, printed as one */
+#define PLAN_RANKS_MAX 65536
 #define SEARCH_MIN 128
 #define SEARCH_MAX ((int64_t)1 << 20)
 
@@ -30,7 +31,7 @@ static const CommandHelp help = {
 typedef struct PlanOptions {
     OptionList set;
     const char *arch, *device, *memory;
-    int64_t threads;
+    int64_t threads, ranks;
     int json;
 } PlanOptions;
 
@@ -40,7 +41,7 @@ typedef struct Report {
     ModelConfig model;
     Device device; /* loaded, not opened */
     Backend backend;
-    int threads;
+    int threads, ranks;
     size_t limit;
     RunPlan plan;
     int fits;
@@ -95,7 +96,7 @@ static Status plan_with(const Report *r, Recompute recompute, int64_t tokens, Ru
     Config config = r->config; /* shares its strings; nothing of it is freed */
     config.train.recompute = recompute_names[recompute];
     config.train.micro_batch_tokens = tokens;
-    return run_plan(&config, &r->model, &r->backend, r->threads, 0, plan, err);
+    return run_plan(&config, &r->model, &r->backend, r->threads, r->ranks, 0, plan, err);
 }
 
 /* As the trainer decides: "auto" recomputes only when it must. */
@@ -134,6 +135,9 @@ static Status measure(Report *r, const PlanOptions *o, Error *err) {
 
 static Status fill_report(Report *r, const PlanOptions *o, const char *path, Error *err) {
     r->config_path = path;
+    if (o->ranks < 0 || o->ranks > PLAN_RANKS_MAX)
+        FAIL_USAGE("--ranks: want 1 to %d, got %lld", PLAN_RANKS_MAX, (long long)o->ranks);
+    r->ranks = o->ranks > 0 ? (int)o->ranks : 1;
     TRY(load_config(r, o, path, err));
     TRY(find_shape(r, o, err));
     TRY(device_for_plan(&r->device, o->device, getenv("NIBBLE_CPU"), err));
@@ -173,6 +177,22 @@ static const char *base_type(const Report *r, const char *otherwise) {
     return r->model.prequant == PREQUANT_GGUF ? "gguf" : r->config.quant.type;
 }
 
+static void print_sent(const char *name, uint64_t bytes, Text *out) {
+    char text[32];
+    if (bytes > 0) text_addf(out, "  %-34s %12s  %llu bytes\n", name, format_bytes((double)bytes, text, sizeof text), (unsigned long long)bytes);
+}
+
+/* Of rank 0, which sends most; every rank receives about as much. */
+static void print_ranks(const Report *r, Text *out) {
+    const RunPlan *p = &r->plan;
+    if (p->ranks == 1) return;
+    text_addf(out, "\nranks                 %d; a step has %lld rounds of micro-batches; each rank sends in it\n", p->ranks,
+              (long long)p->rounds);
+    print_sent("sums of gradients", p->sent[COMM_GRADIENTS], out);
+    print_sent("layers of the base", p->sent[COMM_BASE], out);
+    print_sent("losses and signals", p->sent[COMM_CONTROL], out);
+}
+
 static void print_text(const Report *r, Text *out) {
     const Config *c = &r->config;
     char time[32];
@@ -184,6 +204,7 @@ static void print_text(const Report *r, Text *out) {
               (double)r->model.parameters / 1e9);
     run_plan_print(&r->plan, out);
     print_fit(r, out);
+    print_ranks(r, out);
     text_addf(out, "\ntrained numbers       %lld (%.3f %% of the model)\n", (long long)r->plan.trained,
               100.0 * (double)r->plan.trained / (double)r->model.parameters);
     text_addf(out, "work                  %.3f GFLOP a token (sequences of %lld tokens on average)\n",
@@ -232,6 +253,8 @@ static void print_json(const Report *r, Text *out) {
     json_bytes(out, "rope", p->rope);
     json_bytes(out, "micro_batches", p->buffers);
     json_bytes(out, "cache", p->cache);
+    json_bytes(out, "gathered", p->weights.gathered);
+    json_bytes(out, "sums", p->sums);
     json_bytes(out, "total", p->total);
     text_addf(out, "\"peak\": %zu}, \"memory\": %zu, \"fits\": %s, \"recompute\": \"%s\", ", p->peak, r->limit,
               r->fits ? "true" : "false", recompute_names[p->recompute]);
@@ -239,6 +262,9 @@ static void print_json(const Report *r, Text *out) {
               (long long)r->config.train.micro_batch_tokens, (long long)r->largest[0], (long long)r->largest[1]);
     text_addf(out, "\"trained\": %lld, \"max_length\": %lld, \"flops_per_token\": %.6g, \"threads\": %d, ",
               (long long)p->trained, (long long)p->max_length, p->flops_per_token, r->threads);
+    text_addf(out, "\"ranks\": %d, \"sent_in_a_step\": {\"gradients\": %llu, \"base\": %llu, \"control\": %llu}, ", p->ranks,
+              (unsigned long long)p->sent[COMM_GRADIENTS], (unsigned long long)p->sent[COMM_BASE],
+              (unsigned long long)p->sent[COMM_CONTROL]);
     json_number(out, "gemm_flops", r->gemm_peak);
     text_addf(out, ", \"assumed_fraction\": %g, ", ASSUMED_FRACTION);
     json_number(out, "tokens_per_second", r->tokens_per_second);
@@ -255,6 +281,7 @@ Status command_plan(int argc, char **argv, Error *err) {
         {"device", OPTION_STRING, "NAME", "cpu, cuda or emu; no such device is needed, only its plugin", &o.device},
         {"memory", OPTION_STRING, "SIZE", "what the run may take, for example 16GiB; left out: train.memory", &o.memory},
         {"threads", OPTION_INTEGER, "N", "threads; 0: all that this process may use", &o.threads},
+        {"ranks", OPTION_INTEGER, "N", "the plan of one of N ranks, and what they send each other", &o.ranks},
         {"json", OPTION_FLAG, NULL, "print the plan as JSON", &o.json},
     };
     const char *path;

@@ -138,6 +138,18 @@ Status comm_gather(Comm *comm, void *buffer, size_t share, CommPurpose purpose, 
     return comm_wait(comm, &work, err);
 }
 
+Status comm_exchange(Comm *comm, const void *send, void *receive, size_t total, size_t share, CommPurpose purpose, Error *err) {
+    char error[COMM_PLUGIN_ERROR];
+    CommWork work = {0};
+    if (comm == NULL) return OK;
+    TRY(begin(comm, &work, purpose, err));
+    comm->sent[purpose] += total - own_share(comm->place.rank, total, share);
+    if (comm->plugin->exchange(comm->self, 0, send, receive, total, share, &work.request, error) != 0)
+        return transport_failed(comm, error, err);
+    append(comm, &work, WORK_LAST);
+    return comm_wait(comm, &work, err);
+}
+
 Status comm_broadcast(Comm *comm, void *bytes, size_t count, int root, CommPurpose purpose, Error *err) {
     char error[COMM_PLUGIN_ERROR];
     if (comm == NULL) return OK;

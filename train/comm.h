@@ -75,6 +75,8 @@ Status comm_sum(Comm *comm, void *values, int64_t count, CommNumber type, CommPu
 Status comm_max(Comm *comm, int64_t *value, Error *err);
 /* buffer holds size shares of `share` bytes; rank r's own lies at r * share and is filled in; the others' are overwritten. */
 Status comm_gather(Comm *comm, void *buffer, size_t share, CommPurpose purpose, Error *err);
+/* send: size shares, one for each rank; receive: everybody's share for this rank, in their order. */
+Status comm_exchange(Comm *comm, const void *send, void *receive, size_t total, size_t share, CommPurpose purpose, Error *err);
 Status comm_broadcast(Comm *comm, void *bytes, size_t count, int root, CommPurpose purpose, Error *err);
 Status comm_barrier(Comm *comm, Error *err);
 /* Every rank's text (NUL-terminated, cut at capacity - 1); texts: [size][capacity]. */

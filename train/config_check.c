@@ -171,7 +171,23 @@ static Status check_qat(ConfigLoader *loader, Error *err) {
     return OK;
 }
 
+static Status check_distributed(ConfigLoader *loader, Error *err) {
+    const Config *config = loader->config;
+    if (!config->distributed.shard_base) return OK;
+    if (is(config->method, "full"))
+        TRY(refuse_key(loader, "distributed.shard_base", "method full has no frozen base to split", err));
+    if (!is(config->qat.mode, "none")) {
+        char where[512];
+        FAIL_USAGE(
+            "%s: distributed.shard_base and qat.mode %s do not go together yet: a layer's weights are decoded and quantized "
+            "from the whole base; leave one of them out",
+            place(loader, "distributed.shard_base", where, sizeof where), config->qat.mode);
+    }
+    return OK;
+}
+
 Status config_check(ConfigLoader *loader, Error *err) {
+    TRY(check_distributed(loader, err));
     TRY(check_method(loader, err));
     TRY(check_qat(loader, err));
     TRY(check_data(loader, err));

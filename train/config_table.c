@@ -176,8 +176,9 @@ const ConfigKey config_keys[] = {
     {"qat.ramp_steps", KEY_INTEGER, AT(qat.ramp_steps), .fallback = "0", RANGE(0, STEPS_MAX),
      .help = "From start_step on, go over to the quantized weights in this many equal parts."},
 
-    {"distributed.shard_base", KEY_BOOL, AT(distributed.shard_base), .fallback = "false", .pending = LIST("true"),
-     .pending_reason = "every process holds the whole base", .help = "Split the frozen base over the ranks."},
+    {"distributed.shard_base", KEY_BOOL, AT(distributed.shard_base), .fallback = "false",
+     .help = "Split the frozen base over the ranks: each holds 1/N of the layers' packed weights and gathers them, two layers "
+             "ahead, as they are needed. Changes no number."},
     {"distributed.timeout_s", KEY_NUMBER, AT(distributed.timeout_s), .fallback = "120", RANGE(1, 86400),
      .help = "Seconds without a sign of life after which a rank is taken for dead, and the others stop."},
     {"distributed.check_every", KEY_INTEGER, AT(distributed.check_every), .fallback = "100", RANGE(0, STEPS_MAX),

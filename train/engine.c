@@ -180,7 +180,12 @@ static Status open_frozen(Engine *engine, const EngineOptions *options, Error *e
     else if (options->method == METHOD_LORA)
         TRY(adapter_create(&engine->adapter, &engine->params, options->config, &engine->model, err));
     if (options->config != NULL) TRY(add_scales(engine, options->config, err));
-    TRY(weights_load(&engine->weights, options->model, &engine->model, &options->weights, &engine->backend, engine->pool, err));
+    WeightOptions stored = options->weights;
+    if (options->config != NULL && options->config->distributed.shard_base) {
+        stored.ranks = comm_size(options->comm);
+        stored.comm = options->comm;
+    }
+    TRY(weights_load(&engine->weights, options->model, &engine->model, &stored, &engine->backend, engine->pool, err));
     engine->source = weights_source(engine->weights);
     if (engine->adapter.modules == NULL) return OK;
     TRY(params_state_create(&engine->state, &engine->params, options->act, options->optimizer, err));
@@ -294,8 +299,7 @@ Status engine_clear_gradients(Engine *engine, Error *err) {
 }
 
 Status engine_idle_pass(const Engine *engine, Error *err) {
-    (void)engine, (void)err;
-    return OK;
+    return weights_idle_pass(engine->weights, 0, NULL, NULL, err);
 }
 
 /* Ranks that wait for this one see that it works. */

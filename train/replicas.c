@@ -6,7 +6,6 @@
 #include "core/hash.h"
 #include "core/memory.h"
 
-#define BUCKETS_MAX 4096
 #define BUCKET_BYTES ((size_t)8 << 20) /* at most, but for a single layer's; far above a message's latency */
 #define BUCKETS_WANTED 8               /* of a small model: something to overlap */
 #define SUMS_UNDER_WAY 4
@@ -70,8 +69,14 @@ static int make_buckets(const ParamSet *params, Bucket *buckets) {
 }
 
 static size_t largest_bucket(const ParamSet *params) {
-    int64_t most = (int64_t)(BUCKET_BYTES / sizeof(float));
-    return (size_t)(params->elements < most ? params->elements : most) * sizeof(float);
+    int count = make_buckets(params, NULL);
+    Bucket *buckets = memory_alloc((size_t)count * sizeof *buckets);
+    int64_t most = 0;
+    (void)make_buckets(params, buckets);
+    for (int b = 0; b < count; b++)
+        if (buckets[b].end - buckets[b].begin > most) most = buckets[b].end - buckets[b].begin;
+    memory_free(buckets);
+    return (size_t)most * sizeof(float);
 }
 
 size_t replicas_bytes(const ParamSet *params, int64_t micro_batches, int size) {
@@ -89,6 +94,12 @@ uint64_t replicas_step_bytes(const ParamSet *params, int rank, int size) {
         bytes += comm_sum_bytes(rank, size, buckets[b].end - buckets[b].begin, COMM_F32);
     memory_free(buckets);
     return bytes;
+}
+
+uint64_t replicas_control_bytes(int64_t micro_batches, int rank, int size) {
+    uint64_t rounds = (uint64_t)((micro_batches + size - 1) / size), votes = rounds + 1; /* and one before the optimizer */
+    if (size == 1) return 0;
+    return comm_sum_bytes(rank, size, micro_batches, COMM_F64) + votes * sizeof(int64_t) * (uint64_t)(size - 1);
 }
 
 Status replicas_open(Replicas **out, Comm *comm, const ParamSet *params, ParamState *state, int64_t micro_batches, Error *err) {

@@ -43,5 +43,7 @@ Status replicas_share_state(Replicas *replicas, CheckpointState *progress, Error
 
 /* Bytes that `rank` of `size` sends for the gradients of one step. */
 uint64_t replicas_step_bytes(const ParamSet *params, int rank, int size);
+/* And for losses and votes of a step with that many micro-batches. */
+uint64_t replicas_control_bytes(int64_t micro_batches, int rank, int size);
 
 #endif

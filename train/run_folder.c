@@ -19,7 +19,7 @@ static const char *const free_keys[] = {"data.cache",       "output.path",      
                                         "train.save_every", "train.save_minutes",    "train.keep_last",    "train.save_best",
                                         "train.samples",    "train.recompute",       "train.memory",       "model.arch",
                                         "device",           "distributed.timeout_s", "train.max_bad_steps",
-                                        "distributed.check_every"};
+                                        "distributed.check_every", "distributed.shard_base"};
 
 static int has(const char *folder, const char *name) {
     char *path = path_join(folder, name);

@@ -7,6 +7,7 @@
 #include "train/engine.h"
 #include "train/generate.h"
 #include "train/qat.h"
+#include "train/replicas.h"
 #include "train/qat_scales.h"
 
 static int64_t least(int64_t a, int64_t b) {
@@ -39,7 +40,7 @@ typedef struct PlanInput {
     const Config *config;
     const ModelConfig *model;
     const Backend *backend;
-    int threads;
+    int threads, ranks;
     ModelShape shape;
     DType act;
 } PlanInput;
@@ -87,7 +88,7 @@ static Status plan_candidate(const PlanInput *in, Recompute recompute, RunPlan *
     plan->activations = arena_align(plan->activations);
     TRY(plan_qat(in, plan, err));
     plan->total = plan->weights.arena + plan->adapters + plan->optimizer + plan->activations + plan->qat + plan->rope +
-                  plan->buffers + plan->cache;
+                  plan->buffers + plan->cache + plan->sums;
     size_t loading = plan->weights.arena + plan->weights.staging;
     plan->peak = plan->total > loading ? plan->total : loading;
     int full = strcmp(in->config->method, "full") == 0;
@@ -129,6 +130,18 @@ static Status refuse(const RunPlan *plan, const PlanInput *in, size_t available,
 
 /* ---- the plan --------------------------------------------------------------------------------------------------------------- */
 
+/* What the ranks say to each other in a step: see train/replicas.h and train/weights_shard.h. */
+static void plan_ranks(const PlanInput *in, const ParamSet *params, RunPlan *plan) {
+    int64_t micro_batches = in->config->train.gradient_accumulation, ranks = in->ranks;
+    plan->ranks = in->ranks;
+    plan->rounds = (micro_batches + ranks - 1) / ranks;
+    if (ranks == 1) return;
+    plan->sums = replicas_bytes(params, micro_batches, in->ranks);
+    plan->sent[COMM_GRADIENTS] = replicas_step_bytes(params, 0, in->ranks);
+    plan->sent[COMM_BASE] = weights_step_bytes(&plan->weights, in->model->layers, in->ranks, plan->rounds);
+    plan->sent[COMM_CONTROL] = replicas_control_bytes(micro_batches, 0, in->ranks);
+}
+
 static Status plan_parameters(PlanInput *in, Adapter *adapter, ParamSet *params, int64_t **offsets, RunPlan *plan, Error *err) {
     const Config *config = in->config;
     if (strcmp(config->method, "full") == 0) {
@@ -138,6 +151,7 @@ static Status plan_parameters(PlanInput *in, Adapter *adapter, ParamSet *params,
     } else {
         WeightOptions options;
         TRY(weight_options_from_config(config, &options, err));
+        if (config->distributed.shard_base) options.ranks = in->ranks;
         TRY(weights_plan(in->model, &options, in->model->dtype, &plan->weights, err));
         TRY(adapter_create(adapter, params, config, in->model, err));
         in->shape.dense = dense_format(in->act, in->model->dtype);
@@ -150,6 +164,7 @@ static Status plan_parameters(PlanInput *in, Adapter *adapter, ParamSet *params,
         TRY(qat_scale_params(&qat, in->model, params, offsets, err));
         in->shape.learn_scales = *offsets != NULL;
     }
+    plan_ranks(in, params, plan);
     size_t all = params_state_bytes(params, in->act, 1);
     plan->adapters = params_state_bytes(params, in->act, 0);
     plan->optimizer = all - plan->adapters;
@@ -170,13 +185,14 @@ static Status plan_all(PlanInput *in, size_t available, RunPlan *plan, Error *er
     return refuse(plan, in, available, err);
 }
 
-Status run_plan(const Config *config, const ModelConfig *model, const Backend *backend, int threads, size_t available,
-                RunPlan *plan, Error *err) {
+Status run_plan(const Config *config, const ModelConfig *model, const Backend *backend, int threads, int ranks,
+                size_t available, RunPlan *plan, Error *err) {
     memset(plan, 0, sizeof *plan);
     PlanInput in = {.config = config,
                     .model = model,
                     .backend = backend,
                     .threads = threads,
+                    .ranks = ranks,
                     .shape = {.config = model},
                     .act = precision_type(config->precision)};
     plan->max_length = run_max_length(config, model);
@@ -201,7 +217,8 @@ static void line(Text *out, const char *name, size_t bytes, const char *note) {
 }
 
 void run_plan_print(const RunPlan *plan, Text *out) {
-    line(out, "base: linear weights", plan->weights.linear, "");
+    line(out, "base: linear weights", plan->weights.linear, plan->weights.gathered > 0 ? "this rank's share, constants included" : "");
+    line(out, "base: room to gather", plan->weights.gathered, "three layers");
     line(out, "base: constants", plan->weights.constants, "");
     line(out, "base: embedding", plan->weights.embedding, "");
     line(out, "base: head", plan->weights.head, "");
@@ -217,6 +234,7 @@ void run_plan_print(const RunPlan *plan, Text *out) {
     line(out, "rope tables", plan->rope, "");
     line(out, "micro-batches", plan->buffers, "");
     line(out, "samples: cache and logits", plan->cache, "");
+    line(out, "sums over the ranks", plan->sums, "");
     line(out, "total", plan->total, "resident while training");
     if (plan->peak > plan->total) line(out, "peak", plan->peak, "while loading");
 }

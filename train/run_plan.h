@@ -6,6 +6,7 @@
 #define NIBBLE_TRAIN_RUN_PLAN_H
 
 #include "autograd/tape.h"
+#include "train/comm.h"
 #include "train/config.h"
 #include "train/device.h"
 #include "train/model.h"
@@ -20,6 +21,10 @@ typedef struct RunPlan {
     size_t qat;           /* operands and scratch of fake quantization; 0 without */
     size_t rope, buffers; /* tables; the arrays of micro-batches */
     size_t cache;         /* key/value cache and logits for samples; 0 without */
+    size_t sums;          /* buffers of sums over the ranks; 0 for one */
+    int ranks;
+    int64_t rounds;               /* micro-batches of a step on a rank, at most */
+    uint64_t sent[COMM_PURPOSES]; /* bytes that rank 0, which sends most, sends in a step that follows another */
     size_t total;         /* resident during training */
     size_t peak;          /* total, or what loading takes at its worst when that is more */
     int64_t trained;      /* numbers that are trained */
@@ -30,10 +35,10 @@ typedef struct RunPlan {
 
 /* The length of one sequence at most: train.max_length, or what "auto" means. */
 int64_t run_max_length(const Config *config, const ModelConfig *model);
-/* threads: of the run, workspaces depend on it. available: bytes that the run may take (0: no limit): decides recompute "auto".
+/* threads: of the run, workspaces depend on it. ranks: the plan is that of one of them. available: bytes that the run may take (0: no limit): decides recompute "auto".
  * Fails when even recomputing does not fit, with the plan and the settings that would fit. */
-Status run_plan(const Config *config, const ModelConfig *model, const Backend *backend, int threads, size_t available,
-                RunPlan *plan, Error *err);
+Status run_plan(const Config *config, const ModelConfig *model, const Backend *backend, int threads, int ranks,
+                size_t available, RunPlan *plan, Error *err);
 /* Bytes that train.memory allows: "auto" is what the device has left (NULL: this machine). */
 Status run_memory_limit(const Config *config, const Device *device, size_t *bytes, Error *err);
 /* A table for people. */

@@ -46,6 +46,7 @@ typedef struct Trainer {
     Comm *comm; /* borrowed; NULL: one rank */
     Replicas *replicas;
     int last_round; /* the micro-batches at hand are the step's last */
+    uint64_t sent[COMM_PURPOSES]; /* before this step */
     CheckpointState progress;
     Reporter *reporter;
     double gemm_peak;     /* FLOP/s that this machine's units were measured at; NaN: unknown */

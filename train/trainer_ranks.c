@@ -85,8 +85,7 @@ Status trainer_segment_done(void *self, int32_t segment, Pass pass, Error *err) 
 }
 
 Status trainer_idle_round(Trainer *trainer, Error *err) {
-    (void)trainer, (void)err;
-    return OK;
+    return weights_idle_pass(trainer->engine.weights, 1, trainer_segment_done, trainer, err);
 }
 
 Status trainer_first_fault(Trainer *trainer, TapeFault *fault, Error *err) {

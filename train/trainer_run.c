@@ -168,6 +168,19 @@ static Status open_reporter(Trainer *trainer, Error *err) {
 
 /* ---- the loop ------------------------------------------------------------------------------------------------------------------ */
 
+/* For each rank's log. */
+static void note_step(Trainer *trainer, const StepResult *result, double seconds) {
+    uint64_t sent[COMM_PURPOSES];
+    for (int p = 0; p < COMM_PURPOSES; p++) {
+        uint64_t now = comm_sent(trainer->comm, (CommPurpose)p);
+        sent[p] = now - trainer->sent[p];
+    }
+    log_note("step %lld of %lld: loss %.9g, %.3f s; sent %llu bytes for gradients, %llu for the base, %llu for control",
+             (long long)trainer->progress.step, (long long)trainer->steps, result->loss, seconds,
+             (unsigned long long)sent[COMM_GRADIENTS], (unsigned long long)sent[COMM_BASE],
+             (unsigned long long)sent[COMM_CONTROL]);
+}
+
 static Status report_step(Trainer *trainer, const StepResult *result, double seconds, Error *err) {
     CheckpointState *progress = &trainer->progress;
     progress->seconds += seconds;
@@ -191,9 +204,7 @@ static Status report_step(Trainer *trainer, const StepResult *result, double sec
                          .epoch = (double)trainer->stream.epoch + (double)(progress->micro_batches - trainer->stream.first) /
                                                                       (double)pack_count(trainer->stream.plan),
                          .skipped = result->bad};
-    if (comm_rank(trainer->comm) != 0)
-        log_info("step %lld of %lld: loss %.6f, %.3f s", (long long)progress->step, (long long)trainer->steps, result->loss,
-                 seconds);
+    if (trainer->comm != NULL) note_step(trainer, result, seconds);
     return reporter_step(trainer->reporter, &record, err);
 }
 
@@ -238,6 +249,8 @@ static Status run_steps(Trainer *trainer, Error *err) {
         StepResult result;
         double begin = clock_seconds();
         comm_set_place(trainer->comm, trainer->progress.step + 1, "training");
+        for (int p = 0; p < COMM_PURPOSES; p++)
+            trainer->sent[p] = comm_sent(trainer->comm, (CommPurpose)p);
         TRY(trainer_gather(trainer, err));
         TRY(trainer_step(trainer, &result, err));
         TRY(report_step(trainer, &result, clock_seconds() - begin, err));

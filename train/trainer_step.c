@@ -117,9 +117,15 @@ Status trainer_find_fault(Trainer *trainer, TapeFault *fault, Error *err) {
     memset(fault, 0, sizeof *fault);
     TRY(engine_clear_gradients(&trainer->engine, err));
     int64_t ranks = comm_size(trainer->comm);
-    for (int64_t k = comm_rank(trainer->comm); k < trainer->step.micro_batches && !fault->found; k += ranks) {
+    for (int64_t first = 0; first < trainer->step.micro_batches; first += ranks) {
+        int64_t k = first + comm_rank(trainer->comm);
         double loss_sum = 0.0;
+        if (k >= trainer->step.micro_batches || fault->found) {
+            TRY(weights_idle_pass(trainer->engine.weights, 1, NULL, NULL, err));
+            continue;
+        }
         TRY(run_micro_batch(trainer, k, &loss_sum, fault, err));
+        if (fault->found) TRY(weights_finish_pass(trainer->engine.weights, 1, err));
     }
     TRY(trainer_first_fault(trainer, fault, err));
     return engine_clear_gradients(&trainer->engine, err);

@@ -9,6 +9,7 @@
 #include "quant/ggml.h"
 #include "train/device_memory.h"
 #include "train/weights_internal.h"
+#include "train/weights_shard.h"
 
 static const char *describe_spec(const QuantSpec *spec, char *out, size_t capacity) {
     (void)snprintf(out, capacity, "%s%s, blocks of %d", weight_format_name(spec->format),
@@ -63,6 +64,19 @@ static void log_origin(const char *folder, const ModelConfig *config, const Weig
         log_info("%s is quantized already and stays as it is: %s", folder, describe_spec(spec, text, sizeof text));
 }
 
+static Status load_shard(ModelWeights *weights, const TensorFiles *files, const WeightOptions *options, const Backend *backend,
+                         Pool *pool, Error *err) {
+    WeightShards *shards = weights->shards = memory_calloc(1, sizeof *shards);
+    Arena count;
+    WeightBytes bytes;
+    shards->comm = options->comm;
+    arena_count(&count, "weights");
+    TRY(shards_take(&weights->config, weights->entries, options->ranks, &count, shards, &bytes, err));
+    TRY(arena_create(&weights->arena, "weights", bytes.arena, err));
+    TRY(shards_take(&weights->config, weights->entries, options->ranks, &weights->arena, shards, &bytes, err));
+    return shards_read(files, &weights->config, weights->entries, shards, backend, pool, err);
+}
+
 static Status load(ModelWeights *weights, const TensorFiles *files, const char *folder, const WeightOptions *options,
                    const Backend *backend, Pool *pool, Error *err) {
     const ModelConfig *config = &weights->config;
@@ -73,6 +87,10 @@ static Status load(ModelWeights *weights, const TensorFiles *files, const char *
     WeightBytes bytes;
     arena_count(&count, "weights");
     Status status;
+    if (options->ranks > 1) {
+        TRY_GOTO(load_shard(weights, files, options, backend, pool, err));
+        goto done;
+    }
     TRY_GOTO(weights_take(config, weights->entries, &count, &bytes, err));
     TRY_GOTO(arena_create(&weights->arena, "weights", bytes.arena, err));
     TRY_GOTO(weights_take(config, weights->entries, &weights->arena, &bytes, err));
@@ -137,14 +155,12 @@ void weights_free(ModelWeights *weights) {
     if (weights == NULL) return;
     if (weights->mirror.base != NULL) device_arena_free(&weights->mirror, weights->backend, weights->exec);
     arena_free(&weights->arena);
+    shards_free(weights->shards);
     memory_free(weights->entries);
     memory_free(weights);
 }
 
-WeightView weights_view(const ModelWeights *weights, int32_t id) {
-    if (id == WEIGHT_HEAD && weights->config.tied_embeddings) id = WEIGHT_EMBED;
-    if (id < 0 || id >= weights->count || !weights->entries[id].present) return (WeightView){0};
-    const WeightEntry *entry = &weights->entries[id];
+static WeightView entry_view(const ModelWeights *weights, const WeightEntry *entry) {
     if (entry->quantized) return view_there(weights, quantized_view(&entry->tensor));
     WeightFormat dense = entry->dense == DTYPE_BF16 ? WEIGHT_BF16 : WEIGHT_F32;
     return (WeightView){.format = entry->ggml != 0 ? WEIGHT_GGML : dense,
@@ -154,11 +170,40 @@ WeightView weights_view(const ModelWeights *weights, int32_t id) {
                         .data = there(weights, entry->data)};
 }
 
+WeightView weights_view(const ModelWeights *weights, int32_t id) {
+    if (id == WEIGHT_HEAD && weights->config.tied_embeddings) id = WEIGHT_EMBED;
+    if (id < 0 || id >= weights->count || !weights->entries[id].present) return (WeightView){0};
+    return entry_view(weights, &weights->entries[id]);
+}
+
+/* An entry as it lies in memory now: a linear of a split base is waited for, and lies where it was gathered. */
+static Status entry_now(const ModelWeights *weights, int32_t id, Pass pass, WeightEntry *now, Error *err) {
+    ptrdiff_t shift;
+    const void *data;
+    *now = weights->entries[id];
+    if (weights->shards == NULL || !now->present || !weight_is_linear(id)) return OK;
+    TRY(shards_need(weights->shards, (id - WEIGHT_GLOBALS) / LAYER_WEIGHTS, pass, &shift, err));
+    shards_moved(weights->shards, &weights->entries[id], id, shift, &now->tensor, &data);
+    now->data = (void *)(uintptr_t)data;
+    return OK;
+}
+
 static Status acquire(void *self, int32_t weight, Pass pass, WeightView *view, Error *err) {
     (void)pass;
     *view = weights_view(self, weight);
     if (view->rows == 0) FAIL("the model has no weight number %d", (int)weight);
     return OK;
+}
+
+static Status acquire_gathered(void *self, int32_t weight, Pass pass, WeightView *view, Error *err) {
+    const ModelWeights *weights = self;
+    WeightEntry now;
+    if (weight >= 0 && weight < weights->count && weight_is_linear(weight) && weights->entries[weight].present) {
+        TRY(entry_now(weights, weight, pass, &now, err));
+        *view = entry_view(weights, &now);
+        return OK;
+    }
+    return acquire(self, weight, pass, view, err);
 }
 
 static void release(void *self, int32_t weight, Pass pass) {
@@ -168,7 +213,8 @@ static void release(void *self, int32_t weight, Pass pass) {
 }
 
 WeightSource weights_source(ModelWeights *weights) {
-    return (WeightSource){.self = weights, .acquire = acquire, .release = release};
+    return (WeightSource){
+        .self = weights, .acquire = weights->shards != NULL ? acquire_gathered : acquire, .release = release};
 }
 
 #define HASH_PIECE ((size_t)1 << 20)
@@ -214,17 +260,41 @@ uint64_t weights_hash(const ModelWeights *weights) {
     if (weights->mirror.base != NULL) h->piece = memory_alloc(HASH_PIECE);
     hash_init(&h->hash);
     for (int32_t id = 0; id < weights->count; id++) {
-        const WeightEntry *entry = &weights->entries[id];
-        if (!entry->present) continue;
-        if (entry->quantized)
-            hash_tensor(h, &entry->tensor);
+        WeightEntry now;
+        if (h->failed || !weights->entries[id].present) continue;
+        h->failed = entry_now(weights, id, PASS_FORWARD, &now, NULL) != OK;
+        if (h->failed) continue;
+        if (now.quantized)
+            hash_tensor(h, &now.tensor);
         else
-            hash_part(h, entry->data, weight_data_bytes(entry));
+            hash_part(h, now.data, weight_data_bytes(&now));
     }
     uint64_t hash = h->failed ? 0 : hash_final(&h->hash);
     memory_free(h->piece);
     memory_free(h);
     return hash;
+}
+
+/* ---- a split base ---- */
+
+Status weights_idle_pass(ModelWeights *weights, int with_backward, WeightsLayerDone *layer_done, void *self, Error *err) {
+    ShardWalk walk = {.layer_done = layer_done, .self = self};
+    if (weights == NULL || weights->shards == NULL) return OK;
+    return shards_walk(weights->shards, 0, PASS_FORWARD, with_backward, &walk, err);
+}
+
+Status weights_finish_pass(ModelWeights *weights, int with_backward, Error *err) {
+    ShardWalk walk = {.layer_done = NULL};
+    if (weights == NULL || weights->shards == NULL) return OK;
+    const WeightShards *shards = weights->shards;
+    return shards_walk(weights->shards, shards->layer < 0 ? 0 : shards->layer, shards->pass, with_backward, &walk, err);
+}
+
+uint64_t weights_step_bytes(const WeightBytes *bytes, int64_t layers, int ranks, int64_t rounds) {
+    int64_t sent = layers - SHARD_SLOTS; /* upwards, and as many downwards */
+    if (ranks < 2 || bytes->gathered == 0 || sent <= 0) return 0;
+    size_t share = bytes->gathered / SHARD_SLOTS / (size_t)ranks;
+    return (uint64_t)share * (uint64_t)(ranks - 1) * (uint64_t)(2 * sent) * (uint64_t)rounds;
 }
 
 WeightFormat weights_linear_format(const ModelWeights *weights) {

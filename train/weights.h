@@ -19,6 +19,7 @@
 #include "core/pool.h"
 #include "data/hf_config.h"
 #include "kernels/ops.h"
+#include "train/comm.h"
 
 /* Numbers of the weights: global ones, then a fixed stride per layer. */
 enum { WEIGHT_EMBED, WEIGHT_FINAL_NORM, WEIGHT_HEAD, WEIGHT_GLOBALS };
@@ -59,11 +60,14 @@ typedef struct WeightOptions {
     int double_quant;
     int32_t block_size; /* NF4, FP4, INT4 */
     int linears_only;   /* leave out embedding, head, norms and biases (nibble quantize copies those) */
+    int ranks;          /* the layers' linears are split over so many; 0, 1: not */
+    Comm *comm;         /* the ranks, where weights are loaded */
 } WeightOptions;
 
 /* Exact bytes by kind, from the config alone. file_dtype: what the folder's dense tensors are stored in. */
 typedef struct WeightBytes {
     size_t linear, constants, embedding, head, norms; /* head 0 when tied; constants: scales, absmax, nested parts */
+    size_t gathered;                                  /* of a split base: room for three whole layers */
     size_t arena;                                     /* what loading reserves for them, alignment included */
     size_t staging;                                   /* loading's own buffers on top, gone afterwards */
 } WeightBytes;
@@ -82,8 +86,16 @@ WeightView weights_view(const ModelWeights *weights, int32_t id);
 Status weights_to_device(ModelWeights *weights, const Backend *backend, const Exec *exec, Error *err);
 /* A source that hands these views out. */
 WeightSource weights_source(ModelWeights *weights);
-/* XXH3 over all bytes in a fixed order, read back from a device (0 when that fails). */
+/* XXH3 over all bytes in a fixed order, read back from a device or gathered from all ranks, who all call (0 when that fails). */
 uint64_t weights_hash(const ModelWeights *weights);
+/* A split base: what a rank without a micro-batch does in a pass, and, after a tape stopped early, the rest of that pass.
+ * layer_done (may be NULL): as TapeRun.segment_done. Nothing to do otherwise. */
+typedef Status WeightsLayerDone(void *self, int32_t layer, Pass pass, Error *err);
+Status weights_idle_pass(ModelWeights *weights, int with_backward, WeightsLayerDone *layer_done, void *self, Error *err);
+Status weights_finish_pass(ModelWeights *weights, int with_backward, Error *err);
+/* Bytes that a rank sends for a split base in a training step of `rounds` micro-batches on each rank, once three layers are at
+ * hand: after another training step. 0 otherwise. */
+uint64_t weights_step_bytes(const WeightBytes *bytes, int64_t layers, int ranks, int64_t rounds);
 /* What a folder of grouped integers calls itself: "gptq, 4 bits, groups of 128, symmetric". Returns out. */
 const char *grouped_config_text(const ModelConfig *config, char *out, size_t capacity);
 /* Format of the layers' linears as loaded (a pre-quantized folder may differ from the options). */

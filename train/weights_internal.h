@@ -6,6 +6,7 @@
  *   weights_bnb.c      bitsandbytes' tensors: quant_state, constants, LLM.int8
  *   weights_grouped.c  folders of GPTQ, AWQ and compressed-tensors
  *   weights_load.c     reader thread, staging, quantizing
+ *   weights_shard.c    a base that is split over the ranks
  *   weights.c          the loaded weights as a source
  */
 #ifndef NIBBLE_TRAIN_WEIGHTS_INTERNAL_H
@@ -53,8 +54,12 @@ struct ModelWeights {
     Arena mirror;         /* the same on a device; then `arena` has addresses, and no memory */
     const Backend *backend;
     const Exec *exec;
+    struct WeightShards *shards; /* train/weights_shard.h; NULL: everything lies here */
 };
 
+/* Takes one weight's storage, and adds what an entry took to its kind. */
+Status weight_take_entry(const ModelConfig *config, int32_t id, WeightEntry *entry, Arena *arena, Error *err);
+void weight_add_bytes(int32_t id, const WeightEntry *entry, size_t taken, WeightBytes *bytes);
 /* Bytes of `data` where the entry is not quantized. */
 size_t weight_data_bytes(const WeightEntry *entry);
 

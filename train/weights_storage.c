@@ -3,6 +3,7 @@
 
 #include "quant/ggml.h"
 #include "train/weights_internal.h"
+#include "train/weights_shard.h"
 
 DType weight_dense_type(int32_t id, DType act, DType file_dtype) {
     if (weight_is_vector(id)) return act;
@@ -62,7 +63,7 @@ void weights_decide(const ModelConfig *config, const WeightOptions *options, DTy
 }
 
 /* Adds what an entry took (alignment included) to its kind. */
-static void add_bytes(int32_t id, const WeightEntry *entry, size_t taken, WeightBytes *bytes) {
+void weight_add_bytes(int32_t id, const WeightEntry *entry, size_t taken, WeightBytes *bytes) {
     bytes->arena += taken;
     if (weight_is_vector(id)) {
         bytes->norms += taken;
@@ -97,21 +98,25 @@ static Status take_entry(WeightEntry *entry, Arena *arena, Error *err) {
     return arena_take(arena, bytes, &entry->data, err);
 }
 
+Status weight_take_entry(const ModelConfig *config, int32_t id, WeightEntry *entry, Arena *arena, Error *err) {
+    Status status = take_entry(entry, arena, err);
+    if (status != OK) {
+        char name[WEIGHT_NAME_MAX];
+        int64_t rows, cols;
+        (void)weight_describe(config, id, name, sizeof name, &rows, &cols);
+        error_prefix(err, "%s", name);
+    }
+    return status;
+}
+
 Status weights_take(const ModelConfig *config, WeightEntry *entries, Arena *arena, WeightBytes *bytes, Error *err) {
     memset(bytes, 0, sizeof *bytes);
     for (int32_t id = 0; id < weight_count(config); id++) {
         WeightEntry *entry = &entries[id];
         if (!entry->present) continue;
         size_t before = arena->used;
-        Status status = take_entry(entry, arena, err);
-        if (status != OK) {
-            char name[WEIGHT_NAME_MAX];
-            int64_t rows, cols;
-            (void)weight_describe(config, id, name, sizeof name, &rows, &cols);
-            error_prefix(err, "%s", name);
-            return status;
-        }
-        add_bytes(id, entry, arena->used - before, bytes);
+        TRY(weight_take_entry(config, id, entry, arena, err));
+        weight_add_bytes(id, entry, arena->used - before, bytes);
     }
     return OK;
 }
@@ -122,7 +127,10 @@ Status weights_plan(const ModelConfig *config, const WeightOptions *options, DTy
     weights_decide(config, options, file_dtype, entries);
     Arena arena;
     arena_count(&arena, "weights");
-    Status status = weights_take(config, entries, &arena, bytes, err);
+    WeightShards shards = {.comm = NULL};
+    Status status = options->ranks > 1 ? shards_take(config, entries, options->ranks, &arena, &shards, bytes, err)
+                                       : weights_take(config, entries, &arena, bytes, err);
+    memory_free(shards.own);
     bytes->staging = weights_staging(entries, count, file_dtype);
     memory_free(entries);
     return status;
