@@ -2,8 +2,8 @@
 
 #include <stdarg.h>
 
-static FILE *copy;                /* the one process-wide sink beside stderr; set once by the program */
-static int own_rank, muted;       /* which process this is; set once, when it joins others */
+static FILE *copy;          /* the one process-wide sink beside stderr; set once by the program */
+static int own_rank, muted; /* which process this is; set once, when it joins others */
 
 static void write_line(const char *prefix, const char *format, va_list args) {
     char line[4096];

@@ -179,7 +179,9 @@ static const char *base_type(const Report *r, const char *otherwise) {
 
 static void print_sent(const char *name, uint64_t bytes, Text *out) {
     char text[32];
-    if (bytes > 0) text_addf(out, "  %-34s %12s  %llu bytes\n", name, format_bytes((double)bytes, text, sizeof text), (unsigned long long)bytes);
+    if (bytes > 0)
+        text_addf(out, "  %-34s %12s  %llu bytes\n", name, format_bytes((double)bytes, text, sizeof text),
+                  (unsigned long long)bytes);
 }
 
 /* Of rank 0, which sends most; every rank receives about as much. */

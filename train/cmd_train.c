@@ -75,11 +75,13 @@ static int threads_of(const Comm *comm, int64_t asked) {
     return all > 1 ? all : 1;
 }
 
-static Status run(const TrainOptions *options, Comm *comm, const char *path, const char *const *overrides, int count, Error *err) {
+static Status run(const TrainOptions *options, Comm *comm, const char *path, const char *const *overrides, int count,
+                  Error *err) {
     RankLog log;
     Trainer *trainer = memory_calloc(1, sizeof *trainer);
     rank_log_begin(&log, comm, options->log_all);
-    Status status = trainer_open_rank(trainer, comm, path, overrides, count, options->resume, threads_of(comm, options->threads), err);
+    Status status =
+        trainer_open_rank(trainer, comm, path, overrides, count, options->resume, threads_of(comm, options->threads), err);
     if (status == OK) status = rank_log_open(&log, comm, trainer->config.output.path, err);
     if (status == OK) status = trainer_run(trainer, err);
     trainer_close(trainer);

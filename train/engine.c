@@ -215,9 +215,8 @@ Status engine_open(Engine *engine, const EngineOptions *options, Error *err) {
         options->method == METHOD_FULL || (options->method == METHOD_LORA && options->weights.linear == WEIGHT_BF16);
     int is_quantized = engine->model.prequant != PREQUANT_NONE && engine->model.prequant != PREQUANT_BNB_8BIT;
     if (is_quantized && dense_wanted)
-        FAIL_USAGE(
-            "%s is already quantized; method qlora trains on it as it is, and method %s needs the 16-bit model",
-            options->model, options->method == METHOD_FULL ? "full" : "lora");
+        FAIL_USAGE("%s is already quantized; method qlora trains on it as it is, and method %s needs the 16-bit model",
+                   options->model, options->method == METHOD_FULL ? "full" : "lora");
     if (options->method == METHOD_FULL) return open_full(engine, options, err);
     return open_frozen(engine, options, err);
 }

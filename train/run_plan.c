@@ -217,7 +217,8 @@ static void line(Text *out, const char *name, size_t bytes, const char *note) {
 }
 
 void run_plan_print(const RunPlan *plan, Text *out) {
-    line(out, "base: linear weights", plan->weights.linear, plan->weights.gathered > 0 ? "this rank's share, constants included" : "");
+    line(out, "base: linear weights", plan->weights.linear,
+         plan->weights.gathered > 0 ? "this rank's share, constants included" : "");
     line(out, "base: room to gather", plan->weights.gathered, "three layers");
     line(out, "base: constants", plan->weights.constants, "");
     line(out, "base: embedding", plan->weights.embedding, "");

@@ -319,8 +319,8 @@ static Status open_rest(Trainer *trainer, int threads, Error *err) {
     if (status == OK) status = run_memory_limit(config, &device, &limit, err);
     if (strcmp(config->train.memory, "auto") == 0) limit /= (size_t)comm_local_size(trainer->comm);
     if (status == OK)
-        status = run_plan(config, model, &device.backend, pool_threads(pool), comm_size(trainer->comm), limit, &trainer->plan,
-                          err);
+        status =
+            run_plan(config, model, &device.backend, pool_threads(pool), comm_size(trainer->comm), limit, &trainer->plan, err);
     status = open_data_in_turn(trainer, status, model, pool, err);
     pool_free(pool);
     device_close(&device);
