@@ -7,7 +7,7 @@
  *
  * Architectures llama, qwen2 and qwen3; anything else, and metadata that would change the computation and is not known, is
  * refused by name. Source: llama.cpp (in llama-cpp-python 0.3.36), src/llama-arch.cpp, src/llama-model.cpp, src/llama-vocab.cpp,
- * convert_hf_to_gguf.py. Covered by tests/unit/test_gguf_model.c and, beside llama.cpp, by tests/peers/gguf_read.py.
+ * convert_hf_to_gguf.py. Covered by tests/unit/test_gguf_model.c and, beside llama.cpp, by tests/peers/gguf_llamacpp.py.
  */
 #ifndef NIBBLE_DATA_GGUF_MODEL_H
 #define NIBBLE_DATA_GGUF_MODEL_H

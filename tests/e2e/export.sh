@@ -140,9 +140,11 @@ check "an adapter of another shape is refused" wrong_shapes
 # ---- interrupted -------------------------------------------------------------------------------------------------------
 killed() { # at every write, sync and rename: the folder is absent or whole
     local kind at status whole format
-    for format in hf bnb-nf4; do
-        export_to whole --adapter "$adapter" --format $format || return 1
-        whole=$(digest "$work/whole")
+    for format in hf bnb-nf4 peft gguf lora-gguf; do
+        mkdir -p "$work/reference" # a GGUF file has its folder's name inside
+        export_to reference/killed --adapter "$adapter" --format $format || return 1
+        whole=$(digest "$work/reference/killed")
+        rm -rf "$work/reference"
         for kind in write fsync rename; do
             for ((at = 1; at < 400; at += 1)); do
                 rm -rf "$work"/killed*

@@ -2,7 +2,8 @@
 
 F32 files: its tokenizer gives our ids; logits at most 1e-3 apart; the same greedy text. Quantized files: every weight dequantized
 by the gguf package lies where it belongs (the proof's error, computed again from outside), argmax and KL against the same
-weights in FP32; types and bytes of every tensor are those of llama-quantize. Adapters: logits on an F32 file equal the live adapter's. Models of llama, qwen2, qwen3, tied and untied; text
+weights in FP32; types and bytes of every tensor are those of llama-quantize. Files that llama-quantize has written, as MODEL of
+nibble: weights equal the gguf package's bit for bit, logits and KL as above, and an export to the same type copies them. Adapters: logits on an F32 file equal the live adapter's. Models of llama, qwen2, qwen3, tied and untied; text
 and 4-bit figures on the demo's base, whose widths fit every block.
 """
 
@@ -73,10 +74,10 @@ def their_logits(model, ids):
     return np.array(model.scores[: len(ids)])
 
 
-def our_logits(f, folder, ids, adapter=None):
+def our_logits(f, folder, ids, adapter=None, method="lora"):
     write_batches([[[(ids, [True] * len(ids))]]], f("batches"))
     words = ["--adapter", adapter] if adapter else []
-    probe("logits", folder, f("batches"), f("ours"), *words, *settings(precision="f32", method="lora"))
+    probe("logits", folder, f("batches"), f("ours"), *words, *settings(precision="f32", method=method))
     return read_tensors(f("ours"))["logits.0"].numpy()
 
 
@@ -214,16 +215,81 @@ def compare_quantize(folder):
     with Folder() as f:
         source = export(folder, f("f32"), "F32", "--no-verify")
         for kind, file_type in FILE_TYPES.items():
-            parameters = llama_cpp.llama_model_quantize_default_params()
-            parameters.ftype, parameters.nthread = file_type, 1
-            done = llama_cpp.llama_model_quantize(source.encode(), f("theirs").encode(), parameters)
+            quantized_by_llama(source, f("theirs"), file_type)
             ours = {t.name: t for t in gguf.GGUFReader(export(folder, f("out"), kind, "--no-verify")).tensors}
             theirs = {t.name: t for t in gguf.GGUFReader(f("theirs")).tensors}
-            same = done == 0 and ours.keys() == theirs.keys()
+            same = ours.keys() == theirs.keys()
             types = [name for name in theirs if not same or ours[name].tensor_type != theirs[name].tensor_type]
             data = [name for name in theirs if not types and not np.array_equal(ours[name].data, theirs[name].data)]
             checks.at_most(f"{kind}: tensors of another type than llama-quantize's", len(types), 0)
             checks.at_most(f"{kind}: tensors with other bytes", len(data), 0)
+
+
+def quantized_by_llama(source, out, file_type):
+    parameters = llama_cpp.llama_model_quantize_default_params()
+    parameters.ftype, parameters.nthread = file_type, 1
+    assert llama_cpp.llama_model_quantize(source.encode(), out.encode(), parameters) == 0, out
+    return out
+
+
+def wrong_weights(path, config, out, method):
+    """Names of the weights that nibble decodes otherwise than the gguf package."""
+    probe("dense", path, out, *settings(precision="f32", method=method))
+    ours, wrong = read_tensors(out), []
+    arch = {"llama": gguf.MODEL_ARCH.LLAMA, "mistral": gguf.MODEL_ARCH.LLAMA, "qwen2": gguf.MODEL_ARCH.QWEN2, "qwen3": gguf.MODEL_ARCH.QWEN3}
+    names = gguf.get_tensor_name_map(arch[config.model_type], config.num_hidden_layers)
+    tensors = {t.name: t for t in gguf.GGUFReader(path).tensors}
+    for key, value in ours.items():
+        tensor = tensors[names.get_name(key, try_suffixes=(".weight", ".bias"))]
+        data = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        if config.model_type in ("llama", "mistral") and ("q_proj" in key or "k_proj" in key):
+            heads = config.num_attention_heads if "q_proj" in key else config.num_key_value_heads
+            data = unpermute(data.reshape(-1, 1 if data.ndim == 1 else data.shape[-1]), heads)
+        if not np.array_equal(value.numpy().reshape(-1).view(np.uint32), np.ascontiguousarray(data).reshape(-1).view(np.uint32)):
+            wrong.append(key)
+    wrong += [name for name in tensors if name != "rope_freqs.weight" and len(tensors) - ("rope_freqs.weight" in tensors) != len(ours)]
+    return wrong
+
+
+def read_back(name, folder, kinds, texts=None):
+    """Files by llama-quantize as nibble's MODEL. texts: ids whose logits are compared (of random weights 4-bit logits say little)."""
+    config = transformers.AutoConfig.from_pretrained(folder)
+    with Folder() as f:
+        source = export(folder, f("f32"), "F32", "--no-verify")
+        ids = random_ids(7)
+        ours = our_logits(f, source, ids)
+        checks.at_most(f"{name}: F32 file as MODEL, logits", float(np.abs(ours - their_logits(llama(source), ids)).max()), 1e-3)
+        for kind in kinds:
+            path = quantized_by_llama(source, f("theirs.gguf"), FILE_TYPES[kind])
+            method = "lora" if kind in ("F16", "BF16") else "qlora"  # which keeps blocks as they are, and would quantize these
+            checks.at_most(f"{name} {kind} as MODEL: weights with other bits", len(wrong_weights(path, config, f("dense"), method)), 0)
+            again = export(path, f("again"), kind, "--no-verify")
+            a, b = ({t.name: t for t in gguf.GGUFReader(p).tensors} for p in (path, again))
+            copied = [k for k in a if k in b and a[k].tensor_type == b[k].tensor_type and np.array_equal(a[k].data, b[k].data)]
+            checks.at_most(f"{name} {kind} exported to {kind}: tensors that differ", len(a) - len(copied) + len(b) - len(a), 0)
+            if texts is None:
+                continue
+            theirs, same, total, divergence = llama(path), 0, 0, 0.0
+            for ids in texts:
+                ours = torch.from_numpy(our_logits(f, path, ids, method=method)).double()
+                got = torch.from_numpy(their_logits(theirs, ids)).double()
+                same += int((ours.argmax(-1) == got.argmax(-1)).sum())
+                total += len(ids)
+                p = ours.log_softmax(-1)
+                divergence += float((p.exp() * (p - got.log_softmax(-1))).sum())
+            checks.at_most(f"{name} {kind} as MODEL: argmax that differ, of {total}", (total - same) / total, 0.02)
+            checks.at_most(f"{name} {kind} as MODEL: mean KL", divergence / total, 1e-2)
+
+
+def read_all():
+    tokenizer = transformers.AutoTokenizer.from_pretrained(DEMO)
+    with open(os.path.join(os.path.dirname(DEMO), "held_out.jsonl"), encoding="utf-8") as file:
+        texts = [" ".join(str(v) for v in json.loads(line).values()) for line in file][:20]
+    read_back("demo base", DEMO, FILE_TYPES, [tokenizer(text).input_ids[:100] for text in texts])
+    for name in MODELS:
+        with Folder() as f:
+            make(name, f("model"))
+            read_back(name, f("model"), ("Q8_0", "Q4_0", "Q4_K_M", "Q2_K", "F16"))
 
 
 for name in MODELS:
@@ -240,4 +306,5 @@ else:
     print(f"SKIP stories3M: {STORIES} is not there")
 compare_types(DEMO)
 compare_quantize(DEMO)
+read_all()
 checks.finish()
