@@ -37,7 +37,7 @@ $(EMU_LIBRARY): $(filter $(BUILD)/core/% $(BUILD)/kernels/% $(BUILD)/quant/%,$(C
 
 # $(1): the build's name
 define emu_build
-EMU_OBJECTS_$(1) := $$(patsubst %,build/emu/$(1)/%.o,$$(EMU_KERNELS) $$(EMU_RUNTIME) $$(EMU_EXTRA_$(1)) $$(DEVICE_SOURCES))
+EMU_OBJECTS_$(1) := $$(patsubst %,build/emu/$(1)/%.o,$$(EMU_KERNELS) $$(EMU_RUNTIME) $$(EMU_EXTRA_$(1)))
 EMU_PROGRAMS_$(1) := $$(EMU_TESTS:tests/cuda_emu/%.c=build/emu/$(1)/%)
 build/emu/$(1)/%.cu.o: %.cu
 	@mkdir -p $$(@D)
@@ -48,7 +48,10 @@ build/emu/$(1)/%.cpp.o: %.cpp
 build/emu/$(1)/%.c.o: %.c
 	@mkdir -p $$(@D)
 	$$(EMU_CC) $$(EMU_CFLAGS) -DEMU_VARIANT='"$(1)"' $$(EMU_OTHER_FLAGS_$(1)) -c $$< -o $$@
-$$(EMU_PROGRAMS_$(1)): build/emu/$(1)/%: build/emu/$(1)/tests/cuda_emu/%.c.o $$(EMU_OBJECTS_$(1)) $$(EMU_LIBRARY)
+build/emu/$(1)/libbackend.a: $$(patsubst %,build/emu/$(1)/%.o,$$(DEVICE_SOURCES))
+	@rm -f $$@
+	@ar rcs $$@ $$^
+$$(EMU_PROGRAMS_$(1)): build/emu/$(1)/%: build/emu/$(1)/tests/cuda_emu/%.c.o build/emu/$(1)/libbackend.a $$(EMU_OBJECTS_$(1)) $$(EMU_LIBRARY)
 	$$(EMU_CXX) $$(EMU_LINK_FLAGS_$(1)) $$^ -lcmocka $$(LIBS) -lrt -o $$@
 .PRECIOUS: build/emu/$(1)/%.cu.o build/emu/$(1)/%.cpp.o build/emu/$(1)/%.c.o
 endef

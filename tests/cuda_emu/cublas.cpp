@@ -1,5 +1,7 @@
 /* The few cuBLAS calls that nibble makes, on the CPU. Compiled against NVIDIA's own cublas_v2.h, so that signatures cannot
- * drift; linked in place of libcublas. Work goes through cudaLaunchHostFunc, so stream order holds for it too. */
+ * drift; linked in place of libcublas. Work goes through the emulated streams, so their order, and capture, hold for it too. */
+#include "tests/cuda_emu/runtime.h"
+
 #include <cublas_v2.h>
 #include <cuda_runtime_api.h>
 
@@ -44,8 +46,7 @@ struct Job {
     long long sa, sb, sc;
 };
 /* Column-major C = alpha*op(A)*op(B) + beta*C; op(A) is packed row by row and op(B) column by column. */
-static void run(void *arg) {
-    Job *j = (Job *)arg;
+static void run(const Job *j) {
     std::vector<float> row((size_t)j->m * (size_t)j->k), acc((size_t)j->m);
     for (int q = 0; q < j->batch; q++) {
         const char *a = (const char *)j->a + (size_t)(q * j->sa) * width(j->at),
@@ -74,7 +75,6 @@ static void run(void *arg) {
         for (int n = 0; n < j->n; n++)
             cuda_emu_device_range(c + (size_t)n * (size_t)j->ldc * width(j->ct), (size_t)j->m * width(j->ct), 1);
     }
-    delete j;
 }
 static bool matrix_ok(const void *p, cudaDataType t, int rows, int cols, int ld, long long stride, int batch) {
     if (ld < (rows > 1 ? rows : 1)) return false;
@@ -123,9 +123,12 @@ cublasStatus_t cublasGemmStridedBatchedEx(cublasHandle_t h, cublasOperation_t ta
                 m, n, k, lda, ldb, ldc);
         return CUBLAS_STATUS_INVALID_VALUE;
     }
-    Job *j = new Job{t1, t2, m, n,  k,  lda, ldb, ldc, batch, *(const float *)alpha, *(const float *)beta,
-                     A,  B,  C, at, bt, ct,  sa,  sb,  sc};
-    cudaLaunchHostFunc(h->stream, run, j);
+    Job job{t1, t2, m, n,  k,  lda, ldb, ldc, batch, *(const float *)alpha, *(const float *)beta,
+            A,  B,  C, at, bt, ct,  sa,  sb,  sc};
+    emu::submit(h->stream, [job] {
+        emu::Open open;
+        run(&job);
+    });
     return CUBLAS_STATUS_SUCCESS;
 }
 cublasStatus_t cublasGemmEx(cublasHandle_t h, cublasOperation_t ta, cublasOperation_t tb, int m, int n, int k,

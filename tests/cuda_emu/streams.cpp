@@ -1,0 +1,141 @@
+/* Streams, events and launches. EMU_STREAMS=lazy queues work until something waits for it. */
+#include "tests/cuda_emu/runtime.h"
+
+#include <cstdio>
+#include <ctime>
+#include <set>
+
+extern cudaError_t emu_last_error;
+using namespace emu;
+
+static CUstream_st default_stream;
+static std::set<CUstream_st *> streams;
+static void drain(CUstream_st *s, uint64_t upto) {
+    while (s->done < upto && !s->queue.empty()) {
+        auto f = std::move(s->queue.front());
+        s->queue.pop_front();
+        f();
+        s->done++;
+    }
+}
+static CUstream_st *real(cudaStream_t s) {
+    return s ? s : &default_stream;
+}
+
+namespace emu {
+void submit(cudaStream_t cs, Work work) {
+    CUstream_st *s = real(cs);
+    if (capture_take(s, work)) return;
+    if (!lazy) {
+        work();
+        return;
+    }
+    s->queue.push_back(std::move(work));
+    s->put++;
+}
+void drain_all() {
+    drain(&default_stream, default_stream.put);
+    for (auto *s : streams)
+        drain(s, s->put);
+}
+cudaError_t wait_stream(cudaStream_t s) {
+    if (is_captured(s)) return forbid_capture("cudaStreamSynchronize");
+    drain(real(s), real(s)->put);
+    return emu_last_error;
+}
+} /* namespace emu */
+
+namespace emu {
+void launch_impl(const char *name, dim3 g, dim3 b, size_t smem, cudaStream_t s, const void *func, std::function<void()> fn) {
+    std::lock_guard<std::recursive_mutex> l(mu);
+    start();
+    size_t threads = (size_t)b.x * b.y * b.z;
+    size_t limit = (size_t)dynamic_limit(func);
+    if (!threads || threads > 1024 || b.z > 64 || !g.x || !g.y || !g.z || g.x > 0x7fffffffu || g.y > 65535 || g.z > 65535 ||
+        smem > limit) {
+        fprintf(stderr, "cuda_emu: launch of %s refused: grid (%u,%u,%u) block (%u,%u,%u) smem %zu (limit %zu)\n", name, g.x,
+                g.y, g.z, b.x, b.y, b.z, smem, limit);
+        err(cudaErrorInvalidConfiguration);
+        return;
+    }
+    submit(s, [=] {
+        Open o;
+        err(run_grid(name, g, b, smem, fn));
+    });
+}
+} /* namespace emu */
+
+API cudaStreamCreateWithFlags(cudaStream_t *s, unsigned) {
+    LOCK;
+    *s = new CUstream_st;
+    streams.insert(*s);
+    return cudaSuccess;
+}
+API cudaStreamCreate(cudaStream_t *s) {
+    return cudaStreamCreateWithFlags(s, 0);
+}
+API cudaStreamSynchronize(cudaStream_t s) {
+    LOCK;
+    return wait_stream(s);
+}
+API cudaStreamDestroy(cudaStream_t s) {
+    LOCK;
+    drain(s, s->put);
+    streams.erase(s);
+    delete s;
+    return cudaSuccess;
+}
+API cudaDeviceSynchronize(void) {
+    LOCK;
+    if (cudaError_t e = forbid_capture("cudaDeviceSynchronize")) return e;
+    drain_all();
+    return emu_last_error;
+}
+API cudaEventCreateWithFlags(cudaEvent_t *e, unsigned) {
+    *e = new CUevent_st;
+    return cudaSuccess;
+}
+API cudaEventCreate(cudaEvent_t *e) {
+    return cudaEventCreateWithFlags(e, 0);
+}
+API cudaEventDestroy(cudaEvent_t e) {
+    delete e;
+    return cudaSuccess;
+}
+API cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
+    LOCK;
+    e->stream = real(s), e->at = e->stream->put;
+    capture_record(e->stream, e);
+    clock_gettime(CLOCK_MONOTONIC, &e->time);
+    return cudaSuccess;
+}
+API cudaEventSynchronize(cudaEvent_t e) {
+    LOCK;
+    if (e->capture) return forbid_capture("cudaEventSynchronize");
+    if (e->stream) drain(e->stream, e->at);
+    return emu_last_error;
+}
+API cudaEventQuery(cudaEvent_t e) {
+    LOCK;
+    return !e->stream || e->stream->done >= e->at ? cudaSuccess : cudaErrorNotReady;
+}
+API cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned) {
+    LOCK;
+    if (capture_wait(real(s), e)) return emu_last_error;
+    CUstream_st *o = e->stream;
+    uint64_t at = e->at;
+    if (o) submit(s, [=] { drain(o, at); });
+    return cudaSuccess;
+}
+API cudaEventElapsedTime(float *ms, cudaEvent_t a, cudaEvent_t b) {
+    *ms = (float)((double)(b->time.tv_sec - a->time.tv_sec) * 1e3 + (double)(b->time.tv_nsec - a->time.tv_nsec) * 1e-6);
+    return cudaSuccess;
+}
+API cudaLaunchHostFunc(cudaStream_t s, cudaHostFn_t fn, void *arg) {
+    LOCK;
+    submit(s, [=] {
+        Open o;
+        fn(arg);
+    }); /* our own library stubs also run here, so device memory is open */
+    return cudaSuccess;
+}
