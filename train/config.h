@@ -58,6 +58,7 @@ typedef struct Config {
     struct {
         int64_t steps; /* 0: by epochs */
         double epochs, lr, min_lr_ratio, warmup, decay_ratio, weight_decay, beta1, beta2, epsilon, max_grad_norm;
+        char *loss;     /* cross_entropy | distill */
         char *schedule; /* constant | linear | cosine | wsd */
         int64_t micro_batch_tokens, gradient_accumulation, eval_every, save_every, keep_last, max_bad_steps;
         double save_minutes; /* 0: by steps only */

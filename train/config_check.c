@@ -117,6 +117,12 @@ static Status check_train(ConfigLoader *loader, Error *err) {
     if (config->train.steps > 0 && warmup >= 1.0 && warmup > (double)config->train.steps)
         FAIL_USAGE("%s: train.warmup: %.17g steps are more than the run's train.steps (%lld)", where, warmup,
                    (long long)config->train.steps);
+    if (is(config->train.loss, "distill") && !is(config->method, "lora"))
+        FAIL_USAGE("%s: the teacher is the frozen base in 16 bits, and method %s has none; take method lora",
+                   place(loader, "train.loss", where, sizeof where), config->method);
+    if (is(config->train.loss, "distill") && is(config->qat.mode, "none"))
+        FAIL_USAGE("%s: distill brings a quantized model back to the base; without qat.mode the base is its own best student",
+                   place(loader, "train.loss", where, sizeof where));
     if (is(config->train.schedule, "constant"))
         TRY(refuse_key(loader, "train.min_lr_ratio", "train.schedule is constant", err));
     if (!is(config->train.schedule, "wsd"))

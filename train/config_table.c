@@ -143,6 +143,9 @@ const ConfigKey config_keys[] = {
      .help = "Memory the run may take: a size such as \"16GiB\"; auto: what the machine leaves."},
     {"train.init", KEY_CHOICE, AT(train.init), .fallback = "\"model\"", .choices = LIST("model", "random"),
      .help = "Method full: start from the model's weights, or from random ones drawn from the seed."},
+    {"train.loss", KEY_CHOICE, AT(train.loss), .fallback = "\"cross_entropy\"", .choices = LIST("cross_entropy", "distill"),
+     .help = "distill: the divergence from the base model's own distribution, unquantized and without the adapter, at every "
+             "trained token (KL, temperature 1). Evaluations show the cross-entropy in any case."},
     {"train.samples", KEY_INTEGER, AT(train.samples), .fallback = "3", RANGE(0, 100),
      .help = "Held-out prompts whose answers before and after are shown in the report."},
 

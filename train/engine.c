@@ -186,7 +186,8 @@ static Status open_frozen(Engine *engine, const EngineOptions *options, Error *e
         stored.comm = options->comm;
     }
     TRY(weights_load(&engine->weights, options->model, &engine->model, &stored, &engine->backend, engine->pool, err));
-    engine->source = weights_source(engine->weights);
+    engine->source = engine->base = weights_source(engine->weights);
+    engine->distill = options->config != NULL && strcmp(options->config->train.loss, "distill") == 0;
     if (engine->adapter.modules == NULL) return OK;
     TRY(params_state_create(&engine->state, &engine->params, options->act, options->optimizer, err));
     if (options->adapter != NULL)
@@ -265,8 +266,27 @@ Status engine_tape(Engine *engine, TapeMode mode, Recompute recompute, int64_t r
                            .recompute = recompute,
                            .rows = rows,
                            .supervised = supervised,
+                           .distill = engine->distill && mode == TAPE_TRAIN,
                            .cache_rows = cache_rows};
     return model_record(tape, &shape, &options, err);
+}
+
+Status engine_teacher_tape(Engine *engine, int64_t rows, Tape **tape, Error *err) {
+    ModelShape shape = engine_shape(engine);
+    TapeOptions options = {
+        .backend = &engine->backend, .exec = engine->exec.config, .mode = TAPE_EVAL, .rows = rows, .supervised = rows};
+    shape.adapter = NULL;
+    shape.qat = QAT_NONE;
+    shape.activations = (ActivationQuant){0};
+    shape.learn_scales = 0;
+    return model_record(tape, &shape, &options, err);
+}
+
+Status engine_teach(const Engine *engine, const Tape *teacher, const Batch *batch, void *out, Error *err) {
+    TapeRun run = engine_run(engine, batch);
+    run.weights = &engine->base;
+    run.final = out;
+    return tape_run(teacher, &run, err);
 }
 
 Status engine_reserve(Engine *engine, Tape *const *tapes, int count, int64_t positions, int64_t longest, Error *err) {

@@ -49,6 +49,8 @@ typedef struct Engine {
     int64_t *scales; /* learned scales of fake quantization (train/qat_scales.h), or NULL */
     Qat *qat; /* NULL without; then `source` is its own */
     WeightSource source;
+    WeightSource base;    /* without fake quantization: what a teacher computes with */
+    int distill;          /* TRAIN tapes have room for a teacher */
     Adapter adapter; /* modules NULL: none */
     ParamSet params;
     ParamState state;
@@ -67,6 +69,10 @@ ModelShape engine_shape(const Engine *engine);
 /* Records a tape of the engine's model. */
 Status engine_tape(Engine *engine, TapeMode mode, Recompute recompute, int64_t rows, int64_t supervised, int64_t cache_rows,
                    Tape **tape, Error *err);
+/* The frozen base alone, no adapter, nothing rounded: a forward pass up to the head's input (TapeRun.final). */
+Status engine_teacher_tape(Engine *engine, int64_t rows, Tape **tape, Error *err);
+/* Runs it: *out, activation [batch->tokens, hidden], is overwritten. */
+Status engine_teach(const Engine *engine, const Tape *teacher, const Batch *batch, void *out, Error *err);
 /* After the tapes are recorded: the arena of the largest, and the RoPE table for `positions` positions, scaled for sequences of
  * up to `longest` tokens. With a device, everything loaded is copied there, and the host keeps no weights. */
 Status engine_reserve(Engine *engine, Tape *const *tapes, int count, int64_t positions, int64_t longest, Error *err);

@@ -12,7 +12,7 @@
 
 typedef struct Command {
     const char *name;
-    Status (*run)(int argc, char **argv, Error *err); /* NULL: not supported yet */
+    Status (*run)(int argc, char **argv, Error *err);
     const char *summary;
 } Command;
 
@@ -36,8 +36,7 @@ enum { COMMAND_COUNT = sizeof commands / sizeof *commands };
 static void print_usage(FILE *file) {
     fprintf(file, "usage: nibble COMMAND [arguments]\n\nFine-tunes large language models with QLoRA.\n\ncommands:\n");
     for (int i = 0; i < COMMAND_COUNT; i++)
-        fprintf(file, "  %-14s%s%s\n", commands[i].name, commands[i].summary,
-                commands[i].run == NULL ? " (not supported yet)" : "");
+        fprintf(file, "  %-14s%s\n", commands[i].name, commands[i].summary);
     fprintf(
         file,
         "\n`nibble COMMAND --help` shows the options of one, with an example.\n"
@@ -49,7 +48,6 @@ static Status find_command(const char *name, const Command **command, Error *err
     for (int i = 0; i < COMMAND_COUNT; i++) {
         names[i] = commands[i].name;
         if (strcmp(names[i], name) != 0) continue;
-        if (commands[i].run == NULL) FAIL_USAGE("nibble %s is not supported yet", name);
         *command = &commands[i];
         return OK;
     }

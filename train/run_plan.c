@@ -53,6 +53,7 @@ static Status plan_tape(const PlanInput *in, TapeMode mode, Recompute recompute,
                            .recompute = recompute,
                            .rows = rows,
                            .supervised = mode == TAPE_GENERATE ? 1 : rows,
+                           .distill = mode == TAPE_TRAIN && strcmp(in->config->train.loss, "distill") == 0,
                            .cache_rows = cache_rows};
     Tape *tape;
     TRY(model_record(&tape, &in->shape, &options, err));
@@ -86,9 +87,11 @@ static Status plan_candidate(const PlanInput *in, Recompute recompute, RunPlan *
         plan->cache = generator_bytes(in->model, in->act, plan->sample_context, 1);
     }
     plan->activations = arena_align(plan->activations);
+    if (strcmp(in->config->train.loss, "distill") == 0) /* the teacher's tape needs less than the student's */
+        plan->teacher = arena_align(in->backend->activation_bytes(in->act, window, in->model->hidden));
     TRY(plan_qat(in, plan, err));
     plan->total = plan->weights.arena + plan->adapters + plan->optimizer + plan->activations + plan->qat + plan->rope +
-                  plan->buffers + plan->cache + plan->sums;
+                  plan->buffers + plan->cache + plan->sums + plan->teacher;
     size_t loading = plan->weights.arena + plan->weights.staging;
     plan->peak = plan->total > loading ? plan->total : loading;
     int full = strcmp(in->config->method, "full") == 0;
@@ -232,6 +235,7 @@ void run_plan_print(const RunPlan *plan, Text *out) {
     line(out, "  their gradients", plan->train.gradients, "");
     line(out, "  workspace", plan->train.workspace, "");
     line(out, "fake quantization", plan->qat, "operands of one linear group, tiles");
+    line(out, "the teacher's outputs", plan->teacher, "");
     line(out, "rope tables", plan->rope, "");
     line(out, "micro-batches", plan->buffers, "");
     line(out, "samples: cache and logits", plan->cache, "");

@@ -19,6 +19,7 @@ typedef struct RunPlan {
     size_t activations;   /* arena of the tapes: the largest of train, evaluation, generation */
     TapePlan train, eval; /* what is in it */
     size_t qat;           /* operands and scratch of fake quantization; 0 without */
+    size_t teacher;       /* what a teacher gives for a micro-batch; 0 without */
     size_t rope, buffers; /* tables; the arrays of micro-batches */
     size_t cache;         /* key/value cache and logits for samples; 0 without */
     size_t sums;          /* buffers of sums over the ranks; 0 for one */

@@ -37,6 +37,8 @@ typedef struct Trainer {
     PackPlan *eval_plan;
     RunPlan plan;
     Tape *train_tape, *eval_tape;
+    Tape *teacher_tape; /* train.loss distill; NULL without */
+    Arena teacher;      /* what it gives for a micro-batch */
     Generator *generator; /* NULL without samples */
     Arena buffers;
     BatchBuffer batch;

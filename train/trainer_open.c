@@ -190,14 +190,16 @@ static Status open_tapes(Trainer *trainer, Error *err) {
     int64_t window = trainer->config.train.micro_batch_tokens;
     TRY(engine_tape(engine, TAPE_TRAIN, trainer->plan.recompute, window, window, 0, &trainer->train_tape, err));
     TRY(engine_tape(engine, TAPE_EVAL, RECOMPUTE_NONE, window, window, 0, &trainer->eval_tape, err));
-    Tape *tapes[3] = {trainer->train_tape, trainer->eval_tape, NULL};
+    if (engine->distill) TRY(engine_teacher_tape(engine, window, &trainer->teacher_tape, err));
+    Tape *tapes[4] = {trainer->train_tape, trainer->eval_tape, NULL, trainer->teacher_tape};
     if (trainer->plan.sample_context > 0) {
         int64_t context = trainer->plan.sample_context;
         TRY(generator_create(&trainer->generator, engine, context, context < GENERATE_CHUNK ? context : GENERATE_CHUNK, 1,
                              err));
         tapes[2] = generator_tape(trainer->generator);
     }
-    return engine_reserve(engine, tapes, 3, window, trainer->plan.max_length, err);
+    if (engine->distill) TRY(arena_create(&trainer->teacher, "the teacher", trainer->plan.teacher, err));
+    return engine_reserve(engine, tapes, 4, window, trainer->plan.max_length, err);
 }
 
 /* ---- the whole -------------------------------------------------------------------------------------------------------------- */
@@ -366,6 +368,8 @@ void trainer_close(Trainer *trainer) {
     generator_free(trainer->generator);
     tape_free(trainer->train_tape);
     tape_free(trainer->eval_tape);
+    tape_free(trainer->teacher_tape);
+    arena_free(&trainer->teacher);
     pack_free(trainer->eval_plan);
     batch_stream_close(&trainer->stream);
     dataset_free(&trainer->train_data);

@@ -35,6 +35,10 @@ static Status run_micro_batch(Trainer *trainer, int64_t k, double *loss_sum, Tap
                    .dropout = 1};
     TRY(batch_fill(&batch, &trainer->batch, &trainer->train_data, step->sequences + step->begin[k],
                    step->begin[k + 1] - step->begin[k], (uint64_t)(step->epoch[k] * trainer->train_data.count), err));
+    if (trainer->teacher_tape != NULL) {
+        TRY(engine_teach(&trainer->engine, trainer->teacher_tape, &batch, trainer->teacher.base, err));
+        batch.teacher = trainer->teacher.base;
+    }
     TapeRun run = engine_run(&trainer->engine, &batch);
     run.loss_sum = loss_sum;
     run.watch = watch;

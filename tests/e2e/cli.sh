@@ -27,9 +27,6 @@ for command in config synth; do check "$command --help" command_help "$command";
 no_command() { run 2 && err_has "usage: nibble COMMAND" && [[ ! -s $work/out ]]; }
 check "no command is a mistake" no_command
 check "an unknown command has a hint" fails_with 'did you mean `nibble train`?' trian
-for command in distill-data; do
-    check "$command is refused as not supported yet" fails_with "not supported yet" "$command"
-done
 check "an unknown option has a hint" fails_with "did you mean --schema?" config --shcema
 check "config wants one thing to do" fails_with "want one of" config
 check "config --set needs a file" fails_with "--check FILE" config --schema --set a=b

@@ -31,7 +31,7 @@ static void open_case(Case *c, DType act, int threads, WeightFormat format, int 
     cpu_backend_reference(&c->backend);
     c->exec = exec_open(act, threads);
     c->batch = scope_batch(&c->scope, (int64_t[]){tokens - 3, 3}, 2, VOCAB);
-    c->shape = (HeadShape){tokens + 2, HIDDEN, VOCAB, tokens, format, 1, train};
+    c->shape = (HeadShape){tokens + 2, HIDDEN, VOCAB, tokens, format, 1, train, 0};
     assert_ok(c->backend.head_plan(&c->exec.config, &c->shape, &plan, &err), &err);
     assert_true(plan.saved == 0 && plan.backward_workspace == 0);
     c->weight = scope_weight(&c->scope, format, VOCAB, HIDDEN, 32, nested);
@@ -87,6 +87,33 @@ static void test_gradients_in_every_format(void **state) {
             close_case(&c);
         }
     }
+}
+
+/* A teacher's distribution takes the target's place: gradients by differences, and nothing to learn from oneself. */
+static void test_teacher(void **state) {
+    (void)state;
+    Case c;
+    Error err;
+    OpPlan plan;
+    open_case(&c, DTYPE_F64, 1, WEIGHT_F64, 0, 10, 1);
+    double *teacher = scope_random(&c.scope, DTYPE_F64, 10 * HIDDEN, 1.0);
+    c.batch.teacher = teacher;
+    assert_refused(
+        c.backend.head_loss(&c.exec, &c.shape, &c.batch, c.x, &c.weight, &c.loss, c.nll, c.dx, c.d_weight, c.workspace, &err),
+        &err, "no room");
+    c.shape.distill = 1;
+    assert_ok(c.backend.head_plan(&c.exec.config, &c.shape, &plan, &err), &err);
+    c.workspace = scope_scratch(&c.scope, plan.forward_workspace);
+    run(&c);
+    for (int64_t j = 0; j < c.batch.supervised; j++)
+        assert_true(c.nll[j] > 0.0f);
+    assert_gradient("dx", c.x, 10 * HIDDEN, c.dx, 0.0, objective, &c);
+    c.batch.teacher = c.x;
+    run(&c);
+    assert_true(fabs(c.loss - 2.0) <= 1e-12); /* accumulated onto 2: a divergence of 0 in double */
+    for (int64_t i = 0; i < 10 * HIDDEN; i++)
+        assert_true(fabs(((double *)c.dx)[i]) <= 1e-14);
+    close_case(&c);
 }
 
 static void test_rows_without_loss(void **state) {
@@ -219,6 +246,7 @@ static void test_refusals(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_gradients_in_every_format),
+        cmocka_unit_test(test_teacher),
         cmocka_unit_test(test_rows_without_loss),
         cmocka_unit_test(test_logits_and_loss),
         cmocka_unit_test(test_chunks),

@@ -5,7 +5,7 @@ typedef struct Case {
     DType act;
     WeightFormat format;
     int64_t tokens, hidden, vocab;
-    int need_dx, train;
+    int need_dx, train, distill;
 } Case;
 
 typedef struct Outputs {
@@ -18,7 +18,7 @@ typedef struct Inputs {
     HeadShape shape;
     TestBatch batch;
     TestWeight weight;
-    void *x;
+    void *x, *teacher;
     float *start;
 } Inputs;
 
@@ -33,6 +33,9 @@ static Outputs run(const Backend *backend, const Case *c, const Inputs *in, int 
     out.dx = buffer((size_t)(c->tokens * c->hidden) * dtype_size(c->act));
     out.d_weight = copy_of(in->start, (size_t)(c->vocab * c->hidden) * sizeof(float));
     out.logits = buffer((size_t)(batch->supervised * c->vocab) * sizeof(float));
+    Batch taught = *batch;
+    if (c->distill) taught.teacher = in->teacher;
+    batch = &taught;
     assert_ok(backend->head_loss(&exec, &in->shape, batch, in->x, &in->weight.view, &out.loss, out.nll,
                                  c->need_dx ? out.dx : NULL, c->train ? out.d_weight : NULL, workspace, err));
     assert_ok(backend->head_logits(&exec, &in->shape, batch, in->x, &in->weight.view, out.logits, workspace, err));
@@ -55,10 +58,12 @@ static void check_case(const Backend *ref, const Backend *simd, Random *r, const
                            .supervised = c->tokens,
                            .format = c->format,
                            .need_dx = c->need_dx,
-                           .train_weight = c->train}};
+                           .train_weight = c->train,
+                           .distill = c->distill}};
     in.batch = random_batch(r, c->tokens, 9, c->vocab);
     in.weight = random_weight(r, c->format, c->vocab, c->hidden, 64, 0);
     in.x = random_values(r, c->act, c->tokens * c->hidden, 2.0f);
+    in.teacher = random_values(r, c->act, c->tokens * c->hidden, 2.0f);
     in.start = random_values(r, DTYPE_F32, c->vocab * c->hidden, 1.0f);
     int64_t supervised = in.batch.batch.supervised;
     Outputs want = run(ref, c, &in, 2), one = run(simd, c, &in, 1);
@@ -86,6 +91,7 @@ static void check_case(const Backend *ref, const Backend *simd, Random *r, const
     batch_free(&in.batch);
     weight_free(&in.weight);
     free(in.x);
+    free(in.teacher);
     free(in.start);
 }
 
@@ -105,7 +111,9 @@ static void shapes(const Backend *ref, const Backend *simd, const char *name) {
                           .need_dx = 1,
                           .train = f < 2};
                 check_case(ref, simd, &r, &c);
-                c.need_dx = c.train = 0; /* evaluation */
+                c.distill = 1;
+                check_case(ref, simd, &r, &c);
+                c.distill = c.need_dx = c.train = 0; /* evaluation */
                 check_case(ref, simd, &r, &c);
             }
 }

@@ -128,11 +128,13 @@ static void distill_row(const SoftmaxWork *w, int64_t j) {
     double sum = row_exp(z, w->vocab, largest);
     w->nll[j] = weighted / teacher_sum + ((double)largest + log(sum)) - ((double)teacher_largest + log(teacher_sum));
     if (!w->gradient) return;
-    vf scale = vf_set((float)((double)w->grad_scale / sum)), teacher_scale = vf_set((float)((double)w->grad_scale / teacher_sum));
+    vf scale = vf_set((float)((double)w->grad_scale / sum)),
+       teacher_scale = vf_set((float)((double)w->grad_scale / teacher_sum));
     DType type = w->narrow ? DTYPE_BF16 : DTYPE_F32;
     for (int64_t v = 0; v < w->vocab; v += SIMD_WIDTH)
-        vf_store_act(z, type, v, w->vocab - v,
-                     vf_load_act(z, DTYPE_F32, v, w->vocab - v) * scale - vf_load_act(t, DTYPE_F32, v, w->vocab - v) * teacher_scale);
+        vf_store_act(
+            z, type, v, w->vocab - v,
+            vf_load_act(z, DTYPE_F32, v, w->vocab - v) * scale - vf_load_act(t, DTYPE_F32, v, w->vocab - v) * teacher_scale);
 }
 
 static void softmax_row(void *context, int64_t j, int worker) {
