@@ -122,6 +122,14 @@ static int is_added_around(const EncodeRules *rules, const TokenBuffer *tokens, 
     return tokens->begin[t] >= tokens->end[t] && tokenizer_is_special(rules->tokenizer, tokens->ids[t]);
 }
 
+/* A post-processor's own EOS, or one that the answer already ends with, takes the place of ours. */
+static int ends_with_eos(const EncodeRules *rules, const EncodeScratch *s, int64_t answer) {
+    int64_t t = s->tokens.count - 1;
+    if (t < 0 || s->tokens.ids[t] != rules->eos_id) return 0;
+    if (is_added_around(rules, &s->tokens, t)) return 1;
+    return s->segments.items[segment_of(s, s->tokens.begin[t], 0)].message == answer;
+}
+
 static void limit_length(const EncodeRules *rules, Encoded *out) {
     if (out->count <= rules->max_length || rules->too_long == TOO_LONG_SPLIT) return;
     out->truncated = rules->too_long == TOO_LONG_TRUNCATE;
@@ -156,8 +164,7 @@ Status encode_conversation(const EncodeRules *rules, EncodeScratch *s, Encoded *
     int appends = template_appends_eos(rules->template_name) && last >= 0 && last == s->record.count - 1;
     int eos_wanted = appends && message_wanted(rules, &s->record, last, last);
     int64_t count = s->tokens.count, segment = 0;
-    /* A post-processor's own EOS, or one that the record already ends with, takes the place of ours. */
-    if (appends && count > 0 && s->tokens.ids[count - 1] == rules->eos_id) count--;
+    if (appends && ends_with_eos(rules, s, last)) count--;
     for (int64_t t = 0; t < count; t++) {
         segment = segment_of(s, s->tokens.begin[t], segment);
         push(out, s->tokens.ids[t], s->wanted[segment] && !is_added_around(rules, &s->tokens, t));

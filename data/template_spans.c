@@ -428,7 +428,7 @@ static void widen_spans(Layouter *l) {
         if (mark < l->text.mark_count && l->text.marks[mark].begin < next) next = l->text.marks[mark].begin;
         if (!span->is_whole) span->end = template_end_of_turn(l, span->end, next);
         int is_answer = strcmp(l->conversation->messages[span->message].role, "assistant") == 0;
-        if (is_answer && span->begin > before + 1 && l->text.data[span->begin - 1] == ' ' &&
+        if (is_answer && span->begin > before && span->begin > 1 && l->text.data[span->begin - 1] == ' ' &&
             l->text.data[span->begin - 2] > ' ')
             span->begin--;
     }
