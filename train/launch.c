@@ -18,7 +18,7 @@
 #include "train/rank_board.h"
 #include "train/signals.h"
 
-#define LAST_WORDS "3" /* seconds that a rank has to end after SIGTERM: enough to say what it knows, not to save */
+#define LAST_WORDS "2" /* seconds that a rank has to end after SIGTERM: enough to say what it knows, not to save */
 
 char **launch_words(int argc, char **argv, const char *name, int *count) {
     char **words = memory_calloc((size_t)argc + 1, sizeof *words);
@@ -106,6 +106,7 @@ static void set_open_mpi(void) {
     set_default("OMPI_MCA_rmaps_base_oversubscribe", "1");
     set_default("OMPI_MCA_hwloc_base_binding_policy", "none");
     set_default("OMPI_MCA_odls_base_sigkill_timeout", LAST_WORDS);
+    set_default("OMPI_MCA_orte_abort_on_non_zero_status", "0"); /* of ranks that ended in good order */
     set_default("OMPI_MCA_orte_execute_quiet", "1"); /* ranks and launcher say why themselves */
 }
 

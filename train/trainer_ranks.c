@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "core/hash.h"
+#include "core/log.h"
 #include "train/run_folder.h"
 #include "train/trainer.h"
 
@@ -59,6 +60,9 @@ static Status compare(Trainer *trainer, const uint64_t *all, Error *err) {
 Status trainer_ranks_check(Trainer *trainer, Error *err) {
     Comm *comm = trainer->comm;
     if (comm == NULL) return OK;
+    if (trainer->config.train.gradient_accumulation < comm_size(comm))
+        log_warning("%d ranks and %lld micro-batches in a step: some ranks have none; raise train.gradient_accumulation",
+                    comm_size(comm), (long long)trainer->config.train.gradient_accumulation);
     const char *kernels = trainer->engine.backend.variant.linear;
     const CheckpointState *progress = &trainer->progress;
     uint64_t *all = memory_calloc((size_t)comm_size(comm) * SAME_COUNT, sizeof *all);

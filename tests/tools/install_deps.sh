@@ -15,7 +15,7 @@ esac
 libraries="cjson/cJSON.h:cjson:libcjson-dev zstd.h:zstd:libzstd-dev zlib.h:z:zlib1g-dev pcre2.h:pcre2-8:libpcre2-dev
 utf8proc.h:utf8proc:libutf8proc-dev xxhash.h:xxhash:libxxhash-dev"
 build_packages="gcc libc6-dev make libcjson-dev libzstd-dev zlib1g-dev libpcre2-dev libutf8proc-dev libxxhash-dev"
-test_packages="libcmocka-dev"
+test_packages="libcmocka-dev openmpi-bin libopenmpi-dev iproute2 procps"
 ci_packages="clang clang-format"
 
 scratch=$(mktemp -d)
@@ -62,6 +62,14 @@ int main(void) {
 C
 }
 
+# Ranks on CPUs; the program itself is built and runs without.
+have_mpi() {
+    command -v mpirun >/dev/null 2>&1 && command -v pgrep >/dev/null 2>&1 && command -v ip >/dev/null 2>&1 && links mpicc <<'C'
+#include <mpi.h>
+int main(int argc, char **argv) { return MPI_Init(&argc, &argv) != MPI_SUCCESS; }
+C
+}
+
 have_fuzzer() {
     links clang -fsanitize=address,undefined,fuzzer <<'C'
 #include <stddef.h>
@@ -74,7 +82,7 @@ C
 have_all() {
     command -v make >/dev/null 2>&1 && have_build || return 1
     [ "$kind" = build ] && return 0
-    have_test || return 1
+    have_test && have_mpi || return 1
     [ "$kind" = test ] && return 0
     have_fuzzer && command -v clang-format >/dev/null 2>&1
 }
@@ -82,9 +90,9 @@ have_all() {
 other_systems() {
     cat >&2 <<'TEXT'
   Fedora: dnf install gcc make cjson-devel libzstd-devel zlib-devel pcre2-devel utf8proc-devel xxhash-devel
-          for tests libcmocka-devel; for fuzzing and the format check clang clang-tools-extra compiler-rt
+          for tests libcmocka-devel, openmpi-devel, iproute, procps-ng; for fuzzing and the format check clang clang-tools-extra compiler-rt
   Arch:   pacman -S gcc make cjson zstd zlib pcre2 libutf8proc xxhash
-          for tests cmocka; for fuzzing and the format check clang compiler-rt
+          for tests cmocka, openmpi, iproute2, procps-ng; for fuzzing and the format check clang compiler-rt
 TEXT
 }
 
