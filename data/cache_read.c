@@ -134,20 +134,46 @@ static Status map_shards(TokenCache *cache, Error *err) {
     return OK;
 }
 
-/* What token_cache_get relies on: every frame lies in its shard, and its sequences lie in it. */
-static Status check_frames(const TokenCache *cache, Error *err) {
+/* Of each sequence: where it lies, how many of its tokens are trained (never the first), its record. */
+static int sequences_fit(const TokenCache *cache) {
     const int64_t *start = starts(cache), sequences = cache->meta.sequences;
-    int good = start[0] == 0 && start[sequences] == cache->meta.tokens && frames(cache)[0].first == 0;
+    const int64_t *record = (const int64_t *)(const void *)cache->sections[SECTION_RECORDS].data;
+    const int32_t *trained = token_cache_trained(cache);
+    int good = start[0] == 0 && start[sequences] == cache->meta.tokens;
     for (int64_t i = 0; good && i < sequences; i++)
-        good = start[i + 1] > start[i];
+        good = start[i + 1] > start[i] && trained[i] >= 0 && trained[i] < start[i + 1] - start[i] && record[i] >= 0;
+    return good;
+}
+
+/* Ascending and no less than 0, as whoever asks about single tokens relies on. */
+static int used_fit(const TokenCache *cache) {
+    int64_t count = 0;
+    const int32_t *used = token_cache_used(cache, &count);
+    int good = used[0] >= 0;
+    for (int64_t i = 1; good && i < count; i++)
+        good = used[i] > used[i - 1];
+    return good;
+}
+
+/* What token_cache_get relies on: every frame lies in its shard, and its sequences lie in it. */
+static int frames_fit(const TokenCache *cache) {
+    const int64_t *start = starts(cache);
+    int64_t largest = 0;
+    int good = frames(cache)[0].first == 0;
     for (int64_t f = 0; good && f < frame_count(cache); f++) {
         const CacheFrame *frame = &frames(cache)[f];
         int64_t end = frame_end(cache, f);
-        good = frame->first < end && end <= sequences && start[end] - start[frame->first] <= cache->meta.largest_frame &&
-               frame->shard >= 0 && frame->shard < cache->meta.shards && frame->offset <= cache->shards[frame->shard].bytes &&
+        good = frame->first < end && end <= cache->meta.sequences && frame->shard >= 0 && frame->shard < cache->meta.shards &&
+               frame->bytes > 0 && frame->offset <= cache->shards[frame->shard].bytes &&
                frame->bytes <= cache->shards[frame->shard].bytes - frame->offset;
+        if (good && start[end] - start[frame->first] > largest) largest = start[end] - start[frame->first];
     }
-    if (!good)
+    return good && largest == cache->meta.largest_frame;
+}
+
+static Status check_index(const TokenCache *cache, Error *err) {
+    if (!sequences_fit(cache) || !used_fit(cache)) FAIL("%s: its index contradicts itself", cache->folder);
+    if (!frames_fit(cache))
         FAIL("%s: its shards are not those that its index describes (a file is cut, or from another cache)", cache->folder);
     return OK;
 }
@@ -170,7 +196,7 @@ Status token_cache_open(TokenCache **out, const char *folder, uint64_t key, Erro
     TRY_GOTO(read_meta(cache, key, err));
     TRY_GOTO(map_sections(cache, err));
     TRY_GOTO(map_shards(cache, err));
-    TRY_GOTO(check_frames(cache, err));
+    TRY_GOTO(check_index(cache, err));
     cache->zstd = ZSTD_createDCtx();
     if (cache->zstd == NULL) status = error_set(err, ERR_FAILED, "%s: cannot set up the zstd decoder", folder);
     reserve_kept(cache);
@@ -223,6 +249,20 @@ static Status fail_frame(const TokenCache *cache, int64_t shard, const char *rea
          removed ? "the cache is void now, and running again builds it anew" : "remove the folder and run again");
 }
 
+/* The masks agree with what the index says: whoever reserved rows for the trained tokens relies on that. */
+static int masks_agree(const TokenCache *cache, int64_t number, const uint8_t *mask) {
+    const int64_t *start = starts(cache);
+    for (int64_t i = frames(cache)[number].first, end = frame_end(cache, number); i < end; i++) {
+        int64_t trained = 0, bad = mask[0];
+        for (int64_t left = start[i + 1] - start[i]; left > 0; left--, mask++) {
+            trained += *mask;
+            bad |= *mask > 1;
+        }
+        if (bad || trained != token_cache_trained(cache)[i]) return 0;
+    }
+    return 1;
+}
+
 /* Whoever checked the used ids against a vocabulary relies on there being no others. */
 static int ids_within(const uint8_t *raw, size_t count, int32_t most) {
     const int32_t *ids = (const int32_t *)(const void *)raw;
@@ -245,6 +285,8 @@ static Status decompress(TokenCache *cache, int64_t number, KeptFrame *kept, Err
     const int32_t *different = token_cache_used(cache, &used);
     if (!ids_within(kept->raw, raw / CACHE_TOKEN_BYTES, different[used - 1]))
         return fail_frame(cache, frame->shard, "it has tokens that its index does not know", err);
+    if (!masks_agree(cache, number, kept->raw + raw / CACHE_TOKEN_BYTES * sizeof(int32_t)))
+        return fail_frame(cache, frame->shard, "its masks are not those that its index counted", err);
     kept->frame = number;
     return OK;
 }

@@ -206,15 +206,19 @@ static int is_byte_name(SpmString s) {
            s.text[3] && strchr("0123456789ABCDEF", s.text[4]) && s.text[4];
 }
 
+static int is_utf8(SpmString s) {
+    Utf8State state = UTF8_WHOLE;
+    for (size_t at = 0; at < s.length && state == UTF8_WHOLE;)
+        at += utf8_scan(s.text + at, s.length - at, &state);
+    return state == UTF8_WHOLE;
+}
+
 static Status check_piece(SpmModel *model, size_t index, Error *err) {
     const SpmPiece *piece = &model->pieces[index];
     SpmString s = piece->text;
     if (s.length == 0 || s.length > SPM_PIECE_LIMIT)
         FAIL("%s: piece %zu: want 1 to %d bytes, got %zu", model->path, index, SPM_PIECE_LIMIT, s.length);
-    Utf8State state = UTF8_WHOLE;
-    for (size_t at = 0; at < s.length && state == UTF8_WHOLE;)
-        at += utf8_scan(s.text + at, s.length - at, &state);
-    if (state != UTF8_WHOLE) FAIL("%s: piece %zu is not UTF-8", model->path, index);
+    if (!is_utf8(s)) FAIL("%s: piece %zu is not UTF-8", model->path, index);
     if (!isfinite(piece->score)) FAIL("%s: piece %zu: its score is not finite", model->path, index);
     if (piece->type == SPM_BYTE && (!model->byte_fallback || !is_byte_name(s)))
         FAIL("%s: piece %zu '%.*s' is of type BYTE: want byte_fallback and a name like <0x41>", model->path, index,
@@ -232,6 +236,7 @@ Status spm_check(SpmModel *model, Error *err) {
         bytes += model->pieces[i].type == SPM_BYTE;
     }
     if (model->unk < 0) FAIL("%s: want one piece of type UNKNOWN, got none in %zu pieces", model->path, model->count);
+    if (!is_utf8(model->unk_surface)) FAIL("%s: trainer_spec.unk_surface is not UTF-8", model->path);
     if (model->byte_fallback && bytes != 256) FAIL("%s: byte_fallback: want 256 byte pieces, got %d", model->path, bytes);
     return OK;
 }

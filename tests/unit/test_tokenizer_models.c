@@ -287,6 +287,12 @@ static void test_refused_models(void **state) {
     add_piece(&m, "\xFF", -3, 1);
     check_model(&m, "not UTF-8");
     add_base(&m);
+    Text surface = {0};
+    add_bytes(&surface, 44, "?\xAE", 2);
+    add_bytes(&m, 2, surface.data, surface.length);
+    text_free(&surface);
+    check_model(&m, "unk_surface is not UTF-8");
+    add_base(&m);
     add_piece(&m, "c", NAN, 1);
     check_model(&m, "not finite");
     add_base(&m);
