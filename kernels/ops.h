@@ -306,7 +306,7 @@ typedef struct Backend {
     int on_device;
     Status (*memory_take)(const Exec *exec, const char *what, size_t bytes, void **out, Error *err);
     void (*memory_give)(const Exec *exec, void *memory);
-    Status (*memory_left)(const Exec *exec, size_t *bytes, Error *err);
+    Status (*memory_left)(const Exec *exec, size_t *left, size_t *total, Error *err);
     Status (*copy_in)(const Exec *exec, void *to, const void *from, size_t bytes, Error *err);
     Status (*copy_out)(const Exec *exec, void *to, const void *from, size_t bytes, Error *err);
     Status (*fill)(const Exec *exec, void *to, int byte, size_t bytes, Error *err);

@@ -92,7 +92,8 @@ void device_close(Device *device) {
 
 Status device_memory_left(const Device *device, size_t *bytes, Error *err) {
     Exec exec = {.device = device->context};
-    if (device->backend.on_device) return device->backend.memory_left(&exec, bytes, err);
+    size_t total;
+    if (device->backend.on_device) return device->backend.memory_left(&exec, bytes, &total, err);
     *bytes = memory_available();
     return OK;
 }

@@ -207,6 +207,8 @@ Status engine_open(Engine *engine, const EngineOptions *options, Error *err) {
     TRY(model_config_read(options->model, &engine->model, err));
     TRY(device_open(&engine->device, options->device, options->cpu, err));
     engine->backend = engine->device.backend;
+    if (engine->backend.on_device && engine->comm != NULL)
+        FAIL_USAGE("several ranks compute on the CPU only so far; use --device cpu, or one rank");
     if (engine->device.reason[0] != 0) log_info("device auto: cpu, because %s", engine->device.reason);
     TRY(pool_create(&engine->pool, options->threads, err));
     engine->exec = (Exec){.config = {.act = options->act, .threads = pool_threads(engine->pool)},
@@ -310,6 +312,12 @@ Status engine_store_params(Engine *engine, Error *err) {
 
 Status engine_fetch_params(Engine *engine, Error *err) {
     return mirror_fetch(&engine->state.mirror, &engine->state.arena, &engine->backend, &engine->exec, err);
+}
+
+size_t engine_device_bytes(const Engine *engine) {
+    if (!engine->backend.on_device) return 0;
+    size_t weights = engine->weights != NULL ? weights_device_bytes(engine->weights) : 0;
+    return weights + engine->state.mirror.capacity + engine->rope_mirror.capacity + engine->arena.capacity;
 }
 
 Status engine_clear_gradients(Engine *engine, Error *err) {

@@ -82,6 +82,8 @@ Status engine_fetch_params(Engine *engine, Error *err);
 Status engine_clear_gradients(Engine *engine, Error *err);
 /* What a rank does while others run a forward pass and it has no micro-batch: its part in gathering a sharded base. */
 Status engine_idle_pass(const Engine *engine, Error *err);
+/* Bytes of the arenas on the device; 0 on the CPU. */
+size_t engine_device_bytes(const Engine *engine);
 /* The common part of a TapeRun. */
 TapeRun engine_run(const Engine *engine, const Batch *batch);
 

@@ -78,6 +78,10 @@ Tape *generator_tape(Generator *generator) {
     return generator->tape;
 }
 
+size_t generator_device_bytes(const Generator *generator) {
+    return generator->engine->backend.on_device ? generator->rows_there.capacity : 0;
+}
+
 void generator_free(Generator *generator) {
     if (generator == NULL) return;
     tape_free(generator->tape);

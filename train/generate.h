@@ -32,6 +32,8 @@ Status generator_create(Generator **generator, Engine *engine, int64_t capacity,
 /* The tape whose arena the engine must reserve (engine_reserve) before generating; owned by the generator. */
 Tape *generator_tape(Generator *generator);
 size_t generator_bytes(const ModelConfig *model, DType act, int64_t capacity, int64_t logit_rows);
+/* Bytes of the cache on a device; 0 on the CPU. */
+size_t generator_device_bytes(const Generator *generator);
 void generator_free(Generator *generator);
 
 /* Starts a new sequence with `prompt` (count >= 1), appends up to max_new_tokens. *generated: how many. */

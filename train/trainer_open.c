@@ -202,6 +202,20 @@ static Status open_tapes(Trainer *trainer, Error *err) {
     return engine_reserve(engine, tapes, 4, window, trainer->plan.max_length, err);
 }
 
+/* What the arenas take there, and what is measured beyond them. */
+static Status log_device(const Trainer *trainer, Error *err) {
+    const Engine *engine = &trainer->engine;
+    size_t left, total, taken = engine_device_bytes(engine);
+    if (!engine->backend.on_device) return OK;
+    if (trainer->generator != NULL) taken += generator_device_bytes(trainer->generator);
+    TRY(engine->backend.memory_left(&engine->exec, &left, &total, err));
+    char planned[32], more[32];
+    log_info("on the device: planned and taken %s; %s more for libraries, CUDA's context and other programs",
+             format_bytes((double)taken, planned, sizeof planned),
+             format_bytes((double)(total - left) - (double)taken, more, sizeof more));
+    return OK;
+}
+
 /* ---- the whole -------------------------------------------------------------------------------------------------------------- */
 
 static Status open_engine(Trainer *trainer, int threads, Error *err) {
@@ -354,6 +368,7 @@ Status trainer_open_rank(Trainer *trainer, Comm *comm, const char *config_path, 
     TRY(open_tapes(trainer, err));
     TRY(take_buffers(trainer, err));
     TRY(check_plan(trainer, err));
+    TRY(log_device(trainer, err));
     TRY(comm_agree(comm, comm_rank(comm) == 0 ? run_folder_open(&trainer->config, resume, err) : OK, err));
     TRY(open_state(trainer, err));
     int64_t step = trainer->progress.step; /* an evaluation sees what the last step computed with */

@@ -300,6 +300,10 @@ WeightFormat weights_linear_format(const ModelWeights *weights) {
     return weights_view(weights, weight_id(0, LAYER_Q)).format;
 }
 
+size_t weights_device_bytes(const ModelWeights *weights) {
+    return weights->mirror.capacity;
+}
+
 size_t weights_bytes(const ModelWeights *weights) {
     return weights->arena.used;
 }

@@ -84,6 +84,8 @@ WeightView weights_view(const ModelWeights *weights, int32_t id);
 /* Copies everything to the backend's device, when it has one, and drops the host's copy: views then point there. backend and
  * exec are borrowed for the weights' life. */
 Status weights_to_device(ModelWeights *weights, const Backend *backend, const Exec *exec, Error *err);
+/* Bytes on the device; 0 on the CPU. */
+size_t weights_device_bytes(const ModelWeights *weights);
 /* A source that hands these views out. */
 WeightSource weights_source(ModelWeights *weights);
 /* XXH3 over all bytes in a fixed order, read back from a device or gathered from all ranks, who all call (0 when that fails). */

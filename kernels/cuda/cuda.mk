@@ -93,8 +93,9 @@ cuda-objects:
 DEVICE_ID := $(shell cat kernels/cuda/plugin.h kernels/ops.h kernels/formats.h core/error.h | cksum | cut -d' ' -f1)
 DEVICE_DEFINES := -DNIBBLE_DEVICE_ID='"$(DEVICE_ID)"'
 DEVICE_FOLDER := $(patsubst %/,%,$(dir $(BINARY)))
-$(BUILD)/train/device.o: CFLAGS += $(DEVICE_DEFINES)
-$(BUILD)/train/device.o: kernels/ops.h kernels/formats.h core/error.h
+$(BUILD)/train/device.o: train/device.c kernels/ops.h kernels/formats.h core/error.h $(STAMP) | $(LIBRARIES)
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS_ALL) $(DEVICE_DEFINES) -c $< -o $@
 # What a plugin needs of nibble's own, once more as position-independent code with hidden names.
 DEVICE_CORE := core/error.c core/dtype.c
 DEVICE_FLAGS := -std=gnu17 -D_GNU_SOURCE= -g -O2 $(WARN) -ffp-contract=off -fPIC -fvisibility=hidden -I. -isystem $(CUDA_INCLUDE) \

@@ -17,9 +17,8 @@ static void memory_give(const Exec *exec, void *memory) {
     (void)cudaFree(memory);
 }
 
-static Status memory_left(const Exec *exec, size_t *bytes, Error *err) {
-    size_t total;
-    CUDA_TRY(context_of(exec), cudaMemGetInfo(bytes, &total));
+static Status memory_left(const Exec *exec, size_t *left, size_t *total, Error *err) {
+    CUDA_TRY(context_of(exec), cudaMemGetInfo(left, total));
     return OK;
 }
 
