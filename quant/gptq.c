@@ -139,7 +139,7 @@ static void column_step(const Tile *t, int64_t row, int64_t i, int64_t block, in
     int64_t cols = out->cols, at = (t->first + row) * out->groups + group_of(job, i);
     const float *u = job->factor->u + i * cols;
     float *w = t->w + row * cols;
-    uint8_t zero = out->zeros != NULL ? out->zeros[at] : (uint8_t)(1 << (out->grid.bits - 1));
+    uint8_t zero = (uint8_t)(out->zeros != NULL ? out->zeros[at] : 1 << (out->grid.bits - 1));
     uint8_t code = group_int_code(out->grid.bits, w[i], out->scales[at], zero, NULL);
     out->codes[(t->first + row) * cols + column_at(job->factor, i)] = code;
     float error = (w[i] - group_int_value(code, out->scales[at], zero, out->grid.scale_type)) / u[i];
