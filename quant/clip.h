@@ -15,6 +15,7 @@
 
 #define CLIP_GRID 100
 #define CLIP_STEPS 80
+#define CLIP_USUAL_PERCENTILE 99.0
 
 typedef enum ClipMethod { CLIP_NONE, CLIP_MSE, CLIP_PERCENTILE } ClipMethod;
 

@@ -273,7 +273,7 @@ int64_t calibration_tokens(const Calibration *calibration) {
     return calibration->tokens;
 }
 
-static const Found *found_by_id(const Calibration *calibration, int32_t id) {
+static Found *found_by_id(const Calibration *calibration, int32_t id) {
     int32_t kind = (id - WEIGHT_GLOBALS) % LAYER_WEIGHTS;
     if (id < WEIGHT_GLOBALS || kind >= LAYER_LINEARS) return NULL;
     return found_of(calibration, (id - WEIGHT_GLOBALS) / LAYER_WEIGHTS, (LayerWeight)kind);
@@ -289,21 +289,24 @@ CalibrationError calibration_error(const Calibration *calibration, int32_t id) {
     return found != NULL ? found->error : (CalibrationError){0};
 }
 
-const float *calibration_vector(const Calibration *calibration, int32_t id) {
-    return calibration->vector[id];
+float *const *calibration_vectors(const Calibration *calibration) {
+    return calibration->vector;
 }
 
-Status calibration_tensor(const Calibration *calibration, int32_t id, GroupIntTensor *out, Error *err) {
-    const Found *found = found_by_id(calibration, id);
-    if (found == NULL || found->packed == NULL) FAIL("weight %d was not quantized by a calibration", (int)id);
+Status calibration_take_tensor(Calibration *calibration, int32_t id, GroupIntTensor *out, Error *err) {
+    Found *found = found_by_id(calibration, id);
+    if (found == NULL || found->packed == NULL) FAIL("weight %d has no codes of a calibration", (int)id);
     TRY(group_int_alloc(out, &calibration->options.grid, found->rows, found->cols, err));
-    size_t constants = (size_t)(found->rows * found->groups);
     group_int_unpack(out->grid.bits, found->packed, found->rows * found->cols, out->codes);
-    memcpy(out->scales, found->scales, constants * sizeof *out->scales);
-    if (out->zeros != NULL) memcpy(out->zeros, found->zeros, constants);
-    if (found->g_idx == NULL) return OK;
-    out->g_idx = memory_alloc((size_t)found->cols * sizeof *out->g_idx);
-    memcpy(out->g_idx, found->g_idx, (size_t)found->cols * sizeof *out->g_idx);
+    memory_free(out->scales);
+    memory_free(out->zeros);
+    out->scales = found->scales;
+    out->zeros = found->zeros;
+    out->g_idx = found->g_idx;
+    memory_free(found->packed);
+    found->packed = found->zeros = NULL;
+    found->scales = NULL;
+    found->g_idx = NULL;
     return OK;
 }
 

@@ -53,10 +53,10 @@ int64_t calibration_tokens(const Calibration *calibration);
 
 /* IMPORTANCE: [cols] of a linear by its number; NULL for other weights. */
 const float *calibration_importance(const Calibration *calibration, int32_t id);
-/* GPTQ, AWQ: codes of a linear by its number, into a tensor that group_int_free frees. */
-Status calibration_tensor(const Calibration *calibration, int32_t id, GroupIntTensor *out, Error *err);
-/* AWQ: a norm weight or bias that was changed, [cols] in FP32 (values that `vectors` holds); NULL: it is as it was. */
-const float *calibration_vector(const Calibration *calibration, int32_t id);
+/* GPTQ, AWQ: codes of a linear by its number, into a tensor that group_int_free frees; they are gone from here. */
+Status calibration_take_tensor(Calibration *calibration, int32_t id, GroupIntTensor *out, Error *err);
+/* AWQ: norm weights and biases by number; [cols] in FP32 (values that `vectors` holds) where changed, else NULL. */
+float *const *calibration_vectors(const Calibration *calibration);
 /* AWQ: rows [first, first + count) of weight id [count, cols], as in the model, into what the calibrated model has in their place before
  * it is rounded: columns multiplied, rows (of norms and biases: values) divided. Otherwise nothing. */
 void calibration_transform(const Calibration *calibration, int32_t id, int64_t first, int64_t count, int64_t cols, float *rows);

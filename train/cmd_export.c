@@ -36,6 +36,7 @@ static const CommandHelp help = {
         "nibble export models/TinyLlama-1.1B --adapter runs/first/adapter --format bnb-nf4 --out models/first-nf4\n"
         "nibble export models/TinyLlama-1.1B --adapter runs/first/adapter --format gguf --gguf-type Q4_K_M --out models/gguf\n"
         "nibble export models/TinyLlama-1.1B --format compressed-tensors --bits 4 --group 128 --out models/tiny-w4a16\n"
+        "nibble export models/TinyLlama-1.1B --format gptq --calibration train.jsonl --act-order --out models/tiny-gptq\n"
         "nibble export BASE --adapter a:0.7 --adapter b:0.3 --format hf --out models/both\n"
         "nibble export models/base.Q4_K_M.gguf --adapter runs/first/adapter --format gguf --out models/first-gguf",
 };
@@ -267,9 +268,17 @@ Status command_export(int argc, char **argv, Error *err) {
         {"onto", OPTION_STRING, "BASE", "original or dequantized; left out: what the run trained on", &o.onto},
         {"dtype", OPTION_STRING, "TYPE", "bf16, f16 or f32 (hf, peft); left out: as it is stored", &o.dtype_name},
         {"gguf-type", OPTION_STRING, "TYPE", "Q4_K_M (left out), F16, Q8_0, ...; a wrong one lists all", &o.gguf_type},
-        {"calibration", OPTION_STRING, "FILE", "weigh errors by the inputs that this data makes (gguf)", &o.calibration},
+        {"quantizer", OPTION_STRING, "NAME",
+         "gptq, awq, compressed-tensors: rtn (left out), mse, percentile, or with --calibration gptq or awq", &o.quantizer},
+        {"calibration", OPTION_STRING, "FILE", "data to run through the model: what its inputs are decides how it is rounded",
+         &o.calibration},
         {"calibration-samples", OPTION_INTEGER, "N", "sequences of it; left out: 128", &o.calibration_samples},
         {"calibration-tokens", OPTION_INTEGER, "N", "tokens of each at most; left out: 512", &o.calibration_tokens},
+        {"act-order", OPTION_FLAG, NULL, "gptq: columns with the largest inputs first", &o.act_order},
+        {"static-groups", OPTION_FLAG, NULL, "gptq: scales from the weights as they are given", &o.static_groups},
+        {"damping", OPTION_NUMBER, "X", "gptq: added to the inputs' matrix, times its mean diagonal; left out: 0.01",
+         &o.damping},
+        {"percentile", OPTION_NUMBER, "P", "percentile: where ranges are cut; left out: 99", &o.percentile},
         {"bits", OPTION_INTEGER, "N", "gptq (2, 3, 4, 8), awq (4), compressed-tensors (2 to 8); left out: 4", &o.bits},
         {"group", OPTION_INTEGER, "N", "columns that share a scale, -1: a row; left out: 128, 64 or 32, as widths allow",
          &o.group},

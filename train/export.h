@@ -30,15 +30,22 @@ typedef enum ExportFormat {
     EXPORT_COMPRESSED
 } ExportFormat;
 
+/* How codes of grouped integers are decided on. */
+typedef enum Quantizing { QUANTIZER_NEAREST, QUANTIZER_GPTQ, QUANTIZER_AWQ, QUANTIZER_MSE, QUANTIZER_PERCENTILE } Quantizing;
+
 typedef struct ExportOptions {
     const char *model, *format_name, *out, *onto, *dtype_name, *eval, *gguf_type, *calibration, *activations;
     int64_t calibration_samples, calibration_tokens; /* 0: not given */
+    const char *quantizer;
+    double damping, percentile; /* 0: not given */
+    int act_order, static_groups;
     OptionList adapters, weights;
     char *paths[MERGE_MAX_ADAPTERS]; /* of adapters that were given with a weight */
     int no_verify, overwrite, json, symmetric, asymmetric;
     int64_t bits, group; /* grouped integers; 0: not given */
     int64_t threads;
     /* filled in by the check */
+    Quantizing quantizing;
     ExportFormat format;
     int is_adapter; /* what is written is an adapter, not a model */
     int dtype_given;
@@ -100,9 +107,17 @@ typedef struct Export {
 /* Fills in merging, onto and reason. Refuses --onto original of a quantized folder. */
 Status export_choose_base(Export *export, Error *err);
 
-/* Combinations of --calibration that make no sense; the run itself (nothing without --calibration). */
-Status export_calibrate_check(const ExportOptions *o, Error *err);
+/* Decides on o->quantizing, and refuses combinations that make no sense; the run itself (nothing without --calibration). */
+Status export_calibrate_check(ExportOptions *o, Error *err);
 Status export_calibrate(Export *export, Error *err);
+const char *export_quantizer_name(Quantizing quantizer);
+/* Whether the codes are a calibration's (GPTQ, AWQ); whether a weight of that width then has its columns in groups of any order. */
+int export_is_calibrated(const Export *export);
+int export_is_ordered(const Export *export, int64_t cols);
+/* Rows of a weight of the model into what AWQ made of them before rounding (calibration_transform); nothing for others. */
+void export_transform(const Export *export, int32_t id, int64_t first, int64_t count, int64_t cols, float *rows);
+/* Codes of the linear that is at hand in the merge, with adapters, into what quantized_take gave for export->spec (and the order). */
+Status export_quantize_linear(Export *export, int32_t id, QuantizedTensor *out, Error *err);
 
 /* The type in which export_hf_write stores a weight; DTYPE_COUNT: the file's tensor is not copied (part of a quantized one). */
 DType export_hf_type(const Export *export, const TensorInfo *tensor, int32_t id);

@@ -7,6 +7,7 @@
 #include "core/file.h"
 #include "core/log.h"
 #include "core/memory.h"
+#include "train/calibrate.h"
 #include "train/qat_scales.h"
 #include "train/weights.h"
 
@@ -141,8 +142,10 @@ static Status take_one(Codes *c, int32_t id, Arena *arena, Error *err) {
     if (!weight.present || !is_linear(id)) return OK;
     int grouped_folder = prequant_is_grouped(merge_model(export->merge)->prequant);
     if (grouped_folder && !weight.folder_quantized && !weight.adapted) return OK;
+    QuantSpec written = export->spec;
+    written.ordered = export_is_ordered(export, weight.cols);
     int copied = c->learned == NULL && !weight.adapted && weight.folder_quantized && same_grid(weight.spec, export->spec);
-    const QuantSpec *spec = copied ? &weight.spec : &export->spec;
+    const QuantSpec *spec = copied ? &weight.spec : &written;
     TRY(grouped_layout_check(export_grouped_layout(export), spec, weight.rows, weight.cols, err));
     return quantized_take(&c->tensors[id], spec, weight.rows, weight.cols, arena, err);
 }
@@ -242,7 +245,7 @@ static Status quantize_all(Codes *c, Error *err) {
         TRY(export_interrupted(err));
         TRY(merge_begin(c->export->merge, id, err));
         Status status =
-            c->learned != NULL ? quantize_scaled(c, id, err) : merge_quantize(c->export->merge, 1, &c->tensors[id], err);
+            c->learned != NULL ? quantize_scaled(c, id, err) : export_quantize_linear(c->export, id, &c->tensors[id], err);
         if (status != OK) {
             error_prefix(err, "%s", merge_weight(c->export->merge, id).file->name);
             return status;
@@ -256,6 +259,7 @@ Status export_grouped_write(Export *export, const char *folder, Error *err) {
     c.tensors = memory_calloc((size_t)weight_count(merge_model(export->merge)), sizeof *c.tensors);
     Status status = quantize_all(&c, err);
     GroupedFolder grouped = {.export = export, .tensors = c.tensors};
+    if (export_is_calibrated(export)) grouped.vectors = calibration_vectors(export->calibration);
     if (status == OK) status = export_grouped_folder(&grouped, folder, err);
     tensors_close(c.learned);
     arena_free(&c.arena);

@@ -7,7 +7,7 @@
  * grouped integers, else 4 bits in groups of 128; options change it piece by piece. Codes:
  *   nothing added, same grid      copied; no value passes through floats
  *   learned scales of the run     quantized with them (train/qat_scales.h)
- *   else                          rounded to nearest from the FP32 merge
+ *   else                          by --quantizer (export_calibrate.c) from the FP32 merge
  */
 #ifndef NIBBLE_TRAIN_EXPORT_GROUPED_H
 #define NIBBLE_TRAIN_EXPORT_GROUPED_H

@@ -84,15 +84,36 @@ static void round_through(float *values, DType type, int64_t count, const float 
     }
 }
 
+/* Q(W) where a calibration decided on the codes: rounded to nearest, for it would take another calibration to know. */
+static void nearest_row(void *context, int64_t row, int worker) {
+    const Proof *p = context;
+    (void)worker;
+    GroupInt grid = quant_spec_grid(&p->export->spec);
+    int64_t group = group_int_columns(&grid, p->cols);
+    for (int64_t first = row * p->cols; first < (row + 1) * p->cols; first += group) {
+        float scale;
+        uint8_t zero;
+        group_int_scale_of(&grid, p->base + first, group, &scale, &zero);
+        for (int64_t c = first; c < first + group; c++)
+            p->alone[c] =
+                group_int_value(group_int_code(grid.bits, p->base[c], scale, zero, NULL), scale, zero, grid.scale_type);
+    }
+}
+
 static Status prove_slab(Proof *p, int32_t id, const MergeWeight *weight, const Alone *alone, int64_t first, int64_t count,
                          Error *err) {
     TRY(merge_rows(p->export->merge, first, count, p->base, weight->adapted ? p->merged : NULL, err));
+    export_transform(p->export, id, first, count, weight->cols, p->base);
+    if (weight->adapted) export_transform(p->export, id, first, count, weight->cols, p->merged);
     if (p->reader != NULL)
         TRY(p->reader->rows(p->reading, id, weight->cols, first, count, p->got, err));
     else
         TRY(merge_rows(p->written, first, count, p->got, NULL, err));
     if (weight->adapted && p->reader != NULL) {
         TRY(p->reader->alone(p->reading, id, weight->cols, count, p->base, p->alone, err));
+    } else if (weight->adapted && export_is_calibrated(p->export)) {
+        p->cols = weight->cols;
+        pool_run(p->export->pool, nearest_row, p, count);
     } else if (weight->adapted && alone->tensor.rows > 0) {
         WeightView view = quantized_view(&alone->tensor);
         p->backend->dequantize(&view, first * weight->cols, count * weight->cols, p->alone, DTYPE_F32);
@@ -118,7 +139,7 @@ static Status prove_weight(Proof *p, int32_t id, WeightProof *out, Error *err) {
     Status status;
     TRY_GOTO(merge_begin(export->merge, id, err));
     if (p->reader == NULL) TRY_GOTO(merge_begin(p->written, id, err));
-    if (weight.adapted && is_quantized(export)) TRY_GOTO(alone_begin(p, &weight, &alone, err));
+    if (weight.adapted && is_quantized(export) && !export_is_calibrated(export)) TRY_GOTO(alone_begin(p, &weight, &alone, err));
     for (int64_t first = 0; first < weight.rows; first += rows) {
         int64_t count = weight.rows - first < rows ? weight.rows - first : rows;
         TRY_GOTO(prove_slab(p, id, &weight, &alone, first, count, err));

@@ -4,6 +4,7 @@
 
 #include "core/file.h"
 #include "core/memory.h"
+#include "train/calibrate.h"
 #include "train/export.h"
 #include "train/export_gguf_mix.h"
 #include "train/export_grouped.h"
@@ -64,6 +65,13 @@ static void add_weights(const Export *export, Text *out) {
             text_adds(out, ", ");
             add_number(out, "noise", w->noise);
         }
+        if (export_is_calibrated(export) && calibration_error(export->calibration, w->id).nearest > 0.0) {
+            CalibrationError error = calibration_error(export->calibration, w->id);
+            text_adds(out, ", ");
+            add_number(out, "output_error", error.found);
+            text_adds(out, ", ");
+            add_number(out, "output_error_nearest", error.nearest);
+        }
         text_adds(out, "}");
     }
     text_adds(out, "\n  ]");
@@ -109,6 +117,16 @@ void export_report_json(const Export *export, Text *out) {
         add_string(out, "onto", export->onto);
         text_adds(out, ", ");
         add_string(out, "onto_reason", export->reason);
+    }
+    if (export_is_grouped(o->format)) {
+        text_adds(out, ",\n  ");
+        add_string(out, "quantizer", export_quantizer_name(o->quantizing));
+    }
+    if (export->calibration != NULL) {
+        text_adds(out, ",\n  \"calibration\": {");
+        add_string(out, "data", o->calibration);
+        text_addf(out, ", \"sequences\": %lld, \"tokens\": %lld}", (long long)calibration_sequences(export->calibration),
+                  (long long)calibration_tokens(export->calibration));
     }
     text_addf(out, ",\n  \"linears\": %lld, \"adapted\": %lld, \"bytes\": %llu, \"verified\": %s", (long long)export->linears,
               (long long)export->adapted, (unsigned long long)export->bytes, o->no_verify ? "false" : "true");
