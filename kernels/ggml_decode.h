@@ -10,6 +10,9 @@
 #define NIBBLE_KERNELS_GGML_DECODE_H
 
 #include <string.h>
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
 
 #include "core/dtype.h"
 #include "kernels/ggml_formats.h"
@@ -36,6 +39,15 @@ static inline int ggml_block_form(uint32_t type, int *bytes) {
     }
 }
 
+/* Exact, by the instruction where there is one. */
+static inline float ggml_half(uint16_t half) {
+#ifdef __F16C__
+    return _cvtsh_ss(half);
+#else
+    return f16_to_float(half);
+#endif
+}
+
 /* 32 elements before the multiplication. */
 typedef struct GgmlRun {
     int8_t codes[GGML_RUN];
@@ -54,42 +66,54 @@ static inline void ggml_run_nibbles(GgmlRun *run, const uint8_t *qs, int bias) {
     }
 }
 
-static inline void ggml_run_fifth(GgmlRun *run, const uint8_t qh[4]) {
+/* Bits 0 to 7 as bytes of 0 or 16: byte k keeps bit k alone, and 127 more reaches its top bit where that is set. */
+static inline uint64_t ggml_spread(uint8_t bits) {
+    uint64_t own = bits * 0x0101010101010101u & 0x8040201008040201u;
+    return (own + 0x7F7F7F7F7F7F7F7Fu) >> 3 & 0x1010101010101010u;
+}
+
+static inline void ggml_run_fifth(GgmlRun *run, const uint8_t qh[4], int bias) {
+    for (int j = 0; j < 4; j++) {
+        uint64_t codes;
+        memcpy(&codes, run->codes + 8 * j, sizeof codes);
+        codes |= ggml_spread(qh[j]);
+        memcpy(run->codes + 8 * j, &codes, sizeof codes);
+    }
     for (int j = 0; j < GGML_RUN; j++)
-        run->codes[j] = (int8_t)(run->codes[j] + (((qh[j >> 3] >> (j & 7)) & 1) << 4));
+        run->codes[j] = (int8_t)(run->codes[j] - bias);
 }
 
 static inline void ggml_run_small(uint32_t type, const void *data, GgmlRun *run) {
     switch (type) {
         case GGML_Q4_0: {
             const GgmlBlockQ4_0 *b = data;
-            ggml_run_scale(run, f16_to_float(b->d), -0.0f);
+            ggml_run_scale(run, ggml_half(b->d), -0.0f);
             ggml_run_nibbles(run, b->qs, 8);
             break;
         }
         case GGML_Q4_1: {
             const GgmlBlockQ4_1 *b = data;
-            ggml_run_scale(run, f16_to_float(b->d), f16_to_float(b->m));
+            ggml_run_scale(run, ggml_half(b->d), ggml_half(b->m));
             ggml_run_nibbles(run, b->qs, 0);
             break;
         }
         case GGML_Q5_0: {
             const GgmlBlockQ5_0 *b = data;
-            ggml_run_scale(run, f16_to_float(b->d), -0.0f);
-            ggml_run_nibbles(run, b->qs, 16);
-            ggml_run_fifth(run, b->qh);
+            ggml_run_scale(run, ggml_half(b->d), -0.0f);
+            ggml_run_nibbles(run, b->qs, 0);
+            ggml_run_fifth(run, b->qh, 16);
             break;
         }
         case GGML_Q5_1: {
             const GgmlBlockQ5_1 *b = data;
-            ggml_run_scale(run, f16_to_float(b->d), f16_to_float(b->m));
+            ggml_run_scale(run, ggml_half(b->d), ggml_half(b->m));
             ggml_run_nibbles(run, b->qs, 0);
-            ggml_run_fifth(run, b->qh);
+            ggml_run_fifth(run, b->qh, 0);
             break;
         }
         default: {
             const GgmlBlockQ8_0 *b = data;
-            ggml_run_scale(run, f16_to_float(b->d), -0.0f);
+            ggml_run_scale(run, ggml_half(b->d), -0.0f);
             memcpy(run->codes, b->qs, sizeof run->codes);
             break;
         }
@@ -98,7 +122,7 @@ static inline void ggml_run_small(uint32_t type, const void *data, GgmlRun *run)
 
 /* Elements [32 n, 32 n + 32) of a super-block, n in [0, 8). */
 static inline void ggml_run_q2(const GgmlBlockQ2_K *b, int n, GgmlRun *run) {
-    float d = f16_to_float(b->d), min = f16_to_float(b->dmin);
+    float d = ggml_half(b->d), min = ggml_half(b->dmin);
     const uint8_t *qs = b->qs + 32 * (n >> 2);
     int shift = 2 * (n & 3);
     for (int j = 0; j < GGML_RUN; j++)
@@ -111,7 +135,7 @@ static inline void ggml_run_q2(const GgmlBlockQ2_K *b, int n, GgmlRun *run) {
 }
 
 static inline void ggml_run_q3(const GgmlBlockQ3_K *b, int n, GgmlRun *run) {
-    float d = f16_to_float(b->d);
+    float d = ggml_half(b->d);
     const uint8_t *qs = b->qs + 32 * (n >> 2);
     int shift = 2 * (n & 3);
     for (int j = 0; j < GGML_RUN; j++)
@@ -125,7 +149,7 @@ static inline void ggml_run_q3(const GgmlBlockQ3_K *b, int n, GgmlRun *run) {
 static inline void ggml_run_scale_min(GgmlRun *run, uint16_t d, uint16_t dmin, const uint8_t scales[12], int n) {
     int scale, min;
     ggml_scale_min(scales, n, &scale, &min);
-    ggml_run_scale(run, f16_to_float(d) * (float)scale, -(f16_to_float(dmin) * (float)min));
+    ggml_run_scale(run, ggml_half(d) * (float)scale, -(ggml_half(dmin) * (float)min));
 }
 
 static inline void ggml_run_q4(const GgmlBlockQ4_K *b, int n, GgmlRun *run) {
@@ -148,7 +172,7 @@ static inline void ggml_run_q6(const GgmlBlockQ6_K *b, int n, GgmlRun *run) {
     int half = n >> 2, quarter = n & 3;
     const uint8_t *ql = b->ql + 64 * half + 32 * (quarter & 1), *qh = b->qh + 32 * half;
     int shift = 4 * (quarter >> 1), high = 2 * quarter;
-    float d = f16_to_float(b->d);
+    float d = ggml_half(b->d);
     for (int j = 0; j < GGML_RUN; j++)
         run->codes[j] = (int8_t)((((ql[j] >> shift) & 15) | ((qh[j] >> high) & 3) << 4) - 32);
     for (int h = 0; h < 2; h++) {

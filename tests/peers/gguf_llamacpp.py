@@ -74,11 +74,15 @@ def their_logits(model, ids):
     return np.array(model.scores[: len(ids)])
 
 
-def our_logits(f, folder, ids, adapter=None, method="lora"):
-    write_batches([[[(ids, [True] * len(ids))]]], f("batches"))
-    words = ["--adapter", adapter] if adapter else []
-    probe("logits", folder, f("batches"), f("ours"), *words, *settings(precision="f32", method=method))
-    return read_tensors(f("ours"))["logits.0"].numpy()
+def our_logits_of(f, folder, texts, method):
+    write_batches([[[(ids, [True] * len(ids))] for ids in texts]], f("batches"))
+    probe("logits", folder, f("batches"), f("ours"), *settings(precision="f32", method=method))
+    tensors = read_tensors(f("ours"))
+    return [tensors[f"logits.{i}"].numpy() for i in range(len(texts))]
+
+
+def our_logits(f, folder, ids):
+    return our_logits_of(f, folder, [ids], "lora")[0]
 
 
 def make(name, folder):
@@ -270,8 +274,8 @@ def read_back(name, folder, kinds, texts=None):
             if texts is None:
                 continue
             theirs, same, total, divergence = llama(path), 0, 0, 0.0
-            for ids in texts:
-                ours = torch.from_numpy(our_logits(f, path, ids, method=method)).double()
+            for ids, ours in zip(texts, our_logits_of(f, path, texts, method)):
+                ours = torch.from_numpy(ours).double()
                 got = torch.from_numpy(their_logits(theirs, ids)).double()
                 same += int((ours.argmax(-1) == got.argmax(-1)).sum())
                 total += len(ids)
@@ -284,7 +288,7 @@ def read_back(name, folder, kinds, texts=None):
 def read_all():
     tokenizer = transformers.AutoTokenizer.from_pretrained(DEMO)
     with open(os.path.join(os.path.dirname(DEMO), "held_out.jsonl"), encoding="utf-8") as file:
-        texts = [" ".join(str(v) for v in json.loads(line).values()) for line in file][:20]
+        texts = [" ".join(str(v) for v in json.loads(line).values()) for line in file][:40]
     read_back("demo base", DEMO, FILE_TYPES, [tokenizer(text).input_ids[:100] for text in texts])
     for name in MODELS:
         with Folder() as f:

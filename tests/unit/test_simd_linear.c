@@ -215,7 +215,7 @@ static void blocks(const Backend *ref, const Backend *simd, const char *name) {
     Random r = {5000000};
     for (size_t t = 0; t < sizeof types / sizeof *types; t++)
         for (int act = 0; act < 2; act++)
-            for (int64_t tokens = 2; tokens <= 22; tokens += 20) {
+            for (int64_t tokens = 2; tokens <= 22; tokens += t % 2 == 0 ? 5 : 10) {
                 Case c = {.act = act ? DTYPE_BF16 : DTYPE_F32,
                           .capacity = tokens,
                           .tokens = tokens,
@@ -239,6 +239,9 @@ static void few_rows(const Backend *ref, const Backend *simd, const char *name) 
                                      {.format = WEIGHT_NF4, .block = 32},
                                      {.format = WEIGHT_INT8},
                                      {.format = WEIGHT_INT4, .block = 128},
+                                     {.format = WEIGHT_GGML, .nested = GGML_Q4_0},
+                                     {.format = WEIGHT_GGML, .nested = GGML_Q5_1},
+                                     {.format = WEIGHT_GGML, .nested = GGML_Q8_0},
                                      {.format = WEIGHT_GROUPED, .block = 64, .nested = 4 + GROUPED_ZEROS + GROUPED_F16},
                                      {.format = WEIGHT_GROUPED, .block = 128, .nested = 4 + GROUPED_BF16},
                                      {.format = WEIGHT_GROUPED, .block = 32, .nested = 3 + GROUPED_ORDERED}};

@@ -7,6 +7,7 @@
  * is kept as even and odd elements of 64.
  */
 #include "kernels/cpu/simd/gemm.h"
+#include "kernels/ggml_decode.h"
 
 #define BLOCK 64
 #define GROUP 4
@@ -33,6 +34,7 @@ int gemm_dots_pairs_take(const Term *term, int64_t rows, int64_t room) {
     const WeightView *w = term->b.weight;
     if (!operand_is_bf16(&term->a) || term->a.weight != NULL || w == NULL || !operand_is_bf16(&term->b)) return 0;
     if (term->k != w->cols || term->k % BLOCK != 0 || rows * term->k > 2 * room) return 0;
+    if (w->format == WEIGHT_GGML) return w->ggml_type != GGML_F16;
     return w->format == WEIGHT_BF16 || (is_4bit(w) && w->block_size % BLOCK == 0 && w->cols % w->block_size == 0);
 }
 
@@ -109,9 +111,33 @@ SIMD_INLINE void dot_4bit(const WeightView *w, int64_t n, int64_t k, const bf16 
         vf_store(sum + m * SIMD_WIDTH, a[m] + b[m]);
 }
 
+/* ggml's blocks: 32 values, rounded to BF16, are one operand. */
+SIMD_INLINE void dot_ggml(const WeightView *w, int64_t n, int64_t k, const bf16 *x, float *sum, const int rows) {
+    int64_t index = n * k / GGML_RUN;
+    vf a[GROUP];
+    SIMD_UNROLL
+    for (int m = 0; m < rows; m++)
+        a[m] = vf_load(sum + m * SIMD_WIDTH);
+    for (int64_t i = 0; i < k; i += GGML_RUN, index++) {
+        GgmlRun run;
+        ggml_run_take(w->ggml_type, w->data, index, &run);
+        vf low = vf_load_i8(run.codes) * vf_set(run.scale[0]) + vf_set(run.offset[0]);
+        vf high = vf_load_i8(run.codes + SIMD_WIDTH) * vf_set(run.scale[1]) + vf_set(run.offset[1]);
+        __m512bh pairs = _mm512_cvtne2ps_pbh(high, low);
+        SIMD_UNROLL
+        for (int m = 0; m < rows; m++)
+            a[m] = _mm512_dpbf16_ps(a[m], pairs, (__m512bh)_mm512_loadu_si512(x + m * k + i));
+    }
+    SIMD_UNROLL
+    for (int m = 0; m < rows; m++)
+        vf_store(sum + m * SIMD_WIDTH, a[m]);
+}
+
 SIMD_INLINE void dots_of(const WeightView *w, int64_t n, int64_t k, const bf16 *x, float *sum, vf codes, const int rows) {
     if (w->format == WEIGHT_BF16)
         dot_dense(w, n, k, x, sum, rows);
+    else if (w->format == WEIGHT_GGML)
+        dot_ggml(w, n, k, x, sum, rows);
     else
         dot_4bit(w, n, k, x, sum, codes, rows);
 }
@@ -122,12 +148,12 @@ void gemm_dots_pairs(const Term *term, int64_t m0, int64_t rows, int64_t n0, int
     const WeightView *w = term->b.weight;
     bf16 *x = (bf16 *)(void *)room;
     int64_t k = term->k;
-    int dense = w->format == WEIGHT_BF16;
-    vf codes = dense ? vf_zero()
-                     : vf_load(w->format == WEIGHT_INT4      ? int4_codes
-                               : w->format == WEIGHT_GROUPED ? grouped_codes
-                                                             : w->codes);
-    read_x(&term->a, m0, rows, k, !dense, x);
+    int in_order = w->format == WEIGHT_BF16 || w->format == WEIGHT_GGML;
+    vf codes = in_order ? vf_zero()
+                        : vf_load(w->format == WEIGHT_INT4      ? int4_codes
+                                  : w->format == WEIGHT_GROUPED ? grouped_codes
+                                                                : w->codes);
+    read_x(&term->a, m0, rows, k, !in_order, x);
     for (int64_t n = 0; n < columns; n++) {
         float *sum = sums + n * rows * SIMD_WIDTH;
         int64_t m = 0;

@@ -209,7 +209,10 @@ static void round_all(float *x, int64_t count) {
 
 static void read_f16(const WeightView *w, int64_t first, int64_t count, float *out) {
     const f16 *from = (const f16 *)w->data + first;
-    for (int64_t i = 0; i < count; i++)
+    int64_t i = 0;
+    for (; i + 8 <= count; i += 8)
+        _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128((const void *)(from + i))));
+    for (; i < count; i++)
         out[i] = _cvtsh_ss(from[i]);
 }
 
