@@ -18,6 +18,7 @@
 #include "train/commands.h"
 #include "train/merge.h"
 #include "train/qat.h"
+#include "train/qat_scales.h"
 #include "train/weights_internal.h"
 
 #define TOKENS 150
@@ -339,6 +340,100 @@ static void test_exported_is_trained(void **state) {
     replay_free(&data);
 }
 
+/* The adapter in a run's folder, whose config is the case's: what an export looks at. */
+static void make_run(const Case *c, const char *run, Trainer *trainer) {
+    char path[96], folder[96];
+    const char *grid = strchr(c->weights, '=') + 1, *more = strchr(c->more, '.') + 1, *value = strchr(c->more, '=') + 1;
+    const char *quote = strspn(value, "0123456789") == strlen(value) || value[0] == 't' || value[0] == 'f' ? "" : "\"";
+    char *text = memory_format(
+        "{\"model\": {\"path\": \"%s\"}, \"method\": \"%s\", \"precision\": \"%s\", \"data\": {\"path\": \"none.jsonl\"}, "
+        "\"lora\": {\"dropout\": 0}, \"qat\": {\"mode\": \"merged\", \"weights\": \"%s\", \"%.*s\": %s%s%s}}",
+        model, strchr(c->base, '=') + 1, strchr(c->precision, '=') + 1, grid, (int)(value - 1 - more), more, quote, value,
+        quote);
+    assert_ok(folder_create(run, &error), &error);
+    (void)snprintf(path, sizeof path, "%s/config.json", run);
+    assert_ok(file_write_atomic(path, text, strlen(text), &error), &error);
+    (void)snprintf(path, sizeof path, "%s/metrics.jsonl", run);
+    assert_ok(file_write_atomic(path, "", 0, &error), &error);
+    memory_free(text);
+    Engine *engine = &trainer->engine;
+    AdapterInfo info = {.base_model = model};
+    (void)snprintf(folder, sizeof folder, "%s/adapter", run);
+    assert_ok(adapter_write(&engine->adapter, &engine->params, folder, &engine->model, &info, engine->state.copy,
+                            engine->exec.config.act, &error),
+              &error);
+    if (engine->scales != NULL) assert_ok(qat_scales_write(engine->qat, folder, &error), &error);
+}
+
+/* Runs on integer grids, scales learned or not: exported with no word about the grid, the folder's weights are the trained
+ * operands, and its losses those of the training forward, to the bit. */
+static void test_exported_integers(void **state) {
+    (void)state;
+    static const Case trained[] = {{"qat.weights=int4", "qat.group_size=64", F32, DENSE, 0, 0},
+                                   {"qat.weights=int4", "qat.symmetric=false", BF16, DENSE, 0, 0},
+                                   {"qat.weights=int3", "qat.group_size=128", BF16, NF4, 0, 0},
+                                   {"qat.weights=int2", "qat.group_size=32", BF16, DENSE, 0, 0},
+                                   {"qat.weights=int8", "qat.symmetric=true", BF16, DENSE, 0, 0},
+                                   {"qat.weights=int8", "qat.activations=int8", F32, NF4, 0, 0},
+                                   {"qat.weights=int4", "qat.learn_scales=true", BF16, DENSE, 0, 0},
+                                   {"qat.weights=int3", "qat.learn_scales=true", F32, DENSE, 0, 0}};
+    static const char *const cpus[] = {"ref", NULL};
+    ReplayData data;
+    char out[64], run[64], from[80];
+    make_data(&data);
+    (void)snprintf(out, sizeof out, "%s/integers", root);
+    (void)snprintf(run, sizeof run, "%s/run", root);
+    (void)snprintf(from, sizeof from, "%s/adapter", run);
+    for (size_t n = 0; n < sizeof trained / sizeof *trained; n++)
+        for (int cpu = 0; cpu < 2; cpu++) {
+            const Case *c = &trained[n];
+            Trainer trainer;
+            float want[TOKENS], got[TOKENS];
+            double loss = 0.0, again = 0.0;
+            open_case(&trainer, c, &data, cpus[cpu]);
+            Engine *engine = &trainer.engine;
+            for (int64_t e = adapter_entries(&engine->params); e < engine->params.count; e++) /* theta, around 1 */
+                for (int64_t i = 0; i < engine->params.entries[e].rows * engine->params.entries[e].cols; i++)
+                    engine->state.master[engine->params.entries[e].offset + i] = 1.0f + 0.2f * number(77, i);
+            params_refresh_copy(&engine->state, &engine->params, engine->exec.config.act);
+            make_run(c, run, &trainer);
+            assert_ok(replay_evaluate(&trainer, &data, 0, want, &loss, &error), &error);
+            char *arguments[] = {"export", model, "--adapter", from,         "--format", "compressed-tensors",
+                                 "--out",  out,   "--json",    "--overwrite"};
+            assert_ok(command_export(10, arguments, &error), &error);
+            const char *overrides[] = {c->precision, "method=qlora"};
+            ReplayOptions options = {
+                .model = out, .cpu = cpus[cpu], .overrides = overrides, .override_count = 2, .threads = 2, .frozen = 1};
+            Trainer exported;
+            assert_ok(replay_open(&exported, &options, &data, &error), &error);
+            for (int32_t id = 0; id < weight_count(&engine->model); id++) {
+                if (!weight_is_linear(id)) continue;
+                WeightView operand, view = weights_view(exported.engine.weights, id);
+                assert_ok(engine->source.acquire(engine->source.self, id, PASS_FORWARD, &operand, &error), &error);
+                DType act = engine->exec.config.act;
+                size_t bytes = (size_t)(view.rows * view.cols) * dtype_size(act);
+                void *values = memory_alloc(bytes);
+                engine->backend.dequantize(&view, 0, view.rows * view.cols, values, act);
+                if (memcmp(values, operand.data, bytes) != 0)
+                    fail_msg("%s, %s, %s: weight %d is not the trained operand", c->weights, c->more, c->precision, (int)id);
+                memory_free(values);
+            }
+            int rounds_activations = strcmp(c->more, "qat.activations=int8") == 0;
+            if (!rounds_activations) {
+                assert_ok(replay_evaluate(&exported, &data, 0, got, &again, &error), &error);
+                assert_true(isfinite(loss) && loss > 0.0);
+                assert_memory_equal(got, want, (size_t)(2 * (TOKENS / 2 - 1)) * sizeof(float));
+            }
+            ModelConfig config;
+            assert_ok(model_config_read(out, &config, &error), &error);
+            assert_int_equal(config.prequant, rounds_activations ? PREQUANT_INT_ROWS : PREQUANT_PACKED);
+            replay_close(&exported);
+            replay_close(&trainer);
+            assert_ok(folder_remove(run, &error), &error);
+        }
+    replay_free(&data);
+}
+
 /* The tensors of an exported GGUF file are the trained operands, for those that llama.cpp does not reorder. */
 static void test_exported_gguf(void **state) {
     (void)state;
@@ -394,7 +489,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_operands),      cmocka_unit_test(test_gradients),
         cmocka_unit_test(test_start_step),    cmocka_unit_test(test_exported_is_trained),
-        cmocka_unit_test(test_exported_gguf),
+        cmocka_unit_test(test_exported_gguf), cmocka_unit_test(test_exported_integers),
     };
     return cmocka_run_group_tests(tests, make_model, remove_all);
 }
