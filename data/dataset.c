@@ -157,12 +157,14 @@ static Status choose_template(const Run *run, const char **name, Error *err) {
         *name = "plain";
         return OK;
     }
-    if (!is_auto) {
+    int is_model = !is_auto && strcmp(wanted, TEMPLATE_MODEL) == 0;
+    if (is_model && jinja == NULL) return refuse_template(run, "the model has no chat template of its own", err);
+    if (!is_auto && !is_model) {
         if (!template_exists(wanted)) return refuse_template(run, "there is no such built-in template", err);
         *name = wanted;
         return OK;
     }
-    if (run->layout->uses_model_template && jinja != NULL) {
+    if (is_model || (run->layout->uses_model_template && jinja != NULL)) {
         *name = template_recognise(jinja);
         if (*name == NULL) *name = TEMPLATE_MODEL;
         return OK;
@@ -183,8 +185,9 @@ static Status open_template(Run *run, Error *err) {
     EncodeRules *rules = &run->rules;
     const char *wanted = run->options->template_name;
     int is_auto = wanted == NULL || strcmp(wanted, "auto") == 0, is_model = strcmp(rules->template_name, TEMPLATE_MODEL) == 0;
+    int is_own = (is_auto && run->layout->uses_model_template) || (!is_auto && strcmp(wanted, TEMPLATE_MODEL) == 0);
     Error reason = {0};
-    if (!is_model && is_auto && run->layout->uses_model_template && tokenizer_chat_template(rules->tokenizer) != NULL)
+    if (!is_model && is_own && tokenizer_chat_template(rules->tokenizer) != NULL)
         (void)template_jinja_open(&rules->tools_jinja, rules->tokenizer, rules->bos, rules->eos, &reason);
     if (!is_model) return OK;
     if (template_jinja_open(&rules->jinja, rules->tokenizer, rules->bos, rules->eos, &reason) == OK) return OK;

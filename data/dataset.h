@@ -43,7 +43,7 @@ typedef struct DatasetOptions {
     const DatasetSource *sources; /* borrowed; NULL: path, with weight 1 */
     int64_t source_count;
     DataLayout layout;
-    const char *template_name; /* "auto": the model's own, else by layout; or a built-in name (template.h) */
+    const char *template_name; /* "auto": the model's own, else by layout; "model": its own; or a built-in name (template.h) */
     TrainOn train_on;
     OnError on_error;
     TooLong too_long;   /* split is for plain text only */

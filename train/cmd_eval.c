@@ -338,7 +338,7 @@ Status command_eval(int argc, char **argv, Error *err) {
         {"data", OPTION_STRING, "FILE", "JSONL, JSON, CSV or plain text, also .gz, .zst or a pattern", &o.data},
         {"layout", OPTION_STRING, "NAME", "auto, alpaca, messages, sharegpt, prompt_completion, question_answer or text",
          &o.layout},
-        {"template", OPTION_STRING, "NAME", "auto or a built-in chat template", &o.template_name},
+        {"template", OPTION_STRING, "NAME", "auto, \"model\" (its own) or a built-in chat template", &o.template_name},
         {"train-on", OPTION_STRING, "WHAT", "which tokens count: assistant, all or last", &o.train_on},
         {"max-length", OPTION_INTEGER, "N", "cut sequences there; left out: the context, at most 2048", &o.max_length},
         {"window", OPTION_INTEGER, "N", "plain text: tokens of a window; left out: the context, at most 2048", &o.window},

@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "core/memory.h"
-#include "data/template.h"
+#include "train/chat_prompt.h"
 
 static Status check_logits(const EvalOptions *o, Error *err) {
     if (o->logits == NULL || o->ids == NULL) FAIL_USAGE("--logits FILE and --ids LIST go together; give both");
@@ -30,9 +30,7 @@ static Status find_names(EvalOptions *o, Error *err) {
     else
         FAIL_USAGE("--train-on: want assistant, all or last, got \"%.60s\"", train_on);
     if (o->template_name == NULL) o->template_name = "auto";
-    if (strcmp(o->template_name, "auto") != 0 && !template_exists(o->template_name))
-        FAIL_USAGE("--template: \"%.60s\" is not a built-in template", o->template_name);
-    return OK;
+    return strcmp(o->template_name, "auto") == 0 ? OK : chat_prompt_check(o->template_name, err);
 }
 
 static Status check_exact_match(const EvalOptions *o, Error *err) {

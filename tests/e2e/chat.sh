@@ -63,12 +63,28 @@ own_template() {
     "$nibble" generate "$model" --precision f32 --max-tokens 16 --template model --prompt Hello >"$work/generated" 2>"$work/err" &&
         cmp "$work/own" "$work/generated"
     local same=$?
+    ((same == 0)) && own_template_in_eval || same=1
     rm -f "$model/chat_template.jinja"
     return $same
 }
-check "the model's own template, in chat and in generate" own_template
+# The same conversation as a question with its answer and as messages: only the latter's layout takes the model's template by itself.
+own_template_in_eval() {
+    local losses=() data=$work/conversation.jsonl layout
+    for layout in '"instruction": "Hello", "output": "Hi there"' \
+        '"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi there"}]'; do
+        echo "{$layout}" >"$data"
+        run 0 eval "$model" --precision f32 --data "$data" --template model --json && out_has '"template": "model"' || return 1
+        losses+=("$(grep -o '"loss": [0-9.e+-]*' "$work/out")")
+    done
+    [[ -n ${losses[0]} && ${losses[0]} == "${losses[1]}" ]] || return 1
+    run 0 eval "$model" --precision f32 --data "$data" --json && [[ $(grep -o '"loss": [0-9.e+-]*' "$work/out") == "${losses[0]}" ]]
+}
+check "the model's own template, in chat, in generate and in eval" own_template
 refusals() {
     run 1 chat "$model" </dev/null && err_has "no chat template of its own" || return 1
+    echo '{"instruction": "a", "output": "b"}' >"$work/one.jsonl"
+    run 2 eval "$model" --data "$work/one.jsonl" --template model && err_has "no chat template of its own" || return 1
+    run 2 eval "$model" --data "$work/one.jsonl" --template chatnl && err_has "did you mean chatml?" || return 1
     run 2 chat "$model" --template nonsense </dev/null && err_has "not a built-in template" || return 1
     run 2 chat "$model" --template chatml --context 100000 </dev/null && err_has "the model takes 256 tokens" || return 1
     run 2 chat "$model" --template chatml --top-k 5 </dev/null && err_has "temperature 0 draws none" || return 1
