@@ -274,6 +274,16 @@ static const char *torch_type(const GgufFile *file) {
     return type == GGML_F32 ? "float32" : type == GGML_F16 ? "float16" : "bfloat16";
 }
 
+/* nibble's own: what activations are rounded to. */
+static Status put_rounding(const GgufFile *file, const char *key, const char *name, Text *out, Error *err) {
+    GgufString word;
+    if (gguf_find(file, key) == NULL) return OK;
+    TRY(gguf_get_string(file, key, &word, err));
+    text_addf(out, ", \"%s\": ", name);
+    text_add_json_string(out, word.bytes, (size_t)word.length);
+    return OK;
+}
+
 Status gguf_config_text(const GgufFile *file, Text *out, Error *err) {
     Meta m = {.file = file};
     const GgufTensor *embed = gguf_tensor_find(file, "token_embd.weight");
@@ -298,6 +308,8 @@ Status gguf_config_text(const GgufFile *file, Text *out, Error *err) {
     TRY(put_token_ids(&m, out, embed->ne[1], err));
     if (is_llama && gguf_tensor_find(file, "blk.0.attn_q.bias") != NULL) text_adds(out, ", \"attention_bias\": true");
     if (is_llama && gguf_tensor_find(file, "blk.0.ffn_up.bias") != NULL) text_adds(out, ", \"mlp_bias\": true");
+    TRY(put_rounding(file, "nibble.activations", "nibble_activations", out, err));
+    TRY(put_rounding(file, "nibble.kv_cache", "nibble_kv_cache", out, err));
     text_addf(out, ", \"tie_word_embeddings\": %s, \"torch_dtype\": \"%s\"}\n",
               gguf_tensor_find(file, "output.weight") == NULL ? "true" : "false", torch_type(file));
     return OK;

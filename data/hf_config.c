@@ -294,6 +294,39 @@ static Status bnb_4bit_parse(const ConfigObject *quant, ModelConfig *config, Err
     return field_bool(quant, "bnb_4bit_use_double_quant", 0, &config->prequant_double, err);
 }
 
+Status activation_quant_parse(const char *activations, const char *kv_cache, ActivationQuant *out, Error *err) {
+    *out = (ActivationQuant){0};
+    if (activations != NULL && strcmp(activations, "none") != 0) {
+        out->symmetric = strcmp(activations, "int8") == 0;
+        if (!out->symmetric && strcmp(activations, "int8-asymmetric") != 0)
+            FAIL_USAGE("activations: want none, int8 or int8-asymmetric, got \"%.60s\"", activations);
+        out->bits = 8;
+    }
+    if (kv_cache == NULL || strcmp(kv_cache, "none") == 0) return OK;
+    out->kv_bits = strcmp(kv_cache, "int8") == 0 ? 8 : 4;
+    if (out->kv_bits == 4 && strcmp(kv_cache, "int4") != 0)
+        FAIL_USAGE("key/value cache: want none, int8 or int4, got \"%.60s\"", kv_cache);
+    return OK;
+}
+
+const char *activation_quant_inputs(const ActivationQuant *quant) {
+    return quant->bits == 0 ? "none" : quant->symmetric ? "int8" : "int8-asymmetric";
+}
+
+const char *activation_quant_cache(const ActivationQuant *quant) {
+    return quant->kv_bits == 0 ? "none" : quant->kv_bits == 8 ? "int8" : "int4";
+}
+
+static Status activations_parse(const ConfigObject *root, ModelConfig *config, Error *err) {
+    const char *inputs, *cache;
+    TRY(field_string(root, "nibble_activations", &inputs, err));
+    TRY(field_string(root, "nibble_kv_cache", &cache, err));
+    if (activation_quant_parse(inputs, cache, &config->activations, err) == OK) return OK;
+    error_prefix(err, "%s: nibble's own key", root->what);
+    if (err != NULL) err->status = ERR_FAILED;
+    return ERR_FAILED;
+}
+
 static Status quantization_parse(const ConfigObject *root, ModelConfig *config, Error *err) {
     ConfigObject quant;
     const char *method = NULL;
@@ -348,6 +381,7 @@ static Status root_parse(const ConfigObject *root, ModelConfig *config, Error *e
     TRY(token_ids_parse(root, config, err));
     TRY(dtype_parse(root, config, err));
     TRY(quantization_parse(root, config, err));
+    TRY(activations_parse(root, config, err));
     config->parameters = parameters_count(config);
     return OK;
 }

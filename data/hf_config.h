@@ -54,6 +54,19 @@ typedef struct GroupedConfig {
 
 #define GGUF_LINEARS 7 /* of a layer: q, k, v, o, gate, up, down */
 
+/* What the linears' inputs and the keys and values are rounded to, by kernels/ops.h's fake_rows: integers with a scale per token,
+ * or per token and key/value head after RoPE. bits 0: not rounded. In a file: nibble's own keys nibble_activations (none, int8,
+ * int8-asymmetric) and nibble_kv_cache (none, int8, int4); GGUF: nibble.activations and nibble.kv_cache. */
+typedef struct ActivationQuant {
+    int bits, symmetric;
+    int kv_bits; /* symmetric */
+} ActivationQuant;
+/* From these words; NULL is "none". Refuses others. */
+Status activation_quant_parse(const char *activations, const char *kv_cache, ActivationQuant *out, Error *err);
+/* The words. */
+const char *activation_quant_inputs(const ActivationQuant *quant);
+const char *activation_quant_cache(const ActivationQuant *quant);
+
 typedef struct ModelConfig {
     char model_type[32];   /* "llama", "mistral", "qwen2", "qwen3" */
     char architecture[64]; /* "LlamaForCausalLM" … */
@@ -75,7 +88,8 @@ typedef struct ModelConfig {
         uint8_t embedding, head; /* PREQUANT_GGUF where some linear is quantized */
         uint8_t linear[MODEL_MAX_LAYERS][GGUF_LINEARS];
     } gguf;
-    int64_t parameters; /* of the whole model, embeddings and tied head counted once */
+    ActivationQuant activations; /* what it was trained with and is to be run with */
+    int64_t parameters;          /* of the whole model, embeddings and tied head counted once */
 } ModelConfig;
 
 /* Whether a folder holds grouped integers. */

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 #include "core/file.h"
 #include "core/log.h"
@@ -87,6 +88,14 @@ static Status check_format(ExportOptions *o, Error *err) {
 
 static Status check_gguf(const ExportOptions *o, const GgufMix **mix, Error *err) {
     if (o->gguf_type != NULL && o->format != EXPORT_GGUF) FAIL_USAGE("--gguf-type belongs to --format gguf");
+    if (o->gguf_embeddings != NULL) {
+        static const char *const types[] = {"F32", "F16", "BF16", "Q8_0"};
+        size_t i = 0;
+        if (o->format != EXPORT_GGUF) FAIL_USAGE("--gguf-embeddings belongs to --format gguf");
+        while (i < 4 && strcasecmp(types[i], o->gguf_embeddings) != 0)
+            i++;
+        if (i == 4) FAIL_USAGE("--gguf-embeddings: want F32, F16, BF16 or Q8_0, got \"%.40s\"", o->gguf_embeddings);
+    }
     if (o->format == EXPORT_GGUF) TRY(gguf_mix_named(o->gguf_type, mix, err));
     if (o->eval != NULL && format_info(o->format)->no_eval && !o->is_adapter)
         FAIL_USAGE("--eval: the model in format %s cannot be run here; leave --eval out", o->format_name);
@@ -220,11 +229,27 @@ Status export_interrupted(Error *err) {
     return error_set(err, ERR_INTERRUPTED, "interrupted; nothing was written");
 }
 
+/* What activations were rounded to in training, into config.json; a base that says so itself says the same. */
+static Status note_rounding(const Export *export, const char *folder, Error *err) {
+    const ActivationQuant *rounding = &export->rounding, *said = &merge_model(export->merge)->activations;
+    if (export->options->format == EXPORT_GGUF || memcmp(rounding, said, sizeof *said) == 0) return OK;
+    if (said->bits != 0 || said->kv_bits != 0)
+        FAIL(
+            "%s says that activations are rounded otherwise than the adapter was trained with; remove nibble_activations and "
+            "nibble_kv_cache from its config.json",
+            export->options->model);
+    char member[96];
+    (void)snprintf(member, sizeof member, "\"nibble_activations\": \"%s\",\n  \"nibble_kv_cache\": \"%s\"",
+                   activation_quant_inputs(rounding), activation_quant_cache(rounding));
+    return output_folder_add_to_config(folder, member, err);
+}
+
 static Status fill(void *context, const char *folder, Error *err) {
     Export *export = context;
     const ExportOptions *o = export->options;
     TRY(format_info(o->format)->write(export, folder, err));
     if (o->is_adapter) return export_report_write(export, folder, err);
+    TRY(note_rounding(export, folder, err));
     if (!o->no_verify) {
         TRY(export_proof_weights(export, folder, err));
         TRY(export_proof_eval(export, folder, err));
@@ -239,6 +264,7 @@ static Status run(Export *export, Error *err) {
     TRY(pool_create(&export->pool, (int)o->threads, err));
     if (!o->is_adapter) {
         TRY(export_choose_base(export, err));
+        if (o->format == EXPORT_GGUF) TRY(export_gguf_choose(export, err));
         log_info("merging onto %s: %s", export->onto, export->reason);
         TRY(merge_open(&export->merge, &export->merging, &export->backend, export->pool, err));
         TRY(choose_spec(export, err));
@@ -268,6 +294,8 @@ Status command_export(int argc, char **argv, Error *err) {
         {"onto", OPTION_STRING, "BASE", "original or dequantized; left out: what the run trained on", &o.onto},
         {"dtype", OPTION_STRING, "TYPE", "bf16, f16 or f32 (hf, peft); left out: as it is stored", &o.dtype_name},
         {"gguf-type", OPTION_STRING, "TYPE", "Q4_K_M (left out), F16, Q8_0, ...; a wrong one lists all", &o.gguf_type},
+        {"gguf-embeddings", OPTION_STRING, "TYPE",
+         "F32, F16, BF16 or Q8_0 for embedding and head; left out: as llama.cpp mixes", &o.gguf_embeddings},
         {"quantizer", OPTION_STRING, "NAME",
          "gptq, awq, compressed-tensors: rtn (left out), mse, percentile, or with --calibration gptq or awq", &o.quantizer},
         {"calibration", OPTION_STRING, "FILE", "data to run through the model: what its inputs are decides how it is rounded",

@@ -131,10 +131,10 @@ static Status open_qat(Engine *engine, const Config *config, Error *err) {
                       .scales = engine->scales,
                       .rows = config->train.micro_batch_tokens};
     TRY(qat_options(config, &shape.options, err));
+    TRY(qat_activations(config, &engine->model, &engine->activations, err));
     if (shape.options.mode == QAT_NONE) return OK;
     if (engine->backend.on_device) FAIL_USAGE("qat.mode %s runs on the CPU only so far; use --device cpu", config->qat.mode);
     engine->qat_mode = shape.options.mode;
-    engine->activations = qat_activations(config);
     if (config->train.samples > 0 && weights_bytes(engine->weights) > LARGE_BASE)
         log_warning(
             "qat.mode %s: the report's samples quantize the whole model again for every token; train.samples=0 spares that",
@@ -205,6 +205,7 @@ Status engine_open(Engine *engine, const EngineOptions *options, Error *err) {
     engine->method = options->method;
     engine->comm = options->comm;
     TRY(model_config_read(options->model, &engine->model, err));
+    engine->activations = options->rounding != NULL ? *options->rounding : engine->model.activations;
     TRY(device_open(&engine->device, options->device, options->cpu, err));
     engine->backend = engine->device.backend;
     if (engine->backend.on_device && engine->comm != NULL)

@@ -30,6 +30,7 @@ typedef struct EngineOptions {
     Method method;
     int random_weights; /* METHOD_FULL: drawn from the seed instead of read (the folder needs only config.json) */
     uint64_t seed;
+    const ActivationQuant *rounding; /* instead of what the model says; NULL: that */
     const Config *config; /* METHOD_LORA: what adapters to make; NULL otherwise */
     Comm *comm;           /* NULL: one rank */
     int optimizer;        /* allocate gradients and moments */

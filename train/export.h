@@ -34,7 +34,7 @@ typedef enum ExportFormat {
 typedef enum Quantizing { QUANTIZER_NEAREST, QUANTIZER_GPTQ, QUANTIZER_AWQ, QUANTIZER_MSE, QUANTIZER_PERCENTILE } Quantizing;
 
 typedef struct ExportOptions {
-    const char *model, *format_name, *out, *onto, *dtype_name, *eval, *gguf_type, *calibration, *activations;
+    const char *model, *format_name, *out, *onto, *dtype_name, *eval, *gguf_type, *gguf_embeddings, *calibration, *activations;
     int64_t calibration_samples, calibration_tokens; /* 0: not given */
     const char *quantizer;
     double damping, percentile; /* 0: not given */
@@ -90,14 +90,16 @@ typedef struct Export {
     const char *onto; /* "original" or "dequantized" */
     char reason[512]; /* why that base */
     Merge *merge;
-    QuantSpec spec;          /* bnb-nf4 and grouped integers: of what is written */
-    QuantSpec trained_grid;  /* qat.weights nf4 or an integer grid of the adapter's run; else format is none of these */
-    char spec_text[96];      /* grouped integers: "int4, groups of 128, symmetric" */
-    int trained_scales;      /* and its scales were learned */
-    int trained_activations; /* and it rounded activations to int8 per token */
-    int int8_activations;    /* compressed-tensors: what is written is served with such activations */
-    DType type;              /* hf: of the merged weights */
+    QuantSpec spec;           /* bnb-nf4 and grouped integers: of what is written */
+    QuantSpec trained_grid;   /* qat.weights nf4 or an integer grid of the adapter's run; else format is none of these */
+    char spec_text[96];       /* grouped integers: "int4, groups of 128, symmetric" */
+    int trained_scales;       /* and its scales were learned */
+    ActivationQuant rounding; /* of activations: as it was trained with, else as the base says */
+    int int8_activations;     /* compressed-tensors: what is written is served with such activations */
+    DType type;               /* hf: of the merged weights */
     const struct GgufMix *gguf;
+    const char *trained_gguf;        /* ggml type that a run's linears were trained as, or NULL */
+    const char *embeddings;          /* gguf: type of embedding and head instead of the mix's, or NULL */
     struct Calibration *calibration; /* NULL: none was asked for */
     int64_t linears, adapted;
     uint64_t bytes;
@@ -136,6 +138,8 @@ typedef struct ExportReader {
     void (*close)(void *state); /* NULL is fine */
 } ExportReader;
 
+/* Fills in gguf and embeddings: as asked for, else as the run trained. */
+Status export_gguf_choose(Export *export, Error *err);
 Status export_gguf_write(Export *export, const char *folder, Error *err);
 Status export_lora_gguf_write(Export *export, const char *folder, Error *err);
 extern const ExportReader export_gguf_reader;

@@ -87,6 +87,7 @@ static Status run_model(const Evaluation *e, const char *folder, const char *ada
                              .act = DTYPE_F32,
                              .threads = pool_threads(e->export->pool),
                              .weights = *weights,
+                             .rounding = &e->export->rounding,
                              .method = METHOD_FROZEN};
     const ModelConfig *model = merge_model(e->export->merge);
     int64_t capacity = e->data.longest, chunk = capacity < GENERATE_CHUNK ? capacity : GENERATE_CHUNK;

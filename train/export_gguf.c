@@ -2,6 +2,7 @@
 #include "train/export_gguf.h"
 
 #include <string.h>
+#include <strings.h>
 
 #include "core/file.h"
 #include "core/log.h"
@@ -24,6 +25,28 @@ typedef struct Writer {
     size_t rows_capacity;
 } Writer;
 
+/* A type whose blocks do not fit leaves the mix's. */
+static uint32_t embedding_type(const char *name, int64_t cols, uint32_t otherwise) {
+    uint32_t type = strcasecmp(name, "F32") == 0    ? GGML_F32
+                    : strcasecmp(name, "F16") == 0  ? GGML_F16
+                    : strcasecmp(name, "BF16") == 0 ? GGML_BF16
+                                                    : GGML_Q8_0;
+    return type == GGML_Q8_0 && cols % GGML_BLOCK != 0 ? otherwise : type;
+}
+
+Status export_gguf_choose(Export *export, Error *err) {
+    const ExportOptions *o = export->options;
+    int as_trained =
+        export->trained_gguf != NULL && (o->gguf_type == NULL || strcasecmp(o->gguf_type, export->trained_gguf) == 0);
+    if (!as_trained) export->embeddings = NULL;
+    if (as_trained) TRY(gguf_mix_named(export->trained_gguf, &export->gguf, err));
+    if (o->gguf_embeddings != NULL) export->embeddings = o->gguf_embeddings;
+    if (as_trained)
+        log_info("gguf: the run trained %s with embedding and head in 16 or 32 bits: written as %s, embedding and head as %s",
+                 export->trained_gguf, export->trained_gguf, export->embeddings);
+    return OK;
+}
+
 static Status declare(Writer *w, GgufWriter *writer, int32_t id, Error *err) {
     MergeWeight weight = merge_weight(w->export->merge, id);
     char name[GGUF_WEIGHT_NAME_MAX];
@@ -31,6 +54,8 @@ static Status declare(Writer *w, GgufWriter *writer, int32_t id, Error *err) {
     int64_t ne[2] = {weight.cols, weight.rows};
     int is_vector = weight.file->ndim == 1;
     uint32_t type = gguf_mix_type(w->export->gguf, w->model, id, weight.cols, w->export->calibration != NULL);
+    if (w->export->embeddings != NULL && (id == WEIGHT_EMBED || id == WEIGHT_HEAD))
+        type = embedding_type(w->export->embeddings, weight.cols, type);
     w->ids[w->count++] = id;
     return gguf_add_tensor(writer, name, type, is_vector ? 1 : 2, ne, err);
 }
@@ -159,6 +184,13 @@ static Status put_tokenizer(GgufWriter *writer, const char *source, const ModelC
     return status;
 }
 
+/* nibble's own keys; other readers skip what they do not know. */
+static Status put_rounding(GgufWriter *writer, const ActivationQuant *rounding, Error *err) {
+    if (rounding->bits > 0) TRY(gguf_put_text(writer, "nibble.activations", activation_quant_inputs(rounding), err));
+    if (rounding->kv_bits > 0) TRY(gguf_put_text(writer, "nibble.kv_cache", activation_quant_cache(rounding), err));
+    return OK;
+}
+
 Status export_gguf_write(Export *export, const char *folder, Error *err) {
     const ModelConfig *model = merge_model(export->merge);
     Writer w = {.export = export, .model = model};
@@ -168,6 +200,7 @@ Status export_gguf_write(Export *export, const char *folder, Error *err) {
     export->bytes = 0;
     take_buffers(&w);
     TRY_GOTO(gguf_put_model(writer, model, last_part(export->options->out), export->gguf, err));
+    TRY_GOTO(put_rounding(writer, &export->rounding, err));
     TRY_GOTO(put_tokenizer(writer, export->options->model, model, err));
     TRY_GOTO(declare_all(&w, writer, err));
     TRY_GOTO(gguf_writer_write(writer, produce, &w, err));

@@ -12,8 +12,10 @@ typedef struct TrainedOn {
     int known;
     int quantized;
     QuantSpec spec;
-    QuantSpec grid;          /* of quantization-aware training on nf4 or integers; else all 0 */
-    int scales, activations; /* learned; rounded to int8 per token */
+    QuantSpec grid; /* of quantization-aware training on nf4 or integers; else all 0 */
+    int scales;     /* learned, or searched for */
+    ActivationQuant activations;
+    const char *gguf, *embeddings; /* trained as ggml blocks: their type, and that of embedding and head */
 } TrainedOn;
 
 static const QuantSpec usual = {.format = WEIGHT_NF4, .double_quant = 1, .block_size = 64};
@@ -31,18 +33,23 @@ static char *parent_folder(const char *path) {
     return memory_format("%.*s", (int)length, path);
 }
 
-static void trained_on_integers(const Config *config, const QatOptions *qat, TrainedOn *out) {
+static void trained_on_integers(const QatOptions *qat, TrainedOn *out) {
     const FakeQuant *grid = &qat->grid;
     GroupInt integers = {
         .bits = grid->bits, .symmetric = grid->symmetric, .group = grid->group, .scale_type = grid->scale_type};
     out->grid = quant_spec_grouped(&integers);
-    out->scales = qat->learn_scales && qat->mode == QAT_MERGED;
-    out->activations = strcmp(config->qat.activations, "int8") == 0;
+    out->scales = (qat->learn_scales || qat->search_scales) && qat->mode == QAT_MERGED;
+}
+
+static void trained_on_blocks(const Config *config, const QatOptions *qat, TrainedOn *out) {
+    FakeGrid grid = qat->grid.grid;
+    out->gguf = grid == FAKE_Q4_0 ? "Q4_0" : grid == FAKE_Q8_0 ? "Q8_0" : grid == FAKE_Q4_K ? "Q4_K" : NULL;
+    out->embeddings = out->gguf == NULL ? NULL : precision_type(config->precision) == DTYPE_F32 ? "F32" : "BF16";
 }
 
 /* From the config of the run in whose folder the adapter lies, if it lies in one. */
-static Status trained_on(const char *adapter, TrainedOn *out, Error *err) {
-    *out = (TrainedOn){0};
+static Status trained_on(const char *adapter, const ModelConfig *model, TrainedOn *out, Error *err) {
+    *out = (TrainedOn){.activations = model->activations};
     char *run = parent_folder(adapter), *config_path = path_join(run, "config.json"),
          *metrics = path_join(run, "metrics.jsonl");
     int is_run = file_exists(config_path) && file_exists(metrics);
@@ -60,10 +67,12 @@ static Status trained_on(const char *adapter, TrainedOn *out, Error *err) {
                 out->spec = (QuantSpec){
                     .format = weights.linear, .double_quant = weights.double_quant, .block_size = weights.block_size};
             if (status == OK) status = qat_options(&config, &qat, err);
+            if (status == OK && qat.mode != QAT_NONE) trained_on_blocks(&config, &qat, out);
+            if (status == OK) status = qat_activations(&config, model, &out->activations, err);
             if (status == OK && qat.mode != QAT_NONE && qat.grid.grid == FAKE_NF4)
                 out->grid =
                     (QuantSpec){.format = WEIGHT_NF4, .double_quant = qat.grid.double_quant, .block_size = qat.grid.block_size};
-            if (status == OK && qat.mode != QAT_NONE && qat.grid.grid == FAKE_INT) trained_on_integers(&config, &qat, out);
+            if (status == OK && qat.mode != QAT_NONE && qat.grid.grid == FAKE_INT) trained_on_integers(&qat, out);
             config_free(&config);
         }
         if (status != OK) {
@@ -124,16 +133,19 @@ Status export_choose_base(Export *export, Error *err) {
     TrainedOn run = {0};
     ModelConfig model;
     TRY(model_config_read(o->model, &model, err));
+    export->rounding = model.activations;
     for (int i = 0; i < o->adapters.count; i++) {
         TrainedOn other;
-        TRY(trained_on(o->adapters.items[i], &other, err));
+        TRY(trained_on(o->adapters.items[i], &model, &other, err));
         if (i > 0 && !same(&run, &other) && (o->onto == NULL || strcmp(o->onto, "dequantized") == 0))
             FAIL_USAGE("%s and %s were trained on differently stored bases; give --onto original", o->adapters.items[0],
                        o->adapters.items[i]);
         run = i == 0 ? other : run;
         export->trained_grid = run.grid;
         export->trained_scales = run.scales;
-        export->trained_activations = run.activations;
+        export->rounding = run.activations;
+        export->trained_gguf = run.gguf;
+        export->embeddings = run.embeddings;
     }
     if (model.prequant == PREQUANT_NONE) return choose(export, &run, err);
     if (o->onto != NULL && strcmp(o->onto, "original") == 0)

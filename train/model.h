@@ -38,13 +38,6 @@ static inline AdapterModule *adapter_module(const Adapter *adapter, int64_t laye
 /* Quantization-aware training (train/qat.h): linears take dense operands from a source that makes them. */
 typedef enum QatMode { QAT_NONE, QAT_SEPARATE, QAT_MERGED } QatMode;
 
-/* What the linears' inputs and the keys and values are rounded to, by kernels/ops.h's fake_rows: integers with a scale per token,
- * or per token and key/value head after RoPE. bits 0: not rounded. */
-typedef struct ActivationQuant {
-    int bits, symmetric;
-    int kv_bits; /* symmetric */
-} ActivationQuant;
-
 typedef struct ModelShape {
     const ModelConfig *config;
     WeightFormat linear;            /* of the layers' linears, where weights is NULL */

@@ -49,7 +49,22 @@ Status model_options_check(const ModelOptions *options, const char *folder, Mode
     TRY(model_config_read(folder, model, err));
     if (model->prequant != PREQUANT_NONE && type != 0)
         FAIL_USAGE("--quant %s: %s is quantized already; leave --quant out to use it as it is", options->quant, folder);
-    return OK;
+    ActivationQuant rounding;
+    Status status = activation_quant_parse(options->activations, options->kv_cache, &rounding, err);
+    if (status != OK) error_prefix(err, options->activations != NULL ? "--activations, --kv-cache" : "--kv-cache");
+    return status;
+}
+
+/* What the model says, where an option does not. */
+static ActivationQuant rounding_of(const ModelOptions *options, const ModelConfig *model) {
+    ActivationQuant asked = {0}, out = model->activations;
+    (void)activation_quant_parse(options->activations, options->kv_cache, &asked, NULL); /* checked before */
+    if (options->activations != NULL) {
+        out.bits = asked.bits;
+        out.symmetric = asked.symmetric;
+    }
+    if (options->kv_cache != NULL) out.kv_bits = asked.kv_bits;
+    return out;
 }
 
 WeightOptions model_options_weights(const ModelOptions *options) {
@@ -62,6 +77,7 @@ WeightOptions model_options_weights(const ModelOptions *options) {
 
 Status model_options_open(Engine *engine, const ModelOptions *options, const char *folder, const ModelConfig *model,
                           size_t extra, Error *err) {
+    ActivationQuant rounding = rounding_of(options, model);
     EngineOptions open = {.model = folder,
                           .adapter = options->adapter,
                           .act = precision_type(options->precision),
@@ -69,6 +85,7 @@ Status model_options_open(Engine *engine, const ModelOptions *options, const cha
                           .cpu = getenv("NIBBLE_CPU"),
                           .device = options->device,
                           .weights = model_options_weights(options),
+                          .rounding = &rounding,
                           .method = METHOD_FROZEN};
     WeightBytes bytes;
     TRY(weights_plan(model, &open.weights, model->dtype, &bytes, err));

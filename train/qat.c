@@ -36,13 +36,10 @@ Status qat_options(const Config *config, QatOptions *options, Error *err) {
     return OK;
 }
 
-ActivationQuant qat_activations(const Config *config) {
-    ActivationQuant round = {0};
-    if (strcmp(config->qat.mode, "none") == 0) return round;
-    if (strcmp(config->qat.activations, "none") != 0) round.bits = 8;
-    round.symmetric = strcmp(config->qat.activations, "int8") == 0;
-    if (strcmp(config->qat.kv_cache, "none") != 0) round.kv_bits = strcmp(config->qat.kv_cache, "int8") == 0 ? 8 : 4;
-    return round;
+Status qat_activations(const Config *config, const ModelConfig *model, ActivationQuant *out, Error *err) {
+    *out = model->activations;
+    if (strcmp(config->qat.mode, "none") == 0) return OK;
+    return activation_quant_parse(config->qat.activations, config->qat.kv_cache, out, err);
 }
 
 /* ---- memory ---------------------------------------------------------------------------------------------------------------- */

@@ -39,8 +39,8 @@ typedef struct QatOptions {
 
 /* What the config's qat section says. */
 Status qat_options(const Config *config, QatOptions *options, Error *err);
-/* And of activations. */
-ActivationQuant qat_activations(const Config *config);
+/* And of activations; without a qat.mode, what the model is to be run with. */
+Status qat_activations(const Config *config, const ModelConfig *model, ActivationQuant *out, Error *err);
 
 /* What memory and operands depend on. Borrowed. */
 typedef struct QatShape {

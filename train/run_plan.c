@@ -163,7 +163,7 @@ static Status plan_parameters(PlanInput *in, Adapter *adapter, ParamSet *params,
         QatOptions qat;
         TRY(qat_options(config, &qat, err));
         in->shape.qat = qat.mode;
-        in->shape.activations = qat_activations(config);
+        TRY(qat_activations(config, in->model, &in->shape.activations, err));
         TRY(qat_scale_params(&qat, in->model, params, offsets, err));
         in->shape.learn_scales = *offsets != NULL;
     }

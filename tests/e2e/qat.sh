@@ -94,6 +94,28 @@ exports() {
 }
 check "an nf4 run is exported to bnb-nf4" exports
 
+# Exported = trained: the folder or file, read back, has the loss that the run last measured, with what it rounds activations to.
+shipped() { # NAME WEIGHTS FORMAT WORDS...
+    local name=ship-$1 weights=$2 format=$3 what=$work/$1-shipped lost
+    shift 3
+    qat 0 "$name" merged "$weights" --set method=lora --set precision=f32 --set data.eval_path="$work/data.jsonl" --set data.eval_fraction=0 "$@" || return 1
+    run 0 export "$work/model" --adapter "$work/$name/adapter" --format "$format" --out "$what" || return 1
+    [[ $format == gguf ]] && what=$(find "$what" -name '*.gguf')
+    run 0 eval "$what" --data "$work/data.jsonl" --precision f32 --json || return 1
+    lost=$(losses_of "$name" | sort -k1,1 -k2,2n | sed -n 's/^eval [0-9]* //p' | tail -n 1)
+    [[ -n $lost && $(printf '%.8f' "$lost") == "$(sed -nE 's/.*"loss": ([0-9.]+),.*/\1/p' "$work/out")" ]] ||
+        { echo "# trained $lost, exported: $(cat "$work/out")"; false; }
+}
+for grid in int2 int3 int4 int8; do check "exported = trained: $grid" shipped "$grid" "$grid" compressed-tensors; done
+check "exported = trained: zero points" shipped zeros int4 compressed-tensors --set qat.symmetric=false
+check "exported = trained: learned scales" shipped learned int3 compressed-tensors --set qat.learn_scales=true
+check "exported = trained: searched scales, int8 activations, int4 cache" shipped rounded int4 compressed-tensors \
+    --set qat.scales=mse --set qat.activations=int8 --set qat.kv_cache=int4
+check "exported = trained: nf4, asymmetric activations" shipped nf4 nf4 bnb-nf4 --set qat.activations=int8-asymmetric
+for grid in q4_0 q8_0; do
+    check "exported = trained: $grid, int8 cache" shipped "$grid" "$grid" gguf --set qat.kv_cache=int8
+done
+
 both() { fails_with "lora.dropout above 0" train "$work/config.json" --set qat.mode=merged; }
 check "merged with dropout is refused" both
 full() { fails_with "qat.mode merged and method full do not go together" train "$work/config.json" --set qat.mode=merged --set method=full --set lora.dropout=0 --set lora.rank=16 --set lora.alpha=32; }
