@@ -75,7 +75,7 @@ const ConfigKey config_keys[] = {
      .choices = LIST("auto", "alpaca", "messages", "sharegpt", "prompt_completion", "question_answer", "text", "preference"),
      .help = "What a record looks like; auto: by the fields of each file's first one. preference is read and checked only."},
     {"data.template", KEY_CHOICE, AT(data.template_name), .fallback = "\"auto\"", .automatic = 1, .choices = template_names,
-     .help = "The chat template; auto: the model's own, else by the layout and the vocabulary."},
+     .help = "The chat template; auto: the model's own, else by the layout and the vocabulary. Tools need the model's own."},
     {"data.train_on", KEY_CHOICE, AT(data.train_on), .fallback = "\"assistant\"", .choices = LIST("assistant", "all", "last"),
      .help = "Which tokens count in the loss: the assistant's turns, everything, or the last turn of the assistant."},
     {"data.max_length", KEY_INTEGER, AT(data.max_length), .fallback = "\"auto\"", RANGE(2, TOKENS_MAX), .automatic = 1,

@@ -1,25 +1,73 @@
-/* A data file's bytes: the first two choose layout, template, what is trained, the form and the limits, the rest is the file. What is
- * accepted must be whole: masks that never begin a sequence, ids in the vocabulary, lengths in bounds, and the same again
+/* A data file's bytes: the first two choose layout, template, what is trained, the form and the limits, the rest is the file. The
+ * template "auto" is a model's own, which knows tools and reasoning. What is accepted must be whole: masks that never begin a sequence, ids in the vocabulary, lengths in bounds, and the same again
  * with bad records left out. */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "core/file.h"
+#include "core/memory.h"
 #include "data/dataset.h"
 #include "data/packing.h"
 #include "data/template.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-static Tokenizer *open_tokenizer(void) {
-    static Tokenizer *tokenizer; /* opened once for the process */
+#define VOCABULARY "tests/golden/tokenizer_llama2_style.json"
+
+/* Definitions stand at the last question, so that a conversation's beginning is not rendered as it is in the whole. */
+static const char config[] =
+    "{\"bos_token\":\"<s>\",\"eos_token\":\"</s>\",\"chat_template\":\"{% set users = messages | selectattr('role', 'equalto', "
+    "'user') | list %}{% for m in messages %}{% if tools and m == users[-1] %}[T]{{ tools | tojson }}{% endif %}<{{ m.role }}>"
+    "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content or '' }}{% for c in "
+    "m.tool_calls "
+    "or [] %}<call>{{ (c.function or c).name }}{{ (c.function or c).arguments | tojson }}{% endfor %}{% if m.name %}{{ m.name "
+    "}}"
+    "{% endif %}</s>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}\"}";
+
+static void fail(const char *message) {
+    fprintf(stderr, "%s (run from the repository's root)\n", message);
+    abort();
+}
+
+static void copy_vocabulary(const char *path) {
+    char *text;
+    size_t length;
     Error err;
-    if (tokenizer == NULL && tokenizer_open(&tokenizer, "tests/golden/tokenizer_llama2_style.json", &err) != OK) {
-        fprintf(stderr, "%s (run from the repository's root)\n", err.text);
-        abort();
-    }
+    if (file_read(VOCABULARY, (size_t)64 << 20, &text, &length, &err) != OK ||
+        file_write_atomic(path, text, length, &err) != OK)
+        fail(err.text);
+    memory_free(text);
+}
+
+/* A model's folder, made for the time of opening it. */
+static Tokenizer *open_folder(void) {
+    char folder[64], vocabulary[96], settings[96];
+    Tokenizer *tokenizer;
+    Error err;
+    snprintf(folder, sizeof folder, "/tmp/nibble-fuzz-model-%ld", (long)getpid());
+    snprintf(vocabulary, sizeof vocabulary, "%s/tokenizer.json", folder);
+    snprintf(settings, sizeof settings, "%s/tokenizer_config.json", folder);
+    if (folder_create(folder, &err) != OK) fail(err.text);
+    copy_vocabulary(vocabulary);
+    if (file_write_atomic(settings, config, sizeof config - 1, &err) != OK) fail(err.text);
+    if (tokenizer_open(&tokenizer, folder, &err) != OK) fail(err.text);
+    unlink(vocabulary);
+    unlink(settings);
+    rmdir(folder);
     return tokenizer;
+}
+
+/* Both are opened once for the process. */
+static Tokenizer *open_tokenizer(int with_template) {
+    static Tokenizer *tokenizers[2];
+    Error err;
+    if (tokenizers[0] == NULL) {
+        if (tokenizer_open(&tokenizers[0], VOCABULARY, &err) != OK) fail(err.text);
+        tokenizers[1] = open_folder();
+    }
+    return tokenizers[with_template];
 }
 
 static void check(const Dataset *d, const DatasetOptions *options) {
@@ -75,7 +123,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
                               .on_error = ON_ERROR_FAIL,
                               .too_long = (TooLong)(rest / 6 % 4),
                               .max_length = 2 + (data[0] >> 6) * 20,
-                              .tokenizer = open_tokenizer(),
+                              .tokenizer = open_tokenizer(choice == templates),
                               .eos_id = 2};
     for (int skips = 0; skips < 2; skips++) {
         options.on_error = skips ? ON_ERROR_SKIP : ON_ERROR_FAIL;
