@@ -1,0 +1,179 @@
+// Attention forward on the tensor cores: tiles of keys, online softmax (Milakov & Gimelshein 2018; Dao 2023, FlashAttention-2).
+//
+// Four warps take 32 query rows each of one head; keys and values pass through two stages of shared memory. Scores are kept
+// in the base of 2; weights are rounded to BF16 for their product with the values, their sum is not.
+#include "kernels/cuda/attention.cuh"
+
+static constexpr int WARPS = 4, THREADS = WARPS * 32, MT = 2, QUERIES = WARPS * 16 * MT;
+
+template <int D>
+struct Shape {
+    static constexpr int KEYS = D > 64 ? 32 : 64;
+    static constexpr int STRIDE = Tile<D>::STRIDE;
+    static constexpr size_t BYTES = sizeof(bf16) * STRIDE * (QUERIES + 4 * KEYS);
+};
+
+template <int D>
+__global__ void __launch_bounds__(THREADS) attention_forward(Attention a) {
+    constexpr int KEYS = Shape<D>::KEYS, STRIDE = Shape<D>::STRIDE, NT = KEYS / 8, DT = D / 8;
+    CU_DYN_SHARED(memory);
+    CU_SHARED(int64_t, first_keys, [QUERIES]);
+    bf16 *tile_q = (bf16 *)memory, *tile_k = tile_q + QUERIES * STRIDE, *tile_v = tile_k + 2 * KEYS * STRIDE;
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+    int64_t head = blockIdx.x, kv_head = head / (a.heads / a.kv_heads), tokens = a.batch->tokens;
+    int64_t first = (int64_t)(gridDim.y - 1 - blockIdx.y) * QUERIES;  // the longest tiles first
+    if (first >= tokens) return;
+    const bf16 *q = (const bf16 *)a.q + head * a.head_dim, *k = (const bf16 *)a.k + kv_head * a.head_dim;
+    const bf16 *v = (const bf16 *)a.v + kv_head * a.head_dim;
+    int64_t pitch = a.heads * a.head_dim, kv_pitch = a.kv_heads * a.head_dim, shift = key_row(a, 0), keys = shift + tokens;
+    int64_t last = first + QUERIES < tokens ? first + QUERIES : tokens;
+
+    for (int i = threadIdx.x; i < QUERIES; i += THREADS)
+        first_keys[i] = first_key(a, first + i < last ? first + i : last - 1);
+    __syncthreads();
+    int64_t begin = first_keys[0] / KEYS * KEYS, end = shift + last;
+    Tile<D>::template load<QUERIES, THREADS>(tile_q, q, pitch, first, tokens, a.head_dim);
+    auto load = [&](int stage, int64_t key) {
+        Tile<D>::template load<KEYS, THREADS>(tile_k + stage * KEYS * STRIDE, k, kv_pitch, key, keys, a.head_dim);
+        Tile<D>::template load<KEYS, THREADS>(tile_v + stage * KEYS * STRIDE, v, kv_pitch, key, keys, a.head_dim);
+        cp_async_commit();
+    };
+    load(0, begin);
+
+    int row = warp * 16 * MT;
+    int low[MT][2], high[MT][2];  // the keys of the lane's rows
+#pragma unroll
+    for (int m = 0; m < MT; m++)
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            low[m][h] = (int)first_keys[row + m * 16 + h * 8 + g];
+            high[m][h] = (int)(shift + first) + row + m * 16 + h * 8 + g;
+        }
+    int64_t warp_low = first_keys[row + 16 * MT - 1], warp_high = shift + first + row;  // what all rows of the warp see
+    float out[MT][DT][4] = {}, most[MT][2], sum[MT][2] = {};
+#pragma unroll
+    for (int m = 0; m < MT; m++)
+        most[m][0] = most[m][1] = -INFINITY;
+    float scale = a.scale * LOG2_E;
+
+    int stage = 0;
+    for (int64_t key = begin; key < end; key += KEYS, stage ^= 1) {
+        if (key + KEYS < end)
+            load(stage ^ 1, key + KEYS);
+        else
+            cp_async_commit();
+        cp_async_wait<1>();
+        __syncthreads();
+        const bf16 *now_k = tile_k + stage * KEYS * STRIDE, *now_v = tile_v + stage * KEYS * STRIDE;
+        float score[MT][NT][4] = {};
+#pragma unroll
+        for (int d = 0; d < D; d += 16) {
+            uint32_t fa[MT][4];
+#pragma unroll
+            for (int m = 0; m < MT; m++)
+                Tile<D>::rows16(fa[m], tile_q, row + m * 16, d);
+#pragma unroll
+            for (int n = 0; n < NT; n += 2) {
+                uint32_t fb[4];
+                Tile<D>::columns16(fb, now_k, n * 8, d);
+#pragma unroll
+                for (int m = 0; m < MT; m++) {
+                    mma_m16n8k16(score[m][n], fa[m], fb);
+                    mma_m16n8k16(score[m][n + 1], fa[m], fb + 2);
+                }
+            }
+        }
+        bool masked = key < warp_low || key + KEYS - 1 > warp_high;
+#pragma unroll
+        for (int m = 0; m < MT; m++) {
+            float peak[2] = {most[m][0], most[m][1]};
+#pragma unroll
+            for (int n = 0; n < NT; n++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    float &s = score[m][n][e];
+                    s *= scale;
+                    if (masked) {
+                        int j = (int)key + n * 8 + 2 * t + e % 2;
+                        if (j < low[m][e / 2] || j > high[m][e / 2]) s = -INFINITY;
+                    }
+                    peak[e / 2] = fmaxf(peak[e / 2], s);
+                }
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                peak[h] = fmaxf(peak[h], __shfl_xor_sync(ALL_LANES, peak[h], 1));
+                peak[h] = fmaxf(peak[h], __shfl_xor_sync(ALL_LANES, peak[h], 2));
+                float base = peak[h] == -INFINITY ? 0.0f : peak[h];  // nothing was seen yet
+                float factor = fast_exp2(most[m][h] - base);
+                most[m][h] = peak[h];
+                sum[m][h] *= factor;
+#pragma unroll
+                for (int d = 0; d < DT; d++)
+                    out[m][d][2 * h] *= factor, out[m][d][2 * h + 1] *= factor;
+#pragma unroll
+                for (int n = 0; n < NT; n++)
+#pragma unroll
+                    for (int e = 2 * h; e < 2 * h + 2; e++) {
+                        score[m][n][e] = fast_exp2(score[m][n][e] - base);
+                        sum[m][h] += score[m][n][e];
+                    }
+            }
+        }
+#pragma unroll
+        for (int n = 0; n < NT; n += 2) {
+            uint32_t fa[MT][4];
+#pragma unroll
+            for (int m = 0; m < MT; m++)
+                as_operand(fa[m], score[m][n], score[m][n + 1]);
+#pragma unroll
+            for (int d = 0; d < DT; d += 2) {
+                uint32_t fb[4];
+                Tile<D>::transposed16(fb, now_v, n * 8, d * 8);
+#pragma unroll
+                for (int m = 0; m < MT; m++) {
+                    mma_m16n8k16(out[m][d], fa[m], fb);
+                    mma_m16n8k16(out[m][d + 1], fa[m], fb + 2);
+                }
+            }
+        }
+        __syncthreads();
+    }
+    cp_async_wait<0>();
+    bf16 *o = (bf16 *)a.o + head * a.head_dim;
+#pragma unroll
+    for (int m = 0; m < MT; m++)
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            float total = sum[m][h];
+            total += __shfl_xor_sync(ALL_LANES, total, 1);
+            total += __shfl_xor_sync(ALL_LANES, total, 2);
+            int64_t r = first + row + m * 16 + h * 8 + g;
+            if (r >= tokens) continue;
+            float inverse = 1.0f / total;
+#pragma unroll
+            for (int d = 0; d < DT; d++) {
+                int c = d * 8 + 2 * t;
+                if (c >= a.head_dim) continue;
+                uint32_t pair = pack_bf16(out[m][d][2 * h] * inverse, out[m][d][2 * h + 1] * inverse);
+                *reinterpret_cast<uint32_t *>(o + r * pitch + c) = pair;
+            }
+            if (t == 0 && a.lse != NULL) a.lse[r * a.heads + head] = LN_2 * most[m][h] + logf(total);
+        }
+}
+
+template <int D>
+static cudaError_t launch(const Attention &a, int64_t rows, cudaStream_t stream) {
+    dim3 grid((unsigned)a.heads, (unsigned)divide_up(rows, QUERIES));
+    cudaError_t error =
+        cudaFuncSetAttribute(attention_forward<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)Shape<D>::BYTES);
+    if (error != cudaSuccess) return error;
+    CU_LAUNCH((attention_forward<D>), grid, THREADS, Shape<D>::BYTES, stream, a);
+    return cudaGetLastError();
+}
+
+cudaError_t attention_forward_tiles(const Attention &a, int64_t rows, cudaStream_t stream) {
+    if (a.head_dim <= 32) return launch<32>(a, rows, stream);
+    if (a.head_dim <= 64) return launch<64>(a, rows, stream);
+    if (a.head_dim <= 96) return launch<96>(a, rows, stream);
+    return launch<128>(a, rows, stream);
+}
