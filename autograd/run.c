@@ -306,9 +306,10 @@ static Status end_segment(const Tape *tape, const TapeRun *run, int32_t at, Erro
     return run->segment_done(run->segment_self, segment, now->pass, err);
 }
 
-static Status run_instructions(const Tape *tape, const TapeRun *run, Error *err) {
+/* Instructions [first, last). */
+static Status run_instructions(const Tape *tape, const TapeRun *run, int32_t first, int32_t last, Error *err) {
     const Backend *backend = &tape->backend;
-    for (int32_t at = 0; at < tape->instruction_count; at++) {
+    for (int32_t at = first; at < last; at++) {
         const Instruction *instruction = &tape->instructions[at];
         Step step = {.tape = tape, .run = run, .node = &tape->nodes[instruction->node], .pass = instruction->pass};
         step.saved = area_at(&step, tape->saved[instruction->node][instruction->pass != PASS_FORWARD]);
@@ -332,12 +333,40 @@ static Status run_instructions(const Tape *tape, const TapeRun *run, Error *err)
     return OK;
 }
 
+/* The same, from a backend's recording where it has one. */
+static Status run_part(const Tape *tape, const TapeRun *run, int part, int32_t first, int32_t last, Error *err) {
+    const Backend *backend = &tape->backend;
+    const void *const key[PART_KEYS] = {tape, run->arena, run->params, run->gradients};
+    int done = 0;
+    if (first == last) return OK;
+    TRY(backend->part_begin(run->exec, key, part, &done, err));
+    if (done) return OK;
+    Status status = run_instructions(tape, run, first, last, err);
+    Status ended = backend->part_end(run->exec, status == OK ? err : NULL);
+    return status != OK ? status : ended;
+}
+
+/* Everything but the head is the same in every micro-batch: the head's work depends on how many rows have a loss. */
+static Status run_parts(const Tape *tape, const TapeRun *run, Error *err) {
+    int32_t head = 0;
+    while (tape->nodes[tape->instructions[head].node].kind != NODE_HEAD)
+        head++;
+    TRY(run_part(tape, run, 0, 0, head, err));
+    TRY(run_instructions(tape, run, head, head + 1, err));
+    return run_part(tape, run, 1, head + 1, tape->instruction_count, err);
+}
+
 Status tape_run(const Tape *tape, const TapeRun *run, Error *err) {
     const Backend *backend = &tape->backend;
+    int whole = tape->options.mode != TAPE_GENERATE;
     TRY(check_batch(tape, run, err));
     if (backend->begin != NULL)
-        TRY(backend->begin(run->exec, run->batch, tape->options.rows, tape->options.supervised, run->past,
+        TRY(backend->begin(run->exec, run->batch, tape->options.rows, tape->options.supervised, run->past, whole,
                            (uint8_t *)run->arena + tape->batch_offset, err));
-    TRY(run_instructions(tape, run, err));
+    int watched = run->profile != NULL || run->watch != NULL || run->segment_done != NULL; /* between instructions */
+    if (backend->part_begin != NULL && whole && !watched)
+        TRY(run_parts(tape, run, err));
+    else
+        TRY(run_instructions(tape, run, 0, tape->instruction_count, err));
     return backend->finish != NULL ? backend->finish(run->exec, err) : OK;
 }

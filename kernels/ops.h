@@ -212,6 +212,8 @@ typedef struct BackendVariant {
     const char *linear, *attention, *norm, *rope, *gate, *head, *adamw, *quantize;
 } BackendVariant;
 
+#define PART_KEYS 4
+
 typedef struct Backend {
     const char *name; /* "cpu" */
 
@@ -311,11 +313,17 @@ typedef struct Backend {
     Status (*copy_out)(const Exec *exec, void *to, const void *from, size_t bytes, Error *err);
     Status (*fill)(const Exec *exec, void *to, int byte, size_t bytes, Error *err);
     /* Around the entries of one micro-batch: begin copies the batch to memory [batch_bytes] on the device (past: as in
-     * attention_cached); finish waits, adds to loss_sum and fills nll. Between them the host does not wait. */
+     * attention_cached); finish waits, adds to loss_sum and fills nll. Between them the host does not wait. whole: entries may
+     * work on all `rows` of the capacity where that spares the host something (rows beyond the tokens then hold anything). */
     size_t (*batch_bytes)(int64_t rows, int64_t supervised);
-    Status (*begin)(const Exec *exec, const Batch *batch, int64_t rows, int64_t supervised, int64_t past, void *memory,
-                    Error *err);
+    Status (*begin)(const Exec *exec, const Batch *batch, int64_t rows, int64_t supervised, int64_t past, int whole,
+                    void *memory, Error *err);
     Status (*finish)(const Exec *exec, Error *err);
+    /* Around a run of entries, between begin (with whole) and finish, whose calls are the same in every micro-batch: part_begin
+     * either runs what it recorded earlier (*done 1: the entries are not called) or not; then the entries and part_end
+     * follow, also after a failure. key: what the calls' arguments depend on. NULL: nothing is recorded. */
+    Status (*part_begin)(const Exec *exec, const void *const key[PART_KEYS], int part, int *done, Error *err);
+    Status (*part_end)(const Exec *exec, Error *err);
 
     BackendVariant variant;
 } Backend;

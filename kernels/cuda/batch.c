@@ -54,11 +54,26 @@ static Status grow_staging(CudaContext *context, size_t bytes, Error *err) {
     return OK;
 }
 
-static Status begin(const Exec *exec, const Batch *batch, int64_t rows, int64_t supervised, int64_t past, void *memory,
-                    Error *err) {
+Status cuda_check_rows(const Batch *batch, int64_t ids, int64_t positions, Error *err) {
+    for (int64_t t = 0; t < batch->tokens; t++) {
+        if (ids > 0 && (batch->ids[t] < 0 || batch->ids[t] >= ids))
+            FAIL("embedding: token %lld: want an id from 0 to %lld, got %d; does the tokenizer belong to this model?",
+                 (long long)t, (long long)ids - 1, batch->ids[t]);
+        if (positions > 0 && (batch->positions[t] < 0 || batch->positions[t] >= positions))
+            FAIL("rope: row %lld: want a position from 0 to %lld, got %d", (long long)t, (long long)positions - 1,
+                 batch->positions[t]);
+    }
+    return OK;
+}
+
+static Status begin(const Exec *exec, const Batch *batch, int64_t rows, int64_t supervised, int64_t past, int whole,
+                    void *memory, Error *err) {
     CudaContext *context = context_of(exec);
     BatchLayout layout = layout_of(rows, supervised);
     uint8_t *there = memory;
+    context->whole = whole;
+    context->host_batch = batch;
+    context->id_limit = context->position_limit = 0;
     TRY(grow_staging(context, layout.nll, err));
     CUDA_TRY(context, cudaStreamSynchronize(context->stream)); /* the pinned twin may still be read */
     DeviceBatch header = {.tokens = batch->tokens,

@@ -8,6 +8,16 @@
 #include "kernels/cuda/launch.h"
 #include "kernels/ops.h"
 
+/* One part of a tape, recorded (graph.c). */
+typedef struct CudaGraph {
+    const void *key[PART_KEYS];
+    int part;
+    int seen; /* times it was asked for; 0: this entry is free */
+    cudaGraphExec_t exec;
+    int64_t id_limit, position_limit; /* what a replay checks on the host, as the entries do */
+} CudaGraph;
+#define GRAPHS_MAX 8
+
 typedef struct CudaContext {
     int index;
     char name[96];
@@ -21,11 +31,15 @@ typedef struct CudaContext {
     int64_t partials_capacity; /* doubles */
     /* the micro-batch under way */
     const DeviceBatch *batch;
+    const Batch *host_batch;
     double *loss_there; /* device */
     float *nll_there;   /* device, [supervised capacity] */
     double *loss_sum;   /* the caller's; NULL: no loss was computed since begin */
     float *nll;
     int64_t nll_count;
+    int whole;                        /* products take all rows of the capacity, so that their shapes never change */
+    int64_t id_limit, position_limit; /* what the embedding and RoPE of this micro-batch took; 0: neither has run */
+    CudaGraph graphs[GRAPHS_MAX], *capturing;
     /* pinned copy of the micro-batch; grown when a larger capacity comes */
     uint8_t *staging;
     size_t staging_bytes;
@@ -54,6 +68,14 @@ void cuda_install_linear(Backend *backend);
 void cuda_install_head(Backend *backend);
 void cuda_install_layers(Backend *backend);
 void cuda_install_flat(Backend *backend);
+void cuda_install_graphs(Backend *backend);
+void cuda_graphs_free(CudaContext *context);
+/* Rows of a product. */
+static inline int64_t rows_of(const CudaContext *context, const Batch *batch, int64_t capacity) {
+    return context->whole ? capacity : batch->tokens;
+}
+/* ids and positions below their limits (0: not checked). */
+Status cuda_check_rows(const Batch *batch, int64_t ids, int64_t positions, Error *err);
 
 /* Shared checks of plans. */
 Status cuda_check_act(const char *op, const ExecConfig *config, Error *err);

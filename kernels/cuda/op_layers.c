@@ -40,10 +40,8 @@ static Status embed_plan(const ExecConfig *config, const EmbedShape *shape, OpPl
 static Status embed_forward(const Exec *exec, const EmbedShape *shape, const Batch *batch, const WeightView *table, void *y,
                             Error *err) {
     CudaContext *context = context_of(exec);
-    for (int64_t t = 0; t < batch->tokens; t++)
-        if (batch->ids[t] < 0 || batch->ids[t] >= shape->vocab)
-            FAIL("embedding: token %lld: want an id from 0 to %lld, got %d; does the tokenizer belong to this model?",
-                 (long long)t, (long long)shape->vocab - 1, batch->ids[t]);
+    context->id_limit = shape->vocab;
+    TRY(cuda_check_rows(batch, shape->vocab, 0, err));
     CUDA_TRY(context, cuda_embed_forward(exec->config.act, context->batch, shape->rows, table, y, context->stream));
     return OK;
 }
@@ -101,10 +99,10 @@ static Status rope_forward(const Exec *exec, const RopeShape *shape, const Batch
                            void *workspace, Error *err) {
     (void)workspace;
     CudaContext *context = context_of(exec);
-    for (int64_t t = 0; t < batch->tokens; t++)
-        if (batch->positions[t] < 0 || batch->positions[t] >= shape->table_rows)
-            FAIL("rope: row %lld: want a position from 0 to %lld, got %d", (long long)t, (long long)shape->table_rows - 1,
-                 batch->positions[t]);
+    if (context->position_limit != shape->table_rows) { /* the same for all layers of a tape */
+        context->position_limit = shape->table_rows;
+        TRY(cuda_check_rows(batch, 0, shape->table_rows, err));
+    }
     CUDA_TRY(context, cuda_rope_forward(exec->config.act, context->batch, shape, table->cosine, table->sine, q, k, q_weight,
                                         k_weight, rq, rk, shape->has_norm ? saved : NULL, context->stream));
     return OK;

@@ -82,7 +82,7 @@ static Status linear_forward(const Exec *exec, const LinearShape *shape, const B
             CUDA_TRY(context, cuda_lora_up(act, context->batch, shape->rows, spec, s[i], operand->lora_b, operand->bias, y[i],
                                            context->stream));
         TRY(dense_weight(context, act, &operand->weight, workspace, &dense, err));
-        Product product = {.m = batch->tokens,
+        Product product = {.m = rows_of(context, batch, shape->rows),
                            .n = spec->out,
                            .k = shape->in,
                            .a = x,
@@ -94,6 +94,16 @@ static Status linear_forward(const Exec *exec, const LinearShape *shape, const B
                            .beta = update ? 1.0f : 0.0f};
         TRY(product_nt(context, &product, err));
     }
+    return OK;
+}
+
+/* A product over rows must find nothing in those that are not in use; x and dy lie in the tape's arena, where nobody reads them
+ * there. */
+static Status clear_tails(CudaContext *context, DType act, const LinearShape *shape, int i, const void *x, const void *dy,
+                          Error *err) {
+    int64_t out = shape->linear[i].out;
+    CUDA_TRY(context, cuda_zero_tail(act, context->batch, shape->rows, shape->in, (void *)(uintptr_t)x, context->stream));
+    CUDA_TRY(context, cuda_zero_tail(act, context->batch, shape->rows, out, (void *)(uintptr_t)dy, context->stream));
     return OK;
 }
 
@@ -111,9 +121,10 @@ static Status parameter_gradients(const Exec *exec, const LinearShape *shape, co
             CUDA_TRY(context, cuda_column_sums(act, context->batch, shape->rows, shape->linear[i].out, dy[i], grads[i].bias,
                                                context->stream));
         if (grads[i].weight == NULL) continue;
+        if (context->whole) TRY(clear_tails(context, act, shape, i, x, dy[i], err));
         Product product = {.m = shape->linear[i].out,
                            .n = shape->in,
-                           .k = batch->tokens,
+                           .k = rows_of(context, batch, shape->rows),
                            .a = dy[i],
                            .lda = shape->linear[i].out,
                            .b = x,
@@ -142,7 +153,7 @@ static Status input_gradient(const Exec *exec, const LinearShape *shape, const B
     for (int i = 0; i < shape->count; i++, begun = 1) {
         const void *dense;
         TRY(dense_weight(context, act, &operands[i].weight, workspace, &dense, err));
-        Product product = {.m = batch->tokens,
+        Product product = {.m = rows_of(context, batch, shape->rows),
                            .n = shape->in,
                            .k = shape->linear[i].out,
                            .a = dy[i],

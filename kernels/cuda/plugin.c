@@ -59,6 +59,7 @@ static Status open_resources(CudaContext *context, Error *err) {
 
 static void device_close(void *self) {
     CudaContext *context = self;
+    cuda_graphs_free(context);
     if (context->blas != NULL) (void)cublasDestroy(context->blas);
     if (context->stream != NULL) (void)cudaStreamDestroy(context->stream);
     (void)cudaFree(context->blas_workspace);
@@ -95,6 +96,7 @@ static void install(Backend *backend) {
     cuda_install_head(backend);
     cuda_install_layers(backend);
     cuda_install_flat(backend);
+    cuda_install_graphs(backend);
 }
 
 __attribute__((visibility("default"))) extern const DevicePlugin nibble_device_plugin;
