@@ -114,10 +114,6 @@ check "an adapter in and out is the same adapter" peft
 
 # ---- refusals ----------------------------------------------------------------------------------------------------------
 refusals() {
-    local format
-    for format in gptq awq compressed-tensors; do
-        fails_with "--format $format is not supported yet" export "$model" --format $format --out "$work/no" || return 1
-    done
     fails_with "want --out DIR" export "$model" --format hf && fails_with "--format: want" export "$model" --format onnx --out "$work/no" &&
         fails_with "--onto original" export "$work/quantized" --onto original --format hf --out "$work/no" &&
         fails_with "want one --adapter, got 2" export "$model" --adapter a --adapter b --format peft --out "$work/no" &&
@@ -136,6 +132,13 @@ wrong_shapes() {
         [[ ! -e $work/no ]]
 }
 check "an adapter of another shape is refused" wrong_shapes
+
+trained_grid() { # the grid that was trained is the one that is written
+    train 0 grid --set method=lora --set lora.dropout=0 --set qat.mode=merged --set qat.weights=nf4 --set qat.double_quant=false \
+        --set train.steps=3 && run 0 export "$model" --adapter "$work/grid/adapter" --format bnb-nf4 --out "$work/grid-nf4" &&
+        grep -q '"bnb_4bit_use_double_quant": false' "$work/grid-nf4/config.json"
+}
+check "bnb-nf4 without double quantization where the run trained so" trained_grid
 
 # ---- interrupted -------------------------------------------------------------------------------------------------------
 killed() { # at every write, sync and rename: the folder is absent or whole
