@@ -57,6 +57,8 @@ Status token_stream_next(TokenStream *stream, int32_t id, const char **text, siz
 Status token_stream_flush(TokenStream *stream, const char **text, size_t *length, Error *err);
 void token_stream_close(TokenStream *stream);
 
+/* What describes it: "SentencePiece tokenizer.model, BPE", "tokenizer.json", ... */
+const char *tokenizer_form(const Tokenizer *tokenizer);
 int64_t tokenizer_vocab_size(const Tokenizer *tokenizer);                    /* greatest id + 1, added tokens included */
 int32_t tokenizer_token_id(const Tokenizer *tokenizer, const char *content); /* -1 when absent */
 /* The token as it is spelled in the file ("Ġthe", "▁the"); NULL for a hole. */

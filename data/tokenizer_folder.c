@@ -143,12 +143,24 @@ static Status open_form(Tokenizer **tokenizer, Form form, const char *folder, co
     return status;
 }
 
+static const char *form_text(Form form, const Tokenizer *t) {
+    switch (form) {
+        case FORM_JSON: return "tokenizer.json";
+        case FORM_PAIR: return "vocab.json with merges.txt";
+        case FORM_GGUF: return t->is_sentencepiece ? "GGUF, SentencePiece BPE" : "GGUF, byte-level BPE";
+        case FORM_MODEL: break;
+    }
+    if (!t->is_sentencepiece) return "tiktoken tokenizer.model";
+    return t->unigram != NULL ? "SentencePiece tokenizer.model, unigram" : "SentencePiece tokenizer.model, BPE";
+}
+
 Status tokenizer_open(Tokenizer **tokenizer, const char *path, Error *err) {
     char *folder = NULL, *file = NULL;
     Form form;
     *tokenizer = NULL;
     Status status = find_file(path, &folder, &file, &form, err);
     if (status == OK) status = open_form(tokenizer, form, folder, file, err);
+    if (status == OK) (*tokenizer)->form = form_text(form, *tokenizer);
     if (status == OK && form != FORM_GGUF) status = tokenizer_config_read(*tokenizer, folder, err); /* it is in the file */
     memory_free(file);
     memory_free(folder);

@@ -286,6 +286,7 @@ void unigram_encode(const Unigram *unigram, Encoder *encoder, const char *text, 
 /* ---- the whole ---- */
 struct Tokenizer {
     char *path;
+    const char *form;     /* what describes it, for people; NULL: a tokenizer.json's text */
     Unigram *unigram;     /* instead of bpe; NULL */
     int is_sentencepiece; /* faults are replaced per byte, and a special token ends a run of byte tokens */
     Vocab vocab;

@@ -110,6 +110,10 @@ void tokenizer_close(Tokenizer *t) {
     memory_free(t);
 }
 
+const char *tokenizer_form(const Tokenizer *tokenizer) {
+    return tokenizer->form != NULL ? tokenizer->form : "tokenizer.json";
+}
+
 int64_t tokenizer_vocab_size(const Tokenizer *tokenizer) {
     return tokenizer->size;
 }

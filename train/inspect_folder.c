@@ -57,12 +57,18 @@ static const char *name_template(const Tokenizer *tokenizer, const char *jinja, 
     return status == OK ? "interpreted" : reason->text;
 }
 
+static int has_tokenizer(const char *folder) {
+    return has(folder, "tokenizer.json") || has(folder, "tokenizer.model") ||
+           (has(folder, "vocab.json") && has(folder, "merges.txt"));
+}
+
 static Status add_tokenizer(InspectOutput *out, const char *folder, Error *err) {
     Tokenizer *tokenizer;
     TRY(tokenizer_open(&tokenizer, folder, err));
     const char *jinja = tokenizer_chat_template(tokenizer);
     int32_t bos = tokenizer_bos(tokenizer), eos = tokenizer_eos(tokenizer);
     Error reason = {0};
+    inspect_string(out, "tokenizer", tokenizer_form(tokenizer));
     inspect_integer(out, "tokenizer_vocabulary", tokenizer_vocab_size(tokenizer));
     inspect_string(out, "bos", bos >= 0 ? tokenizer_token(tokenizer, bos) : "none");
     inspect_string(out, "eos", eos >= 0 ? tokenizer_token(tokenizer, eos) : "none");
@@ -104,7 +110,10 @@ static Status inspect_model(InspectOutput *out, const char *folder, Error *err) 
     }
     memory_free(model);
     TRY(status);
-    if (has(folder, "tokenizer.json")) TRY(add_tokenizer(out, folder, err));
+    if (has_tokenizer(folder))
+        TRY(add_tokenizer(out, folder, err));
+    else
+        inspect_string(out, "tokenizer", "none");
     if (has(folder, "model.safetensors") || has(folder, "model.safetensors.index.json"))
         return add_tensors(out, folder, NULL, err);
     inspect_string(out, "weights", "none");
@@ -285,5 +294,10 @@ Status inspect_path(InspectOutput *out, const char *path, Error *err) {
     if (has(path, "config.json") && (has(path, "metrics.jsonl") || has(path, "checkpoints")))
         return inspect_run(out, path, err);
     if (has(path, "config.json")) return inspect_model(out, path, err);
-    FAIL_USAGE("%s: is no model (config.json), adapter (adapter_config.json), checkpoint (state.json) or run folder", path);
+    if (has_tokenizer(path)) {
+        inspect_string(out, "kind", "tokenizer");
+        return add_tokenizer(out, path, err);
+    }
+    FAIL_USAGE("%s: is no model (config.json), adapter (adapter_config.json), checkpoint (state.json), run or tokenizer folder",
+               path);
 }

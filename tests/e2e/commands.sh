@@ -215,6 +215,24 @@ inspect_counts() {
     run 0 inspect "$tiny" --tensors && [[ $(grep -c '^  model\.layers' "$work/out") == 18 ]]
 }
 check "inspect counts" inspect_counts
+inspect_tokenizers() { # FILE, as what, what is said of it and its size
+    local folder=$work/tokenizers file as words size
+    while IFS='|' read -r file as words size; do
+        rm -rf "$folder" && mkdir "$folder" && cp "$tiny/config.json" "$folder" && cp "tests/golden/$file" "$folder/$as" || return 1
+        run 0 inspect "$folder" && out_has "$words" || return 1
+        rm "$folder/config.json"
+        run 0 inspect "$folder" --json && [[ $(value kind) == tokenizer && $(value tokenizer_vocabulary) == "$size" ]] || return 1
+    done <<'END'
+tokenizer_spm_bpe.model|tokenizer.model|SentencePiece tokenizer.model, BPE|440
+tokenizer_spm_unigram.model|tokenizer.model|SentencePiece tokenizer.model, unigram|124
+tokenizer_tiktoken.model|tokenizer.model|tiktoken tokenizer.model|734
+tokenizer_qwen2_style.json|tokenizer.json|tokenizer.json|480
+END
+    rm -rf "$folder" && mkdir "$folder" && echo '{"tokenizer_class": "GPT2Tokenizer"}' >"$folder/tokenizer_config.json"
+    echo '{"a": 0, "b": 1, "ab": 2}' >"$folder/vocab.json" && echo 'a b' >"$folder/merges.txt"
+    run 0 inspect "$folder" && out_has "vocab.json with merges.txt" && run 0 inspect "$folder" --json && [[ $(value tokenizer_vocabulary) == 3 ]]
+}
+check "inspect says which tokenizer a folder has, and its size" inspect_tokenizers
 inspect_damage() {
     cp -r "$work/run" "$work/damaged"
     printf x | dd of="$work/damaged/checkpoints/step-120/params.zst" bs=1 seek=100 conv=notrunc 2>/dev/null
