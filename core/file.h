@@ -51,6 +51,8 @@ Status folder_replace(const char *temporary, const char *path, Error *err);
 /* Appends one whole record to a log that is flushed as it goes. */
 Status file_append(int fd, const char *path, const void *bytes, size_t length, Error *err);
 char *path_join(const char *folder, const char *name); /* memory_free */
+/* $XDG_CACHE_HOME/nibble/NAME, or ~/.cache/nibble/NAME (memory_free); NULL where neither variable is an absolute path. */
+char *user_cache_path(const char *name);
 
 typedef enum FaultKind { FAULT_WRITE, FAULT_FSYNC, FAULT_RENAME, FAULT_STEP, FAULT_KINDS } FaultKind;
 /* Counts; kills the process with SIGKILL at the chosen instant; returns 1 when a full disk is to be played. Thread-safe. */

@@ -1,6 +1,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -33,6 +34,13 @@ int folder_is_empty(const char *path) {
         empty = is_dots(entry->d_name);
     closedir(folder);
     return empty;
+}
+
+char *user_cache_path(const char *name) {
+    const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+    if (cache != NULL && cache[0] == '/') return memory_format("%s/nibble/%s", cache, name);
+    if (home != NULL && home[0] == '/') return memory_format("%s/.cache/nibble/%s", home, name);
+    return NULL;
 }
 
 char *path_join(const char *folder, const char *name) {

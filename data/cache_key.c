@@ -126,8 +126,5 @@ Status cache_key(const char *root, const DatasetOptions *options, const DatasetF
 }
 
 char *cache_default_root(void) {
-    const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
-    if (cache != NULL && cache[0] == '/') return path_join(cache, "nibble/tokens");
-    if (home != NULL && home[0] == '/') return path_join(home, ".cache/nibble/tokens");
-    return NULL;
+    return user_cache_path("tokens");
 }

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "core/text.h"
+#include "train/ceiling_store.h"
 #include "train/device_memory.h"
 
 #define SIDE 768         /* operands of 2.3 MiB each: out of L1, inside the L2 and L3 of two cores */
@@ -79,5 +80,7 @@ double ceiling_gemm(const Backend *backend, const Exec *exec) {
         double large = rate_of(backend, exec, SIDE_DEVICE);
         if (large > best) best = large;
     }
-    return best > 0.0 ? best : NAN;
+    if (!(best > 0.0)) best = NAN;
+    DType act = exec->config.act == DTYPE_BF16 ? DTYPE_BF16 : DTYPE_F32;
+    return backend->on_device ? best : ceiling_best(backend->variant.linear, act, exec->config.threads, best);
 }

@@ -40,12 +40,12 @@ typedef enum QatMode { QAT_NONE, QAT_SEPARATE, QAT_MERGED } QatMode;
 
 typedef struct ModelShape {
     const ModelConfig *config;
-    WeightFormat linear;            /* of the layers' linears, where weights is NULL */
-    const ModelWeights *weights;    /* loaded: each linear has its own format (a pre-quantized folder may mix them) */
-    WeightFormat dense;             /* of embedding and head */
-    const Adapter *adapter;         /* NULL: none */
-    QatMode qat;                    /* MERGED: adapters are part of the operands */
-    int learn_scales;              /* operands have trained parameters of their own, with an adapter or without */
+    WeightFormat linear;         /* of the layers' linears, where weights is NULL */
+    const ModelWeights *weights; /* loaded: each linear has its own format (a pre-quantized folder may mix them) */
+    WeightFormat dense;          /* of embedding and head */
+    const Adapter *adapter;      /* NULL: none */
+    QatMode qat;                 /* MERGED: adapters are part of the operands */
+    int learn_scales;            /* operands have trained parameters of their own, with an adapter or without */
     ActivationQuant activations;
     const int64_t *weight_gradient; /* method full: per weight number, offset in the flat buffers or -1; NULL: frozen */
 } ModelShape;

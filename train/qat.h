@@ -65,6 +65,6 @@ WeightSource qat_source(Qat *qat);
 /* The step that comes next, counted from 0: decides about start_step. */
 void qat_set_step(Qat *qat, int64_t step);
 int qat_keeps_scales(const Qat *qat); /* train/qat_scales.h */
-int qat_active(const Qat *qat); /* from start_step on */
+int qat_active(const Qat *qat);       /* from start_step on */
 
 #endif

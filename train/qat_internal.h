@@ -18,12 +18,12 @@ typedef struct QatMemory {
     void *slot[LAYER_LINEARS]; /* operands, type act; linears that are never held together share their memory */
     float *first;              /* searched: s0 of every group, [layers, first_layer] */
     int64_t first_kind[LAYER_LINEARS], first_layer;
-    float *tile;               /* FP32 [QAT_TILE, widest in] */
-    float *a;                  /* FP32 copy of the adapter's A at hand */
-    QatWorker *workers;        /* [threads] */
-    void *dy;                  /* act [rows, QAT_TILE] */
-    void *workspace;           /* of the tile's product */
-    void *nf4;                 /* the largest weight's codes and constants */
+    float *tile;        /* FP32 [QAT_TILE, widest in] */
+    float *a;           /* FP32 copy of the adapter's A at hand */
+    QatWorker *workers; /* [threads] */
+    void *dy;           /* act [rows, QAT_TILE] */
+    void *workspace;    /* of the tile's product */
+    void *nf4;          /* the largest weight's codes and constants */
     size_t nf4_bytes;
 } QatMemory;
 
@@ -47,10 +47,10 @@ typedef struct QatLinear {
     WeightView base;
     int64_t rank; /* of the adapter that is merged in; 0: none */
     float scale;
-    int64_t a, b;          /* offsets in the flat buffers */
-    int64_t theta;         /* learned scales: offset, -1 where not learned */
-    int64_t first;         /* searched scales: where they lie in QatMemory.first, -1 where not searched */
-    int64_t groups;        /* scales in a row, of either kind */
+    int64_t a, b;   /* offsets in the flat buffers */
+    int64_t theta;  /* learned scales: offset, -1 where not learned */
+    int64_t first;  /* searched scales: where they lie in QatMemory.first, -1 where not searched */
+    int64_t groups; /* scales in a row, of either kind */
 } QatLinear;
 
 /* 0 when the number is not a linear of a layer. */

@@ -26,9 +26,9 @@ typedef struct RunPlan {
     int ranks;
     int64_t rounds;               /* micro-batches of a step on a rank, at most */
     uint64_t sent[COMM_PURPOSES]; /* bytes that rank 0, which sends most, sends in a step that follows another */
-    size_t total;         /* resident during training */
-    size_t peak;          /* total, or what loading takes at its worst when that is more */
-    int64_t trained;      /* numbers that are trained */
+    size_t total;                 /* resident during training */
+    size_t peak;                  /* total, or what loading takes at its worst when that is more */
+    int64_t trained;              /* numbers that are trained */
     int64_t max_length, sample_context;
     Recompute recompute;
     double flops_per_token; /* products and attention, forward and backward, at mean length max_length / 2 */

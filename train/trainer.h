@@ -37,8 +37,8 @@ typedef struct Trainer {
     PackPlan *eval_plan;
     RunPlan plan;
     Tape *train_tape, *eval_tape;
-    Tape *teacher_tape; /* train.loss distill; NULL without */
-    Arena teacher;      /* what it gives for a micro-batch */
+    Tape *teacher_tape;   /* train.loss distill; NULL without */
+    Arena teacher;        /* what it gives for a micro-batch */
     Generator *generator; /* NULL without samples */
     Arena buffers;
     BatchBuffer batch;
@@ -47,7 +47,7 @@ typedef struct Trainer {
     int64_t steps, total_micro_batches;
     Comm *comm; /* borrowed; NULL: one rank */
     Replicas *replicas;
-    int last_round; /* the micro-batches at hand are the step's last */
+    int last_round;               /* the micro-batches at hand are the step's last */
     uint64_t sent[COMM_PURPOSES]; /* before this step */
     CheckpointState progress;
     Reporter *reporter;

@@ -6,6 +6,7 @@ nibble=${NIBBLE:-$PWD/nibble}
 [[ $nibble == /* ]] || nibble=$PWD/$nibble
 work=$(mktemp -d) || exit 2
 trap 'rm -rf "$work"' EXIT
+export XDG_CACHE_HOME=$work/cache
 number=0
 
 # check NAME COMMAND...: the command must succeed; what nibble last printed is shown where it does not. A command that finds

@@ -9,6 +9,9 @@ set -u
 
 limit=${TEST_LIMIT_SECONDS:-1200} # a hang is a failure too
 
+XDG_CACHE_HOME=$(mktemp -d) && export XDG_CACHE_HOME || exit 2 # nothing is left behind in the user's
+trap 'rm -rf "$XDG_CACHE_HOME"' EXIT
+
 # One program: log beside the counts "passed failed skipped".
 run_one() {
     local program=$1 logs=$2 name log status passed failed skipped planned seen
