@@ -255,6 +255,15 @@ static void attends_plainly(void **state) {
         check(&runs[i]);
 }
 
+/* The heads of Llama-3 8B, of Qwen2.5 0.5B, of Phi-3 mini (96 wide); short sequences. */
+static void attends_in_real_shapes(void **state) {
+    (void)state;
+    static const Run runs[] = {
+        {DTYPE_BF16, {37}, 32, 8, 128, 0}, {DTYPE_BF16, {19, 30}, 14, 2, 64, 0}, {DTYPE_BF16, {35}, 32, 32, 96, 24}};
+    for (size_t i = 0; i < sizeof runs / sizeof *runs; i++)
+        check(&runs[i]);
+}
+
 /* Two launches, the same bits. */
 static void repeats(void **state) {
     (void)state;
@@ -327,7 +336,8 @@ static void refuses(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(attends), cmocka_unit_test(attends_plainly), cmocka_unit_test(repeats),
-                                       cmocka_unit_test(attends_to_a_cache), cmocka_unit_test(refuses)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(attends), cmocka_unit_test(attends_plainly),    cmocka_unit_test(attends_in_real_shapes),
+        cmocka_unit_test(repeats), cmocka_unit_test(attends_to_a_cache), cmocka_unit_test(refuses)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -56,6 +56,8 @@ static void dequantizes_around_a_tile(void **state) {
         check(&c, DTYPE_BF16, 0, counts[i], 0);
     check(&c, DTYPE_BF16, 64, 8192, 0);
     check(&c, DTYPE_BF16, 3, 8192, 0);
+    check(&(Case){WEIGHT_NF4, 128, 896, 64, 1}, DTYPE_BF16, 0, 128 * 896, 0);   /* k of Qwen2.5 0.5B */
+    check(&(Case){WEIGHT_NF4, 32, 14336, 64, 1}, DTYPE_BF16, 0, 32 * 14336, 0); /* rows of Llama-3 8B's down */
 }
 
 static void refuses(void **state) {

@@ -39,7 +39,8 @@ static void check(DType act, int64_t tokens, int64_t width) {
 
 static void gates(void **state) {
     (void)state;
-    static const int64_t sizes[][2] = {{1, 1}, {3, 7}, {1, 2040}, {1, 2048}, {1, 2056}, {5, 96}, {17, 251}, {31, 344}};
+    static const int64_t sizes[][2] = {{1, 1},  {3, 7},    {1, 2040}, {1, 2048}, {1, 2056},
+                                       {5, 96}, {17, 251}, {31, 344}, {3, 14336}};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         check(DTYPE_F32, sizes[i][0], sizes[i][1]);
         check(DTYPE_BF16, sizes[i][0], sizes[i][1]);

@@ -115,11 +115,9 @@ static void loses(void **state) {
 }
 
 /* Only losses: the logits stay as they are. */
-static void evaluates(void **state) {
-    (void)state;
+static void check_losses(int64_t tokens, int64_t vocab) {
     Scope scope = {0};
     Device device = {0};
-    int64_t tokens = 5, vocab = 260;
     Batch batch = scope_batch(&scope, &tokens, 1, (int32_t)vocab);
     const float *logits = scope_random(&scope, DTYPE_F32, batch.supervised * vocab, 9.0);
     float *dev_logits = device_out(&device, logits, (size_t)(batch.supervised * vocab) * sizeof(float));
@@ -136,6 +134,15 @@ static void evaluates(void **state) {
     device_compare("logits", DTYPE_F32, dev_logits, logits, batch.supervised * vocab, 0, 0.0, "not written");
     device_close(&device);
     scope_close(&scope);
+}
+
+/* The vocabularies of Llama 2, Llama 3 and Qwen2.5 among them. */
+static void evaluates(void **state) {
+    (void)state;
+    check_losses(5, 260);
+    check_losses(4, 32000);
+    check_losses(2, 128256);
+    check_losses(2, 151936);
 }
 
 int main(void) {

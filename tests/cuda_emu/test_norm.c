@@ -85,6 +85,14 @@ static void norms(void **state) {
     }
 }
 
+/* The widths of Qwen2.5 0.5B, Llama-3 8B and 70B, and the widest. */
+static void norms_in_real_shapes(void **state) {
+    (void)state;
+    static const int64_t widths[] = {896, 4096, 8192, 16384};
+    for (size_t w = 0; w < sizeof widths / sizeof *widths; w++)
+        check(&(Run){DTYPE_BF16, 3, widths[w], 1, 1});
+}
+
 static void refuses(void **state) {
     (void)state;
     NormShape wide = {.rows = 1, .hidden = 4097, .epsilon = 1e-5}, none = {.rows = 1, .hidden = 0};
@@ -95,6 +103,7 @@ static void refuses(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(norms), cmocka_unit_test(refuses)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(norms), cmocka_unit_test(norms_in_real_shapes),
+                                       cmocka_unit_test(refuses)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -111,6 +111,7 @@ static void rotates(void **state) {
         }
     }
     check(&(Run){DTYPE_BF16, 37, 9, 3, 64, 1});
+    check(&(Run){DTYPE_BF16, 5, 32, 8, 128, 1}); /* Qwen3 8B */
 }
 
 static void refuses(void **state) {
