@@ -96,19 +96,24 @@ static void quantizes(void **state) {
     }
 }
 
-/* More than the constants that the offset's kernel stages at a time. */
+/* More than the constants that the offset's kernel stages at a time; BF16 values, whose sum is exact in any order, and values so
+ * different that it is not. */
 static void sums_many_constants(void **state) {
     (void)state;
-    static const int64_t counts[] = {0, 1, 2047, 2048, 2049, 6007};
-    for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) {
+    static const int64_t counts[] = {0, 1, 511, 513, 2047, 2048, 2049, 6007};
+    for (size_t i = 0; i < 2 * sizeof counts / sizeof *counts; i++) {
         Scope scope = {0};
         Device device = {0};
-        float *absmax = scope_random(&scope, DTYPE_F32, counts[i] + 1, 0.5);
-        for (int64_t b = 0; b < counts[i]; b++)
-            absmax[b] = fabsf(absmax[b]) * (b % 7 == 0 ? 0x1p-30f : 1.0f) + 0x1p-40f;
-        float want = double_quant_offset(absmax, counts[i]);
+        int64_t count = counts[i / 2];
+        float *absmax = scope_random(&scope, DTYPE_F32, count + 1, 0.5);
+        for (int64_t b = 0; b < count; b++) {
+            absmax[b] = fabsf(absmax[b]);
+            if (i % 2) absmax[b] = absmax[b] * (b % 7 == 0 ? 0x1p-30f : 1.0f) + 0x1p-40f;
+            if (b % 100 == 50) absmax[b] = 0.0f;
+        }
+        float want = double_quant_offset(absmax, count);
         float *offset = device_nan(&device, DTYPE_F32, 1);
-        assert_cuda(cuda_double_quant_offset(device_in_values(&device, DTYPE_F32, absmax, counts[i]), counts[i], offset, 0));
+        assert_cuda(cuda_double_quant_offset(device_in_values(&device, DTYPE_F32, absmax, count), count, offset, 0));
         same("offsets", &want, offset, sizeof want);
         device_close(&device);
         scope_close(&scope);
