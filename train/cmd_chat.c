@@ -25,7 +25,8 @@ typedef struct Options {
 static const CommandHelp help = {
     .usage = "nibble chat MODEL [options]",
     .summary =
-        "Talks to a model through its own chat template. A line is a message; /reset forgets the conversation, /system TEXT "
+        "Talks to a model (a folder or a GGUF file) through its own chat template. A line is a message; /reset forgets the "
+        "conversation, /system TEXT "
         "sets\n"
         "the system message and starts anew, /help lists these, /exit (or the end of input) leaves. Ctrl-C stops an answer, "
         "and\n"

@@ -22,7 +22,8 @@
 static const CommandHelp help = {
     .usage = "nibble eval MODEL --data FILE | --suite NAME:PATH [options]",
     .summary =
-        "Loss of a model on a file. Conversations: mean over the supervised tokens, as in training. Plain text:\n"
+        "Loss of a model (a folder or a GGUF file) on a file. Conversations: mean over the supervised tokens, as in training. "
+        "Plain text:\n"
         "sliding-window perplexity; windows of --window tokens start at every --stride tokens and each token of a document\n"
         "but its first is scored once, with the context that its window gives (windows that do not overlap leave out their\n"
         "first tokens; the end-of-text token is not scored). With --max-length plain text is cut into pieces and ended as in\n"

@@ -25,7 +25,8 @@ typedef struct Options {
 static const CommandHelp help = {
     .usage = "nibble generate MODEL --prompt TEXT [options]",
     .summary =
-        "Prints the continuation of a prompt. Without --template the prompt is plain text (with the BOS that the tokenizer\n"
+        "Prints the continuation of a prompt by a model folder or a GGUF file. Without --template the prompt is plain text "
+        "(with the BOS that the tokenizer\n"
         "puts in front); with one it is a user's message. Greedy unless --temperature is given. --json prints one object:\n"
         "prompt, text, prompt_tokens, tokens, ids, seconds, tokens_per_second, stop (end, length, context, interrupted).",
     .example =

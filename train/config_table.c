@@ -36,7 +36,8 @@ const ConfigKey config_keys[] = {
     {"method", KEY_CHOICE, AT(method), .fallback = "\"qlora\"", .choices = LIST("qlora", "lora", "full"),
      .help = "qlora: adapters on a quantized base; lora: on a 16-bit base; full: every parameter is trained."},
 
-    {"model.path", KEY_STRING, AT(model.path), .fallback = "\"models/Llama-3.1-8B\"", .help = "A Hugging Face model folder."},
+    {"model.path", KEY_STRING, AT(model.path), .fallback = "\"models/Llama-3.1-8B\"",
+     .help = "A Hugging Face model folder, or a GGUF file, whose quantized weights stay as they are."},
     {"model.arch", KEY_STRING, AT(model.arch), .fallback = "null", .nullable = 1,
      .help = "A config.json with the model's shape, for `nibble plan` where model.path is not there."},
 
