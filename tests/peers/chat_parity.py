@@ -4,7 +4,7 @@
 
 Every chat template in the assets, and templates of our own (among them one with {% generation %}), times the conversations of
 jinja_cases.py and those below. Text: with a tokenizer of bytes and the template's control tokens, so that ids are the text. Ids:
-with that tokenizer, and with the folder's own where it has one. A conversation whose text transformers renders and nibble refuses
+with that tokenizer, and with four real vocabularies to which the control tokens are added. A conversation whose text transformers renders and nibble refuses
 must be refused for what training needs (the end of a call cannot be decided, or tools are left out), never for its text.
 """
 import json
@@ -20,6 +20,7 @@ from chat_cases import CASES, OWN
 from jinja_golden import source_of, templates
 
 BOS, EOS = "<s>", "</s>"
+VOCABULARIES = ("minimind", "phi-3-mini", "tinyllama", "gpt2")  # byte-level BPE, SentencePiece twice, GPT-2's
 FOR_TRAINING = ("cannot be decided", "leaves out", "has no place for")
 
 
@@ -53,14 +54,41 @@ def byte_tokenizer(folder, source):
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
         "pre_tokenizer": bytelevel, "post_processor": None, "decoder": bytelevel, "model": model,
     }
+    write_folder(folder, tokenizer, {"bos_token": BOS, "eos_token": EOS, "chat_template": source})
+    return specials
+
+
+def spelled(config, name):
+    """A token of tokenizer_config.json, where it may be an object."""
+    token = config.get(name)
+    return token["content"] if isinstance(token, dict) else token
+
+
+def real_tokenizer(folder, base, source):
+    """The vocabulary of `base` with another template, and that template's control tokens added. None without both files."""
+    paths = [os.path.join(base, name) for name in ("tokenizer.json", "tokenizer_config.json")]
+    if not all(os.path.exists(path) for path in paths):
+        return None
+    tokenizer, config = (json.load(open(path, encoding="utf-8")) for path in paths)
+    known = {token["content"] for token in tokenizer["added_tokens"]}
+    after = 1 + max([*tokenizer["model"]["vocab"].values(), *(token["id"] for token in tokenizer["added_tokens"])])
+    missing = [text for text in control_tokens(source) if text not in known and text not in (BOS, EOS)]
+    tokenizer["added_tokens"] += [
+        {"id": after + i, "content": text, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        for i, text in enumerate(missing)
+    ]
+    more = {"bos_token": spelled(config, "bos_token"), "eos_token": spelled(config, "eos_token")}
+    write_folder(folder, tokenizer, {**more, "chat_template": source})
+    made = PreTrainedTokenizerFast(tokenizer_file=os.path.join(folder, "tokenizer.json"), **more)
+    made.chat_template = source
+    return made
+
+
+def write_folder(folder, tokenizer, config):
     os.makedirs(folder, exist_ok=True)
-    for name, value in (
-        ("tokenizer.json", tokenizer),
-        ("tokenizer_config.json", {"bos_token": BOS, "eos_token": EOS, "chat_template": source}),
-    ):
+    for name, value in (("tokenizer.json", tokenizer), ("tokenizer_config.json", config)):
         with open(os.path.join(folder, name), "w", encoding="utf-8") as f:
             json.dump(value, f)
-    return specials
 
 
 def spell(ids, specials):
@@ -140,6 +168,22 @@ def compare_masks(name, tokenizer, results, counts):
             print(f"DIFFERENT MASK {name}: {label}\n  want {want}\n  got  {got['train']}")
 
 
+def compare_typed(name, program, folder, tokenizer, specials, scratch, counts):
+    """Control tokens that a message spells are text, as with transformers' sanitize_control_tokens."""
+    typed = " ".join(specials[:8])
+    for content in (typed, "a" + typed.replace(" ", "") + "b"):
+        messages = [{"role": "user", "content": content}, {"role": "assistant", "content": typed}]
+        got = run(program, folder, [record_of(messages, None)], "all", scratch)[0]
+        try:
+            want = tokenizer.apply_chat_template(messages, sanitize_control_tokens=True)["input_ids"]
+        except Exception:
+            continue
+        counts.add("typed")
+        if "error" in got or got["ids"] != want:
+            counts.add("different ids")
+            print(f"DIFFERENT TYPED {name}\n  want {want}\n  got  {got}")
+
+
 if __name__ == "__main__":
     program = os.path.join(sys.argv[1], "peers", "dataset_tool")
     assets = sys.argv[2] if len(sys.argv) > 2 else os.path.join("..", "shared", "assets")
@@ -157,13 +201,15 @@ if __name__ == "__main__":
             tokenizer.chat_template = source
             records = [record_of(messages, tools) for _, messages, tools in CASES]
             compare(name, tokenizer, run(program, folder, records, "all", scratch), specials, counts)
+            compare_typed(name, program, folder, tokenizer, specials, scratch, counts)
             if re.search(r"\{%-?\s*generation", source):
                 compare_masks(name, tokenizer, run(program, folder, records, "assistant", scratch), counts)
-            own = os.path.dirname(name)
-            if name.endswith(".json") and os.path.exists(os.path.join(own, "tokenizer.json")):
-                real = PreTrainedTokenizerFast.from_pretrained(own)
-                compare(own, real, run(program, own, records, "all", scratch), None, counts)
-                counts.add("real tokenizers")
+            for vocabulary in VOCABULARIES:
+                folder = os.path.join(scratch, f"{number}-{vocabulary}")
+                real = real_tokenizer(folder, os.path.join(assets, "tokenizers", vocabulary), source)
+                if real is not None:
+                    compare(f"{vocabulary} with {name}", real, run(program, folder, records, "all", scratch), None, counts)
+                    counts.add("real tokenizers")
     print(f"{len(sources)} templates x {len(CASES)} conversations: " + ", ".join(f"{v} {k}" for k, v in counts.items()))
     print(f"differing texts {counts.get('different texts', 0)}, differing ids {counts.get('different ids', 0)}, "
           f"differing masks {counts.get('different masks', 0)}")

@@ -457,11 +457,10 @@ static void check_source(Source *source, const Tokenizer *tokenizer, int adds_bo
         DatasetOptions options = defaults(tokenizer);
         Error error = {0};
         Dataset d = {0};
-        options.template_name = source->jinja == NULL ? source->name : "auto";
+        options.template_name = source->jinja == NULL ? source->name : TEMPLATE_MODEL;
         options.train_on = (TrainOn)pick(3);
         options.on_error = ON_ERROR_SKIP;
         if (form == AS_TOOLS && source->jinja == NULL) continue; /* refused: test_dataset_tools.c */
-        if (source->jinja != NULL && form == AS_PAIR) continue;  /* "auto" means no template there */
         for (int i = 0; i < CONVERSATIONS; i++) {
             talks[i] = (Talk){0};
             make_talk(&talks[i], (Form)form);
