@@ -312,6 +312,7 @@ typedef struct Backend {
     Status (*copy_in)(const Exec *exec, void *to, const void *from, size_t bytes, Error *err);
     Status (*copy_out)(const Exec *exec, void *to, const void *from, size_t bytes, Error *err);
     Status (*fill)(const Exec *exec, void *to, int byte, size_t bytes, Error *err);
+    Status (*copy_within)(const Exec *exec, void *to, const void *from, size_t bytes, Error *err); /* device to device */
     /* Around the entries of one micro-batch: begin copies the batch to memory [batch_bytes] on the device (past: as in
      * attention_cached); finish waits, adds to loss_sum and fills nll. Between them the host does not wait. whole: entries may
      * work on all `rows` of the capacity where that spares the host something (rows beyond the tokens then hold anything). */

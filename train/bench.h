@@ -8,7 +8,9 @@
 #include "core/text.h"
 
 typedef struct BenchOptions {
-    const char *model, *arch; /* one of them, for `step` */
+    const char *kind;
+    const char *model, *arch; /* one of them, for `step`; a shape for a device's operations */
+    const char *device;       /* NULL: cpu */
     const char *const *overrides;
     int override_count;
     int64_t steps, tokens, length, threads; /* length: of the sequences; 0: the least of 512, the micro-batch and the context */
@@ -17,5 +19,8 @@ typedef struct BenchOptions {
 
 /* A whole optimizer step on made-up tokens, and its time by kind of operation (bench_step.c). */
 Status bench_step(const BenchOptions *options, Text *out, Error *err);
+
+/* One operation on a device, against the ceilings of the same run (bench_device.c): dequant, gemm, attention, loss, optimizer. */
+Status bench_device(const BenchOptions *options, Text *out, Error *err);
 
 #endif

@@ -4,14 +4,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
-#include "core/file.h"
 #include "core/memory.h"
 #include "train/bench.h"
 #include "train/batches.h"
 #include "train/ceiling.h"
-#include "train/commands.h"
 #include "train/engine.h"
 #include "train/optimizer.h"
 
@@ -26,7 +23,6 @@ typedef struct KindTime {
 typedef struct StepBench {
     const BenchOptions *options;
     Config config;
-    char *made; /* folder of random weights to remove, or NULL */
     Engine engine;
     Tape *tape;
     Recompute recompute;
@@ -44,17 +40,6 @@ typedef struct StepBench {
 
 /* ---- setting up ---------------------------------------------------------------------------------------------------------- */
 
-static Status make_model(StepBench *b, Error *err) {
-    const char *parent = getenv("TMPDIR");
-    b->made = memory_format("%s/nibble-bench-XXXXXX", parent != NULL && parent[0] != 0 ? parent : "/tmp");
-    if (mkdtemp(b->made) == NULL) FAIL("%s: cannot make a folder for random weights; set TMPDIR", b->made);
-    char command[] = "synth", arch_option[] = "--arch", out_option[] = "--out", *arch = memory_strdup(b->options->arch);
-    char *argv[] = {command, arch_option, arch, out_option, b->made, NULL};
-    Status status = command_synth(5, argv, err);
-    memory_free(arch);
-    return status;
-}
-
 static Status open_engine(StepBench *b, const char *folder, Error *err) {
     const Config *config = &b->config;
     int full = strcmp(config->method, "full") == 0;
@@ -62,6 +47,8 @@ static Status open_engine(StepBench *b, const char *folder, Error *err) {
                              .act = precision_type(config->precision),
                              .threads = (int)b->options->threads,
                              .cpu = getenv("NIBBLE_CPU"),
+                             .device = b->options->device,
+                             .random_weights = b->options->arch != NULL,
                              .method = full ? METHOD_FULL : METHOD_LORA,
                              .seed = (uint64_t)config->seed,
                              .config = config,
@@ -226,6 +213,7 @@ static void print_result(const StepBench *b, Text *out) {
         text_add_json_string(out, model, strlen(model));
         text_addf(out, ", \"method\": \"%s\", \"quant\": \"%s\", \"variant\": \"%s\", \"threads\": %d, ", b->config.method,
                   quant, backend->variant.linear, b->engine.exec.config.threads);
+        text_addf(out, "\"device\": \"%s\", \"device_bytes\": %zu, ", b->engine.device.name, engine_device_bytes(&b->engine));
         text_addf(out, "\"tokens\": %lld, \"length\": %lld, \"steps\": %lld, ", (long long)b->batch.tokens,
                   (long long)b->length, (long long)b->options->steps);
         text_addf(out, "\"seconds_mean\": %.6g, \"seconds_best\": %.6g, \"tokens_per_second\": %.6g, \"flops\": %.6g, ",
@@ -238,6 +226,11 @@ static void print_result(const StepBench *b, Text *out) {
     }
     text_addf(out, "%s: method %s, base %s, %s, %d threads; %lld tokens a step in sequences of %lld\n", model, b->config.method,
               quant, backend->variant.linear, b->engine.exec.config.threads, (long long)b->batch.tokens, (long long)b->length);
+    if (backend->on_device) {
+        char bytes[32];
+        text_addf(out, "device         %s, %s in its arenas\n", b->engine.device.name,
+                  format_bytes((double)engine_device_bytes(&b->engine), bytes, sizeof bytes));
+    }
     text_addf(out, "step           %.1f ms (best of %lld: %.1f ms)\nspeed          %.1f tokens/s\n", 1e3 * b->mean,
               (long long)b->options->steps, 1e3 * b->best, tokens / b->mean);
     text_addf(out, "work           %.1f GFLOP/s", rate / 1e9);
@@ -249,12 +242,7 @@ static void print_result(const StepBench *b, Text *out) {
 
 static Status run_bench(StepBench *b, Text *out, Error *err) {
     TRY(config_load(&b->config, NULL, b->options->overrides, b->options->override_count, err));
-    const char *folder = b->options->model;
-    if (folder == NULL) {
-        TRY(make_model(b, err));
-        folder = b->made;
-    }
-    TRY(open_engine(b, folder, err));
+    TRY(open_engine(b, b->options->arch != NULL ? b->options->arch : b->options->model, err));
     TRY(fill_batch(b, err));
     TRY(measure(b, err));
     print_result(b, out);
@@ -269,8 +257,6 @@ Status bench_step(const BenchOptions *options, Text *out, Error *err) {
     arena_free(&b->buffers);
     engine_close(&b->engine);
     config_free(&b->config);
-    if (b->made != NULL) (void)folder_remove(b->made, NULL);
-    memory_free(b->made);
     memory_free(b);
     return status;
 }

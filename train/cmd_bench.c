@@ -8,22 +8,27 @@
 #include "train/bench.h"
 #include "train/ceiling.h"
 #include "train/commands.h"
+#include "train/device.h"
 #include "train/options.h"
 
 #define STEPS 3
 #define TOKENS 512
 
 static const CommandHelp help = {
-    .usage = "nibble bench ceiling | cpu | step MODEL | step --arch FILE  [options]",
+    .usage =
+        "nibble bench ceiling | cpu | step MODEL | step --arch FILE | dequant, gemm, attention, loss, optimizer --arch FILE "
+        " [options]",
     .summary =
         "ceiling: the rate of dense FP32 and BF16 products on one thread and on all. cpu: the instruction sets that this "
         "processor\n"
         "offers and what each operation uses. step: tokens a second of an optimizer step and where its time goes;\n"
-        "--arch measures a shape with random weights, which are written to TMPDIR and removed.",
+        "--arch measures a shape with random weights. dequant to optimizer: one operation of that shape on a device, in GB/s\n"
+        "or TFLOP/s and as a share of the copy bandwidth or of the largest product of the same run.",
     .example =
         "nibble bench ceiling\n"
         "nibble bench step models/TinyLlama-1.1B --tokens 1024 --set lora.rank=32\n"
-        "nibble bench step --arch configs/arch/smollm-135m.json --json",
+        "nibble bench step --arch configs/arch/smollm-135m.json --json\n"
+        "nibble bench attention --arch configs/arch/llama-3.1-8b.json --tokens 4096 --length 4096 --device cuda",
 };
 
 /* ---- ceiling ------------------------------------------------------------------------------------------------------------- */
@@ -115,9 +120,24 @@ static Status check_step(const BenchOptions *o, Error *err) {
     return OK;
 }
 
+static Status check_operation(const BenchOptions *o, Error *err) {
+    if (o->arch == NULL || o->model != NULL) FAIL_USAGE("bench %s: want --arch FILE, the shape", o->kind);
+    if (o->override_count > 0 || o->steps != STEPS) FAIL_USAGE("bench %s: --set and --steps belong to bench step", o->kind);
+    if (o->tokens < 2 || o->tokens > (int64_t)1 << 20)
+        FAIL_USAGE("--tokens: want 2 to 1048576, got %lld", (long long)o->tokens);
+    if (o->length < 0 || o->length > o->tokens) FAIL_USAGE("--length: want at most --tokens, got %lld", (long long)o->length);
+    return OK;
+}
+
 static Status run_kind(const char *kind, const BenchOptions *o, Text *out, Error *err) {
-    static const char *const kinds[] = {"ceiling", "cpu", "step"};
+    static const char *const kinds[] = {"ceiling", "cpu", "step", "dequant", "gemm", "attention", "loss", "optimizer"};
     int step = strcmp(kind, "step") == 0;
+    if (o->device != NULL) TRY(device_check_name(o->device, err));
+    for (int i = 3; i < 8; i++)
+        if (strcmp(kind, kinds[i]) == 0) {
+            TRY(check_operation(o, err));
+            return bench_device(o, out, err);
+        }
     if (o->threads < 0 || o->threads > 1024) FAIL_USAGE("--threads: want 0 (all) to 1024, got %lld", (long long)o->threads);
     if (step) {
         TRY(check_step(o, err));
@@ -126,23 +146,26 @@ static Status run_kind(const char *kind, const BenchOptions *o, Text *out, Error
     int is_ceiling = strcmp(kind, "ceiling") == 0;
     if (is_ceiling || strcmp(kind, "cpu") == 0) {
         if (o->model != NULL || o->arch != NULL || o->override_count > 0 || o->steps != STEPS || o->tokens != TOKENS ||
-            o->length != 0)
+            o->length != 0 || o->device != NULL)
             FAIL_USAGE("bench %s takes only --threads and --json; the rest belongs to `nibble bench step`", kind);
         return is_ceiling ? bench_ceiling(o, out, err) : bench_cpu(o, out, err);
     }
     const char *near = nearest_word(kind, kinds, sizeof kinds / sizeof *kinds);
-    FAIL_USAGE("bench \"%.60s\" is not supported yet; there are ceiling, cpu and step%s%s%s", kind,
-               near != NULL ? " (did you mean " : "", near != NULL ? near : "", near != NULL ? "?)" : "");
+    FAIL_USAGE(
+        "bench \"%.60s\" is not supported yet; there are ceiling, cpu, step, dequant, gemm, attention, loss and "
+        "optimizer%s%s%s",
+        kind, near != NULL ? " (did you mean " : "", near != NULL ? near : "", near != NULL ? "?)" : "");
 }
 
 Status command_bench(int argc, char **argv, Error *err) {
     BenchOptions o = {.steps = STEPS, .tokens = TOKENS};
     OptionList set = {.count = 0};
     const OptionSpec specs[] = {
-        {"arch", OPTION_STRING, "FILE", "step: a Hugging Face config.json, the shape", &o.arch},
+        {"arch", OPTION_STRING, "FILE", "a Hugging Face config.json, the shape", &o.arch},
+        {"device", OPTION_STRING, "NAME", "cpu, cuda, emu or auto", &o.device},
         {"set", OPTION_LIST, "KEY=VALUE", "step: sets method, precision, seed, quant.*, lora.* or train.recompute", &set},
-        {"tokens", OPTION_INTEGER, "N", "step: tokens of a micro-batch", &o.tokens},
-        {"length", OPTION_INTEGER, "N", "step: tokens of a sequence; left out: at most 512", &o.length},
+        {"tokens", OPTION_INTEGER, "N", "tokens of a micro-batch", &o.tokens},
+        {"length", OPTION_INTEGER, "N", "tokens of a sequence; left out: at most 512", &o.length},
         {"steps", OPTION_INTEGER, "N", "step: how many are timed", &o.steps},
         {"threads", OPTION_INTEGER, "N", "threads; 0: all that this process may use", &o.threads},
         {"json", OPTION_FLAG, NULL, "print the result as JSON", &o.json},
@@ -151,6 +174,7 @@ Status command_bench(int argc, char **argv, Error *err) {
     int count, helped;
     TRY(options_parse(argc, argv, &help, specs, sizeof specs / sizeof *specs, words, 1, 2, &count, &helped, err));
     if (helped) return OK;
+    o.kind = words[0];
     o.model = count > 1 ? words[1] : NULL;
     o.overrides = set.items;
     o.override_count = set.count;

@@ -185,7 +185,10 @@ static Status open_frozen(Engine *engine, const EngineOptions *options, Error *e
         stored.ranks = comm_size(options->comm);
         stored.comm = options->comm;
     }
-    TRY(weights_load(&engine->weights, options->model, &engine->model, &stored, &engine->backend, engine->pool, err));
+    if (options->random_weights)
+        TRY(weights_random(&engine->weights, &engine->model, &stored, options->seed, err));
+    else
+        TRY(weights_load(&engine->weights, options->model, &engine->model, &stored, &engine->backend, engine->pool, err));
     engine->source = engine->base = weights_source(engine->weights);
     engine->distill = options->config != NULL && strcmp(options->config->train.loss, "distill") == 0;
     if (engine->adapter.modules == NULL) return OK;

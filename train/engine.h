@@ -28,7 +28,7 @@ typedef struct EngineOptions {
     const char *device;  /* auto, cpu, cuda or emu; NULL: cpu */
     WeightOptions weights;
     Method method;
-    int random_weights; /* METHOD_FULL: drawn from the seed instead of read (the folder needs only config.json) */
+    int random_weights; /* made from the seed instead of read (the folder needs only config.json); METHOD_FULL: to train from */
     uint64_t seed;
     const ActivationQuant *rounding; /* instead of what the model says; NULL: that */
     const Config *config; /* METHOD_LORA: what adapters to make; NULL otherwise */

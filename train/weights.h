@@ -78,6 +78,8 @@ typedef struct ModelWeights ModelWeights;
  * dequantized; a pre-quantized folder overrides the config's type). */
 Status weights_load(ModelWeights **out, const char *folder, const ModelConfig *config, const WeightOptions *options,
                     const Backend *backend, Pool *pool, Error *err);
+/* Made up from the seed, at full speed and without a file, for measurements. */
+Status weights_random(ModelWeights **out, const ModelConfig *config, const WeightOptions *options, uint64_t seed, Error *err);
 void weights_free(ModelWeights *weights); /* NULL is fine */
 /* The frozen weight as it lies in memory; valid as long as the weights. rows 0 when the model has none. */
 WeightView weights_view(const ModelWeights *weights, int32_t id);

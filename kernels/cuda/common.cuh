@@ -44,7 +44,8 @@ __device__ __forceinline__ float round_to(float x) {
 }
 
 __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
-    return (uint32_t)from_float<bf16>(low) | (uint32_t)from_float<bf16>(high) << 16;
+    __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);  // one instruction for both
+    return (uint32_t)__bfloat16_as_ushort(pair.x) | (uint32_t)__bfloat16_as_ushort(pair.y) << 16;
 }
 __device__ __forceinline__ float low_half(uint32_t pair) {
     return __uint_as_float(pair << 16);

@@ -42,16 +42,25 @@ __global__ void __launch_bounds__(WARPS * 32)
             token[i / 2][i % 2] = {batch->samples[row], (uint32_t)batch->positions[row]};
         }
     }
+    auto load = [&](uint4 rows[2][2], int64_t at) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            int64_t r = first + i * 8 + g;
+            rows[i / 2][i % 2] = load_eight<ALIGNED>(x + r * k + at, r < tokens ? k - at : 0);
+        }
+    };
     float sum[2][TILES][4] = {};
+    uint4 next[2][2];
+    load(next, warp * STEP + 8 * t);
     for (int64_t k0 = warp * STEP + 8 * t; k0 - 8 * t < k; k0 += WARPS * STEP) {
         uint4 row[2][2];
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            int64_t r = first + i * 8 + g;
             uint4 &eight = row[i / 2][i % 2];
-            eight = load_eight<ALIGNED>(x + r * k + k0, r < tokens ? k - k0 : 0);
+            eight = next[i / 2][i % 2];
             if (dropping) eight = keep_eight(eight, keep8(seed, group.dropout, token[i / 2][i % 2], k0));
         }
+        load(next, k0 + WARPS * STEP);  // on its way while this step is multiplied
 #pragma unroll
         for (int j = 0; j < TILES; j++) {
             if (j >= group.count) continue;

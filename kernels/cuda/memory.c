@@ -44,6 +44,12 @@ static Status fill(const Exec *exec, void *to, int byte, size_t bytes, Error *er
     return OK;
 }
 
+static Status copy_within(const Exec *exec, void *to, const void *from, size_t bytes, Error *err) {
+    CudaContext *context = context_of(exec);
+    CUDA_TRY(context, cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, context->stream));
+    return OK;
+}
+
 static size_t activation_bytes(DType act, int64_t rows, int64_t columns) {
     return (size_t)(rows * columns) * dtype_size(act);
 }
@@ -55,5 +61,6 @@ void cuda_install_memory(Backend *backend) {
     backend->copy_in = copy_in;
     backend->copy_out = copy_out;
     backend->fill = fill;
+    backend->copy_within = copy_within;
     backend->activation_bytes = activation_bytes;
 }
