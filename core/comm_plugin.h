@@ -1,12 +1,13 @@
-/* The table that a transport's shared object exports, libnibble_mpi.so or libnibble_nccl.so, under the name nibble_comm_plugin.
+/* The table that a transport's shared object exports under the name nibble_comm_plugin: libnibble_mpi.so (host memory), and
+ * libnibble_cuda.so with NCCL (device memory).
  *
  * A plugin only moves bytes; sums, waiting, time limits and messages are train/comm.c's. It links nothing of nibble's.
  * Lanes are orders of their own: calls on one lane match by their order, calls on different lanes do not wait for each other.
- * A start gives a request number; it is done when `test` says so, once, and the number is free again.
+ * host: the memory is the host's also where the transport works in a device's. A start gives a request number; it is done when `test` says so, once, and the number is free again.
  * Functions return 0, or -1 after writing a reason into error [COMM_PLUGIN_ERROR].
  */
-#ifndef NIBBLE_TRAIN_COMM_PLUGIN_H
-#define NIBBLE_TRAIN_COMM_PLUGIN_H
+#ifndef NIBBLE_CORE_COMM_PLUGIN_H
+#define NIBBLE_CORE_COMM_PLUGIN_H
 
 #include <stddef.h>
 #include <stdint.h>
@@ -45,16 +46,19 @@ typedef struct CommPlugin {
     int (*make_id)(char id[128], char *error);
     int (*open)(void **self, CommPlace *place, char *error);
     void (*close)(void *self, int failed); /* failed: the peers may be gone, wait for nothing */
+    /* The device's context (Exec.device) whose work comes before what is started, and after what is done; NULL: there is none. */
+    int (*attach)(void *self, void *device, char *error);
     /* total bytes in shares; receive gets this rank's share of everybody, size of them one after another */
-    int (*exchange)(void *self, int lane, const void *send, void *receive, size_t total, size_t share, int *request,
+    int (*exchange)(void *self, int lane, int host, const void *send, void *receive, size_t total, size_t share, int *request,
                     char *error);
-    /* total bytes in shares; this rank's own is in its place */
-    int (*gather)(void *self, int lane, void *buffer, size_t total, size_t share, int *request, char *error);
-    int (*broadcast)(void *self, int lane, void *bytes, size_t count, int root, int *request, char *error);
+    /* total bytes in shares; this rank's own is taken from `own`, or is in its place already (NULL) */
+    int (*gather)(void *self, int lane, int host, const void *own, void *buffer, size_t total, size_t share, int *request,
+                  char *error);
+    int (*broadcast)(void *self, int lane, int host, void *bytes, size_t count, int root, int *request, char *error);
     /* Sums in place; is_double: 8-byte numbers. NULL: made of exchange and gather. */
-    int (*sum)(void *self, int lane, void *values, int64_t count, int is_double, int *request, char *error);
+    int (*sum)(void *self, int lane, int host, void *values, int64_t count, int is_double, int *request, char *error);
     int (*test)(void *self, int request, int *done, char *error);
-    /* To every other rank that took the last one; never waits. */
+    /* To every other rank that took the last one; never waits. NULL: there is no way. */
     void (*send_sign)(void *self, const CommSign *sign);
     /* 1 when one came. */
     int (*receive_sign)(void *self, CommSign *sign);

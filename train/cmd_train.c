@@ -91,6 +91,18 @@ static Status run(const TrainOptions *options, Comm *comm, const char *path, con
     return status;
 }
 
+/* The device that the config asks for: GPU ranks talk through NCCL. What is wrong in it is said when all ranks are together. */
+static const char *device_of(const char *path, const char *const *overrides, int count) {
+    static const char *const devices[] = {"cuda", "emu"};
+    const char *device = NULL;
+    Config config;
+    if (config_load(&config, path, overrides, count, NULL) != OK) return NULL;
+    for (size_t i = 0; i < sizeof devices / sizeof *devices; i++)
+        if (strcmp(config.device, devices[i]) == 0) device = devices[i];
+    config_free(&config);
+    return device;
+}
+
 Status command_train(int argc, char **argv, Error *err) {
     TrainOptions options = {0};
     const OptionSpec specs[] = {
@@ -115,7 +127,7 @@ Status command_train(int argc, char **argv, Error *err) {
     int count = collect(&options, overrides, device, sizeof device);
     Comm *comm;
     signals_install_fatal();
-    TRY(comm_open(&comm, 0, err));
+    TRY(comm_open(&comm, device_of(path, overrides, count), err));
     Status status = run(&options, comm, path, overrides, count, err);
     comm_set_end(comm, status);
     if (comm_told(comm) && err != NULL) err->text[0] = 0; /* once is enough */

@@ -63,12 +63,13 @@ static Status start_sum(Comm *comm, CommWork *work, Error *err) {
     int64_t count = (int64_t)(work->bytes / width(work->type));
     comm->sent[work->purpose] += comm_sum_bytes(comm->place.rank, comm->place.size, count, work->type);
     if (plugin->sum != NULL) {
-        if (plugin->sum(comm->self, 0, work->values, count, is_double, &work->request, error) != 0)
+        if (plugin->sum(comm->self, 0, work->host, work->values, count, is_double, &work->request, error) != 0)
             return transport_failed(comm, error, err);
         append(comm, work, WORK_LAST);
         return OK;
     }
-    if (plugin->exchange(comm->self, 0, work->values, work->received, work->bytes, work->share, &work->request, error) != 0)
+    if (plugin->exchange(comm->self, 0, work->host, work->values, work->received, work->bytes, work->share, &work->request,
+                         error) != 0)
         return transport_failed(comm, error, err);
     append(comm, work, WORK_EXCHANGE);
     return OK;
@@ -84,10 +85,11 @@ static Status prepare_sum(Comm *comm, CommWork *work, void *values, int64_t coun
     return OK;
 }
 
-Status comm_sum_start(Comm *comm, CommWork *work, void *values, int64_t count, CommNumber type, CommPurpose purpose,
-                      Error *err) {
+Status comm_sum_start(Comm *comm, CommWork *work, CommMemory memory, void *values, int64_t count, CommNumber type,
+                      CommPurpose purpose, Error *err) {
     if (comm == NULL || count == 0) return OK;
     TRY(prepare_sum(comm, work, values, count, type, purpose, err));
+    work->host = memory == COMM_HOST;
     if (comm->plugin->sum == NULL) {
         int slot = 0;
         while (slot < comm->slots && comm->slot_used[slot])
@@ -100,8 +102,8 @@ Status comm_sum_start(Comm *comm, CommWork *work, void *values, int64_t count, C
     return start_sum(comm, work, err);
 }
 
-Status comm_gather_start(Comm *comm, CommWork *work, void *buffer, size_t total, size_t share, CommPurpose purpose,
-                         Error *err) {
+Status comm_gather_start(Comm *comm, CommWork *work, CommMemory memory, const void *own, void *buffer, size_t total,
+                         size_t share, CommPurpose purpose, Error *err) {
     char error[COMM_PLUGIN_ERROR];
     if (comm == NULL || total == 0) return OK;
     TRY(begin(comm, work, purpose, err));
@@ -109,7 +111,7 @@ Status comm_gather_start(Comm *comm, CommWork *work, void *buffer, size_t total,
     work->bytes = total;
     work->share = share;
     comm->sent[purpose] += comm_gather_bytes(comm->place.rank, comm->place.size, total, share);
-    if (comm->plugin->gather(comm->self, 0, buffer, total, share, &work->request, error) != 0)
+    if (comm->plugin->gather(comm->self, 0, memory == COMM_HOST, own, buffer, total, share, &work->request, error) != 0)
         return transport_failed(comm, error, err);
     append(comm, work, WORK_LAST);
     return OK;
@@ -125,6 +127,7 @@ Status comm_sum(Comm *comm, void *values, int64_t count, CommNumber type, CommPu
         int64_t some = count - first < most ? count - first : most;
         TRY(prepare_sum(comm, &work, (uint8_t *)values + (size_t)first * width(type), some, type, purpose, err));
         work.received = comm->own;
+        work.host = 1;
         TRY(start_sum(comm, &work, err));
         TRY(comm_wait(comm, &work, err));
     }
@@ -134,7 +137,7 @@ Status comm_sum(Comm *comm, void *values, int64_t count, CommNumber type, CommPu
 Status comm_gather(Comm *comm, void *buffer, size_t share, CommPurpose purpose, Error *err) {
     if (comm == NULL) return OK;
     CommWork work = {0};
-    TRY(comm_gather_start(comm, &work, buffer, share * (size_t)comm->place.size, share, purpose, err));
+    TRY(comm_gather_start(comm, &work, COMM_HOST, NULL, buffer, share * (size_t)comm->place.size, share, purpose, err));
     return comm_wait(comm, &work, err);
 }
 
@@ -144,7 +147,7 @@ Status comm_exchange(Comm *comm, const void *send, void *receive, size_t total, 
     if (comm == NULL) return OK;
     TRY(begin(comm, &work, purpose, err));
     comm->sent[purpose] += total - own_share(comm->place.rank, total, share);
-    if (comm->plugin->exchange(comm->self, 0, send, receive, total, share, &work.request, error) != 0)
+    if (comm->plugin->exchange(comm->self, 0, 1, send, receive, total, share, &work.request, error) != 0)
         return transport_failed(comm, error, err);
     append(comm, &work, WORK_LAST);
     return comm_wait(comm, &work, err);
@@ -158,7 +161,7 @@ Status comm_broadcast(Comm *comm, void *bytes, size_t count, int root, CommPurpo
         size_t some = count - first < COMM_PIECE ? count - first : COMM_PIECE;
         TRY(begin(comm, &work, purpose, err));
         if (comm->place.rank == root) comm->sent[purpose] += (uint64_t)some * (uint64_t)(comm->place.size - 1);
-        if (comm->plugin->broadcast(comm->self, 0, (uint8_t *)bytes + first, some, root, &work.request, error) != 0)
+        if (comm->plugin->broadcast(comm->self, 0, 1, (uint8_t *)bytes + first, some, root, &work.request, error) != 0)
             return transport_failed(comm, error, err);
         append(comm, &work, WORK_LAST);
         TRY(comm_wait(comm, &work, err));

@@ -4,7 +4,7 @@
  *
  *   one rank   a NULL Comm: every call returns at once
  *   MPI        host memory; libnibble_mpi.so, loaded only when a launcher asks for ranks
- *   NCCL       device memory; libnibble_nccl.so, loaded only for GPU ranks
+ *   NCCL       device memory; in libnibble_cuda.so, which loads NCCL only for GPU ranks
  *
  * Every rank makes the same calls in the same order. Sums are formed in rank order, element by element, on the one rank that
  * owns the element, and handed round: all ranks hold the same bits, on every run.
@@ -31,6 +31,9 @@ typedef struct Comm Comm;
 /* Why bytes were sent: counted apart, so that a plan can be checked. */
 typedef enum CommPurpose { COMM_CONTROL, COMM_GRADIENTS, COMM_BASE, COMM_STATE, COMM_PURPOSES } CommPurpose;
 
+/* Where a buffer lies: in the host's memory, or in that of the device that the ranks compute on (the host's too, on the CPU). */
+typedef enum CommMemory { COMM_HOST, COMM_DEVICE } CommMemory;
+
 typedef enum CommNumber { COMM_F32, COMM_F64 } CommNumber;
 
 /* ---- beginning and end ----------------------------------------------------------------------------------------------------- */
@@ -43,8 +46,11 @@ typedef struct CommLaunch {
 } CommLaunch;
 Status comm_launch_read(CommLaunch *launch, Error *err);
 
-/* Joins the ranks that the environment names; *out is NULL when there is one. device_ranks: GPUs, by NCCL. */
-Status comm_open(Comm **out, int device_ranks, Error *err);
+/* Joins the ranks that the environment names; *out is NULL when there is one. device: "cuda" or "emu", whose ranks talk through
+ * NCCL and see one GPU each; anything else, or NULL: MPI. */
+Status comm_open(Comm **out, const char *device, Error *err);
+/* The opened device (Exec.device) of this rank: sums and gathers wait for what it computes. NULL: none, nothing happens. */
+Status comm_attach(Comm *comm, void *device, Error *err);
 /* failure NULL: every rank came here, a last barrier is held. Otherwise the others are told why this rank leaves. */
 void comm_close(Comm *comm, const char *failure);
 
@@ -95,6 +101,7 @@ typedef struct CommWork { /* lives at the caller's; zero before the first start 
     struct CommWork *next;
     int stage; /* 0: idle */
     int request;
+    int host;
     CommPurpose purpose;
     void *values, *received;
     size_t bytes, share, size;
@@ -107,10 +114,12 @@ typedef struct CommWork { /* lives at the caller's; zero before the first start 
 Status comm_reserve(Comm *comm, int sums, size_t bytes, Error *err);
 size_t comm_reserved_bytes(int size, int sums, size_t bytes);
 
-Status comm_sum_start(Comm *comm, CommWork *work, void *values, int64_t count, CommNumber type, CommPurpose purpose,
-                      Error *err);
-/* total bytes in shares of `share` (the last ones shorter or empty); this rank's own is filled in. */
-Status comm_gather_start(Comm *comm, CommWork *work, void *buffer, size_t total, size_t share, CommPurpose purpose, Error *err);
+Status comm_sum_start(Comm *comm, CommWork *work, CommMemory memory, void *values, int64_t count, CommNumber type,
+                      CommPurpose purpose, Error *err);
+/* total bytes in shares of `share` (the last ones shorter or empty); this rank's own is taken from `own`, or, where that is
+ * NULL, is in its place already. */
+Status comm_gather_start(Comm *comm, CommWork *work, CommMemory memory, const void *own, void *buffer, size_t total,
+                         size_t share, CommPurpose purpose, Error *err);
 /* Lets what is under way go on, without waiting. */
 Status comm_poll(Comm *comm, Error *err);
 Status comm_wait(Comm *comm, CommWork *work, Error *err); /* idle: OK */

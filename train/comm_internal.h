@@ -9,7 +9,7 @@
 #define NIBBLE_TRAIN_COMM_INTERNAL_H
 
 #include "train/comm.h"
-#include "train/comm_plugin.h"
+#include "core/comm_plugin.h"
 #include "train/rank_board.h"
 
 #define COMM_OWN_PIECE ((size_t)1 << 20) /* of comm_sum */
@@ -18,12 +18,14 @@ enum { WORK_IDLE, WORK_EXCHANGE, WORK_LAST }; /* CommWork.stage; LAST: done when
 
 typedef struct Comm {
     void *library, *self;
+    struct Comm *bootstrap; /* MPI, where it started GPU ranks: they find each other, and hear of each other, through it */
     const CommPlugin *plugin;
     CommPlace place;
     double timeout;
     int64_t step;
     const char *phase;
-    RankNote *note; /* on the launcher's board, or NULL */
+    RankNote *board; /* of all ranks, on the launcher's board, or NULL */
+    RankNote *note;  /* on the launcher's board, or NULL */
     /* signs of life */
     double *heard; /* [size] clock of the last one */
     char *lost;    /* [size] */

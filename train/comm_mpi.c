@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "train/comm_plugin.h"
+#include "core/comm_plugin.h"
 
 #define UNIT 64 /* counts in MPI are ints: in units of 64 bytes they reach 128 GiB */
 
@@ -149,8 +149,9 @@ static int started(Mpi *mpi, int slot, int code, const char *what, int *request,
     return 0;
 }
 
-static int mpi_exchange(void *self, int lane, const void *send, void *receive, size_t total, size_t share, int *request,
-                        char *error) {
+static int mpi_exchange(void *self, int lane, int host, const void *send, void *receive, size_t total, size_t share,
+                        int *request, char *error) {
+    (void)host;
     Mpi *mpi = self;
     int slot = take(mpi, error);
     if (slot < 0) return -1;
@@ -165,18 +166,22 @@ static int mpi_exchange(void *self, int lane, const void *send, void *receive, s
     return started(mpi, slot, code, "MPI_Ialltoallv", request, error);
 }
 
-static int mpi_gather(void *self, int lane, void *buffer, size_t total, size_t share, int *request, char *error) {
+static int mpi_gather(void *self, int lane, int host, const void *own, void *buffer, size_t total, size_t share, int *request,
+                      char *error) {
+    (void)host;
     Mpi *mpi = self;
     int slot = take(mpi, error);
     if (slot < 0) return -1;
     int *counts = mpi->counts[slot], *places = counts + mpi->size;
     MPI_Datatype type = shares(mpi, total, share, counts, places);
     if (type == MPI_DATATYPE_NULL) return say(error, "internal error: a message is too long for MPI's counts");
-    int code = MPI_Iallgatherv(MPI_IN_PLACE, 0, type, buffer, counts, places, type, mpi->lane[lane], &mpi->request[slot]);
+    int code = MPI_Iallgatherv(own == NULL ? MPI_IN_PLACE : own, own == NULL ? 0 : counts[mpi->rank], type, buffer, counts,
+                               places, type, mpi->lane[lane], &mpi->request[slot]);
     return started(mpi, slot, code, "MPI_Iallgatherv", request, error);
 }
 
-static int mpi_broadcast(void *self, int lane, void *bytes, size_t count, int root, int *request, char *error) {
+static int mpi_broadcast(void *self, int lane, int host, void *bytes, size_t count, int root, int *request, char *error) {
+    (void)host;
     Mpi *mpi = self;
     int slot = take(mpi, error);
     if (slot < 0) return -1;

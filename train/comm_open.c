@@ -55,6 +55,7 @@ Status comm_load(Comm *comm, const char *name, Error *err) {
 /* ---- beginning --------------------------------------------------------------------------------------------------------------- */
 
 static void comm_free(Comm *comm) {
+    if (comm->bootstrap != NULL) comm_free(comm->bootstrap);
     /* the library stays loaded: an MPI library does not survive being taken out */
     memory_free(comm->heard);
     memory_free(comm->lost);
@@ -80,8 +81,61 @@ static Status join(Comm *comm, Error *err) {
     return OK;
 }
 
-/* NCCL's ranks find each other through rank 0's address, which torchrun's variables and our own launcher give. */
-static Status set_meeting_point(Error *err) {
+static Comm *comm_create(const CommPlace *place) {
+    Comm *comm = memory_calloc_aligned(_Alignof(Comm), sizeof *comm);
+    comm->timeout = 120.0;
+    comm->phase = "start";
+    comm->place = *place;
+    return comm;
+}
+
+static Status open_transport(Comm **out, const CommPlace *place, const char *library, Error *err) {
+    Comm *comm = comm_create(place);
+    Status status = comm_load(comm, library, err);
+    if (status == OK) status = join(comm, err);
+    if (status != OK)
+        comm_free(comm);
+    else
+        *out = comm;
+    return status;
+}
+
+/* ---- GPU ranks ------------------------------------------------------------------------------------------------------------------- */
+
+/* Each rank sees one GPU, unless its launcher has seen to that: the one of its number among those that are visible. */
+static Status see_one_device(int local_rank, Error *err) {
+    const char *visible = getenv("CUDA_VISIBLE_DEVICES");
+    char one[64];
+    if (visible == NULL || visible[0] == 0) {
+        (void)snprintf(one, sizeof one, "%d", local_rank);
+    } else {
+        if (strchr(visible, ',') == NULL) return OK;
+        for (int i = 0; i < local_rank && visible != NULL; i++) {
+            visible = strchr(visible, ',');
+            if (visible != NULL) visible++;
+        }
+        if (visible == NULL)
+            FAIL_USAGE("CUDA_VISIBLE_DEVICES names fewer GPUs than this machine has ranks: there is none for local rank %d",
+                       local_rank);
+        (void)snprintf(one, sizeof one, "%.*s", (int)strcspn(visible, ","), visible);
+    }
+    if (setenv("CUDA_VISIBLE_DEVICES", one, 1) != 0) FAIL("out of memory");
+    return OK;
+}
+
+/* Ranks that MPI started find each other through it; others through rank 0's address, which torchrun's variables and our own
+ * launcher give. */
+static Status meet(Comm *comm, int mpi, Error *err) {
+    char error[COMM_PLUGIN_ERROR] = "";
+    if (mpi) {
+        TRY(open_transport(&comm->bootstrap, &comm->place, "libnibble_mpi.so", err));
+        comm->place.local_rank = comm->bootstrap->place.local_rank;
+        comm->place.local_size = comm->bootstrap->place.local_size;
+        int failed = comm->place.rank == 0 && comm->plugin->make_id(comm->place.id, error) != 0;
+        TRY(comm_agree(comm->bootstrap, failed ? error_set(err, ERR_FAILED, "%s", error) : OK, err));
+        comm->place.has_id = 1;
+        return comm_broadcast(comm->bootstrap, comm->place.id, sizeof comm->place.id, 0, COMM_CONTROL, err);
+    }
     const char *address = getenv("MASTER_ADDR"), *port = getenv("MASTER_PORT");
     if (getenv("NCCL_COMM_ID") != NULL) return OK;
     if (address == NULL || port == NULL)
@@ -92,46 +146,67 @@ static Status set_meeting_point(Error *err) {
     return OK;
 }
 
-static Status open_as(Comm *comm, const CommLaunch *launch, int device_ranks, Error *err) {
-    if (!device_ranks && !launch->mpi)
+static Status open_devices(Comm *comm, const CommLaunch *launch, const char *device, Error *err) {
+    char library[64];
+    (void)snprintf(library, sizeof library, "libnibble_%.20s.so", device);
+    TRY(comm_load(comm, library, err));
+    TRY(meet(comm, launch->mpi, err));
+    TRY(see_one_device(comm->place.local_rank, err));
+    return join(comm, err);
+}
+
+/* ---- beginning ------------------------------------------------------------------------------------------------------------------- */
+
+static Status open_as(Comm *comm, const CommLaunch *launch, const char *device, Error *err) {
+    int is_device = device != NULL && (strcmp(device, "cuda") == 0 || strcmp(device, "emu") == 0);
+    if (is_device) return open_devices(comm, launch, device, err);
+    if (!launch->mpi)
         FAIL_USAGE(
             "%s says that this is rank %d of %d. CPU ranks talk through MPI, which it does not start; use mpirun -n %d, "
-            "srun --mpi=pmix, or --ranks %d",
+            "srun --mpi=pmix, or --ranks %d; GPU ranks want --device cuda",
             launch->by, launch->rank, launch->size, launch->size, launch->size);
-    if (device_ranks) TRY(set_meeting_point(err));
-    TRY(comm_load(comm, device_ranks ? "libnibble_nccl.so" : "libnibble_mpi.so", err));
+    TRY(comm_load(comm, "libnibble_mpi.so", err));
     return join(comm, err);
 }
 
 static void note_start(Comm *comm) {
-    comm->note = rank_board_note(comm->place.rank, comm->place.size);
-    if (comm->note == NULL) return;
+    comm->board = rank_board_notes(comm->place.size);
+    if (comm->board == NULL) return;
+    comm->note = &comm->board[comm->place.rank];
     comm->note->pid = (int32_t)getpid();
     comm_set_place(comm, 0, "start");
     comm->note->state = RANK_RUNS;
     signals_note_at(&comm->note->signal);
 }
 
-Status comm_open(Comm **out, int device_ranks, Error *err) {
+Status comm_open(Comm **out, const char *device, Error *err) {
     CommLaunch launch;
     *out = NULL;
     TRY(comm_launch_read(&launch, err));
     if (launch.size == 1) return OK;
-    Comm *comm = memory_calloc_aligned(_Alignof(Comm), sizeof *comm);
-    comm->timeout = 120.0;
-    comm->phase = "start";
-    comm->place = (CommPlace){.rank = launch.rank,
-                              .size = launch.size,
-                              .local_rank = launch.local_rank,
-                              .local_size = launch.local_size > 0 ? launch.local_size : 1};
+    CommPlace place = {.rank = launch.rank,
+                       .size = launch.size,
+                       .local_rank = launch.local_rank,
+                       .local_size = launch.local_size > 0 ? launch.local_size : 1};
+    Comm *comm = comm_create(&place);
     note_start(comm);
-    Status status = open_as(comm, &launch, device_ranks, err);
+    Status status = open_as(comm, &launch, device, err);
     if (status != OK) {
         comm_set_end(comm, status);
         comm_free(comm);
         return status;
     }
     *out = comm;
+    return OK;
+}
+
+Status comm_attach(Comm *comm, void *device, Error *err) {
+    char error[COMM_PLUGIN_ERROR] = "";
+    if (comm == NULL || device == NULL) return OK;
+    if (comm->plugin->attach == NULL)
+        FAIL("%s works in the host's memory only: ranks that compute on a device want device cuda on all of them",
+             comm->place.transport);
+    if (comm->plugin->attach(comm->self, device, error) != 0) FAIL("%s: %s", comm->place.transport, error);
     return OK;
 }
 
@@ -156,10 +231,13 @@ size_t comm_reserved_bytes(int size, int sums, size_t bytes) {
 static void say_why(Comm *comm, const char *failure) {
     comm->leaving = (CommSign){.kind = COMM_SIGN_LEAVES, .rank = comm->place.rank, .step = comm->step};
     (void)snprintf(comm->leaving.text, sizeof comm->leaving.text, "%s", failure);
-    comm->plugin->send_sign(comm->self, &comm->leaving);
+    const CommPlugin *plugin = comm->bootstrap != NULL ? comm->bootstrap->plugin : comm->plugin;
+    void *self = comm->bootstrap != NULL ? comm->bootstrap->self : comm->self;
+    if (plugin->send_sign == NULL) return;
+    plugin->send_sign(self, &comm->leaving);
     for (double end = clock_seconds() + LAST_WORDS_S; clock_seconds() < end;) {
         CommSign sign;
-        (void)comm->plugin->receive_sign(comm->self, &sign); /* lets the library work */
+        (void)plugin->receive_sign(self, &sign); /* lets the library work */
         struct timespec pause = {0, 1000000};
         (void)nanosleep(&pause, NULL);
     }
@@ -170,11 +248,13 @@ void comm_close(Comm *comm, const char *failure) {
     Error ignored;
     if (failure == NULL && !comm->broken && comm_barrier(comm, &ignored) == OK) {
         comm->plugin->close(comm->self, 0);
+        if (comm->bootstrap != NULL) comm->bootstrap->plugin->close(comm->bootstrap->self, 0);
         comm_free(comm);
         return;
     }
     if (failure != NULL && !comm->broken) say_why(comm, failure);
     comm->plugin->close(comm->self, 1);
+    if (comm->bootstrap != NULL) comm->bootstrap->plugin->close(comm->bootstrap->self, 1);
     comm_free(comm);
 }
 
@@ -215,6 +295,7 @@ void comm_set_place(Comm *comm, int64_t step, const char *phase) {
     comm->step = step;
     comm->phase = phase;
     if (comm->note == NULL) return;
+    comm->note->beat = clock_seconds();
     comm->note->step = step;
     (void)snprintf(comm->note->phase, sizeof comm->note->phase, "%s", phase);
 }

@@ -27,7 +27,9 @@ static void send_sign(Comm *comm) {
     comm->last_sign = now;
     CommSign sign = {.kind = COMM_SIGN_ALIVE, .rank = comm->place.rank, .step = comm->step};
     (void)snprintf(sign.text, sizeof sign.text, "%s", comm->phase);
-    comm->plugin->send_sign(comm->self, &sign);
+    if (comm->note != NULL) comm->note->beat = now;
+    const Comm *through = comm->bootstrap != NULL ? comm->bootstrap : comm;
+    if (through->plugin->send_sign != NULL) through->plugin->send_sign(through->self, &sign);
 }
 
 void comm_tick(Comm *comm) {
@@ -38,7 +40,10 @@ void comm_tick(Comm *comm) {
 
 static Status hear(Comm *comm, Error *err) {
     CommSign sign;
-    while (comm->plugin->receive_sign(comm->self, &sign)) {
+    const Comm *through = comm->bootstrap != NULL ? comm->bootstrap : comm;
+    for (int r = 0; comm->board != NULL && r < comm->place.size; r++)
+        if (comm->board[r].beat > comm->heard[r]) comm->heard[r] = comm->board[r].beat;
+    while (through->plugin->receive_sign != NULL && through->plugin->receive_sign(through->self, &sign)) {
         if (sign.rank < 0 || sign.rank >= comm->place.size) continue;
         comm->heard[sign.rank] = clock_seconds();
         if (sign.kind != COMM_SIGN_LEAVES) continue;
@@ -152,7 +157,8 @@ static Status advance(Comm *comm, CommWork *work, int earlier, Error *err) {
             release_slot(comm, work);
         }
         if (earlier) return OK;
-        if (comm->plugin->gather(comm->self, 1, work->values, work->bytes, work->share, &work->request, error) != 0)
+        if (comm->plugin->gather(comm->self, 1, work->host, NULL, work->values, work->bytes, work->share, &work->request,
+                                 error) != 0)
             return broken(comm, error, err);
         work->stage = WORK_LAST;
         return OK;

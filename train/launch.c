@@ -9,6 +9,7 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "core/log.h"
@@ -106,23 +107,46 @@ static void set_open_mpi(void) {
     set_default("OMPI_MCA_rmaps_base_oversubscribe", "1");
     set_default("OMPI_MCA_hwloc_base_binding_policy", "none");
     set_default("OMPI_MCA_odls_base_sigkill_timeout", LAST_WORDS);
-    set_default("OMPI_MCA_orte_abort_on_non_zero_status", "0"); /* of ranks that ended in good order */
     set_default("OMPI_MCA_orte_execute_quiet", "1"); /* ranks and launcher say why themselves */
 }
 
+#define LOOK_NS 20000000   /* between looks at the children */
+#define EMPTY_HANDED_S 5.0 /* that a starter may live on when all of its ranks are gone */
+
+static void pass_on(pid_t child, int *passed_on) {
+    (void)kill(child, *passed_on ? SIGTERM : SIGUSR1);
+    *passed_on = 1;
+    signals_clear();
+}
+
+static int all_gone(const RankBoard *board) {
+    for (int r = 0; r < board->size; r++) {
+        const RankNote *note = &board->notes[r];
+        if (note->state == RANK_ABSENT || (kill(note->pid, 0) == 0 || errno != ESRCH)) return 0;
+    }
+    return 1;
+}
+
 /* The first signal asks the ranks to save and stop (mpirun hands SIGUSR1 on to all of them, and takes others for itself); the
- * second SIGINT ends them. */
-static int wait_for_mpirun(pid_t child, int *interrupted) {
+ * second ends them. An mpirun that does not notice that its ranks are gone is ended. */
+static int wait_for_mpirun(const RankBoard *board, pid_t child, int *interrupted) {
     int code = 0, passed_on = 0;
+    double gone = 0.0;
     for (;;) {
-        pid_t got = waitpid(child, &code, 0);
+        pid_t got = waitpid(child, &code, WNOHANG);
         if (got == child) return WIFEXITED(code) ? WEXITSTATUS(code) : 128 + WTERMSIG(code);
         if (got < 0 && errno != EINTR) return 1;
-        if (!signals_pending()) continue;
-        *interrupted = 1;
-        (void)kill(child, passed_on ? SIGTERM : SIGUSR1);
-        passed_on = 1;
-        signals_clear();
+        if (signals_pending()) {
+            *interrupted = 1;
+            pass_on(child, &passed_on);
+        }
+        if (!all_gone(board))
+            gone = 0.0;
+        else if (gone == 0.0)
+            gone = clock_seconds();
+        else if (clock_seconds() - gone > EMPTY_HANDED_S)
+            (void)kill(child, SIGKILL);
+        (void)nanosleep(&(struct timespec){0, LOOK_NS}, NULL);
     }
 }
 
@@ -143,7 +167,10 @@ static Status run_mpi(const RankBoard *board, int argc, char **argv, Error *err)
     set_open_mpi();
     pid_t child;
     Status status = start(words, &child, err);
-    if (status == OK) status = verdict(board, interrupted, mpirun, wait_for_mpirun(child, &interrupted), err);
+    if (status == OK) {
+        int code = wait_for_mpirun(board, child, &interrupted);
+        status = verdict(board, interrupted, mpirun, code, err);
+    }
     memory_free(words);
     memory_free(program);
     return status;
@@ -162,7 +189,7 @@ Status launch_mpi(int ranks, int argc, char **argv, Error *err) {
     RankBoard board;
     TRY(refuse_inside("--ranks", err));
     TRY(rank_board_create(&board, ranks, err));
-    signals_install_waking();
+    signals_install();
     Status status = run_mpi(&board, argc, argv, err);
     rank_board_remove(&board);
     return status;

@@ -18,6 +18,7 @@ typedef struct RankNote {
     int32_t state; /* RankState */
     int32_t pid, status;
     volatile sig_atomic_t signal; /* that it was sent, by the launcher or by MPI's */
+    double beat;                  /* clock_seconds of its last sign of life */
     int64_t step;
     char phase[40];
 } RankNote;
@@ -32,7 +33,7 @@ typedef struct RankBoard {
 Status rank_board_create(RankBoard *board, int size, Error *err);
 void rank_board_remove(RankBoard *board);
 
-/* A rank's own note in the board that the variable names; NULL when there is none. Lives as long as the process. */
-RankNote *rank_board_note(int rank, int size);
+/* The notes of all ranks on the board that the variable names; NULL when there is none. They live as long as the process. */
+RankNote *rank_board_notes(int size);
 
 #endif

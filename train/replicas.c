@@ -141,8 +141,9 @@ static Status start_next(Replicas *replicas, Error *err) {
     const Bucket *bucket = &replicas->buckets[replicas->started];
     CommWork *work = &replicas->sums[replicas->started % SUMS_UNDER_WAY];
     TRY(comm_wait(replicas->comm, work, err));
-    TRY(comm_sum_start(replicas->comm, work, replicas->state->gradient + bucket->begin, bucket->end - bucket->begin, COMM_F32,
-                       COMM_GRADIENTS, err));
+    TRY(comm_sum_start(replicas->comm, work, COMM_DEVICE,
+                       params_there(replicas->state, replicas->state->gradient + bucket->begin), bucket->end - bucket->begin,
+                       COMM_F32, COMM_GRADIENTS, err));
     replicas->started++;
     return OK;
 }
@@ -181,8 +182,8 @@ Status replicas_vote(Replicas *replicas, int own, int *agreed, Error *err) {
     TRY(close_vote(replicas, agreed, err));
     if (*agreed != 0) return OK;
     replicas->votes[comm_rank(replicas->comm)] = own;
-    TRY(comm_gather_start(replicas->comm, &replicas->vote, replicas->votes, share * (size_t)comm_size(replicas->comm), share,
-                          COMM_CONTROL, err));
+    TRY(comm_gather_start(replicas->comm, &replicas->vote, COMM_HOST, NULL, replicas->votes,
+                          share * (size_t)comm_size(replicas->comm), share, COMM_CONTROL, err));
     replicas->vote_open = 1;
     return OK;
 }

@@ -14,11 +14,11 @@ static void on_signal(int number) {
     pending = number;
 }
 
-static void install(int flags) {
+static void install(void) {
     struct sigaction action;
     memset(&action, 0, sizeof action);
     action.sa_handler = on_signal;
-    action.sa_flags = flags;
+    action.sa_flags = SA_RESTART;
     sigemptyset(&action.sa_mask);
     (void)sigaction(SIGINT, &action, NULL);
     (void)sigaction(SIGTERM, &action, NULL);
@@ -27,12 +27,7 @@ static void install(int flags) {
 
 void signals_install(void) {
     waits = 1;
-    install(SA_RESTART);
-}
-
-void signals_install_waking(void) {
-    waits = 1;
-    install(0);
+    install();
 }
 
 void signals_note_at(volatile sig_atomic_t *place) {
@@ -41,7 +36,7 @@ void signals_note_at(volatile sig_atomic_t *place) {
 
 void signals_install_fatal(void) {
     waits = 0;
-    install(SA_RESTART);
+    install();
 }
 
 int signals_pending(void) {

@@ -8,8 +8,6 @@
 
 /* From now on they wait until signals_pending is asked. */
 void signals_install(void);
-/* The same, and they end a wait for a child: for a launcher. */
-void signals_install_waking(void);
 /* Also notes the number of a signal there; NULL: no longer. */
 void signals_note_at(volatile sig_atomic_t *place);
 /* From now on, until signals_install, they end the process with status 130. */

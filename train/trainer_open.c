@@ -364,6 +364,7 @@ Status trainer_open_rank(Trainer *trainer, Comm *comm, const char *config_path, 
     TRY(comm_agree(comm, comm_rank(comm) == 0 ? run_folder_check(&trainer->config, resume, err) : OK, err));
     TRY(open_rest(trainer, threads, err));
     TRY(open_engine(trainer, threads, err));
+    TRY(comm_attach(comm, trainer->engine.device.context, err));
     warn_of_untrained_tokens(trainer);
     TRY(open_tapes(trainer, err));
     TRY(take_buffers(trainer, err));

@@ -241,6 +241,7 @@ static Status stop_if_alone(const Trainer *trainer, Error *err) {
 static Status check_replicas(Trainer *trainer, Error *err) {
     int64_t step = trainer->progress.step, every = trainer->config.distributed.check_every;
     if (step != trainer->steps && (every == 0 || step % every != 0)) return OK;
+    if (trainer->comm != NULL) TRY(engine_fetch_params(&trainer->engine, err));
     return replicas_check(trainer->replicas, step, err);
 }
 

@@ -70,6 +70,8 @@ static Status load_shard(ModelWeights *weights, const TensorFiles *files, const 
     Arena count;
     WeightBytes bytes;
     shards->comm = options->comm;
+    shards->arena = &weights->arena;
+    shards->mirror = &weights->mirror;
     arena_count(&count, "weights");
     TRY(shards_take(&weights->config, weights->entries, options->ranks, &count, shards, &bytes, err));
     TRY(arena_create(&weights->arena, "weights", bytes.arena, err));

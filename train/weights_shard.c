@@ -2,13 +2,13 @@
 
 #include <string.h>
 
-#define HEADER_BYTES ARENA_ALIGN /* nested offsets of the linears */
+#include "train/device_memory.h"
 
 /* ---- storage ----------------------------------------------------------------------------------------------------------------------- */
 
 static Status take_layer(const ModelConfig *config, WeightEntry *entries, int64_t layer, uint8_t *slot, size_t *bytes,
                          Error *err) {
-    Arena packed = {.name = "a packed layer", .base = slot, .capacity = SIZE_MAX, .used = HEADER_BYTES};
+    Arena packed = {.name = "a packed layer", .base = slot, .capacity = SIZE_MAX};
     for (int kind = 0; kind < LAYER_LINEARS; kind++) {
         WeightEntry *entry = &entries[weight_id(layer, (LayerWeight)kind)];
         if (entry->present) TRY(weight_take_entry(config, weight_id(layer, (LayerWeight)kind), entry, &packed, err));
@@ -43,7 +43,10 @@ Status shards_take(const ModelConfig *config, WeightEntry *entries, int ranks, A
     shards->ranks = ranks;
     shards->layers = config->layers;
     shards->share = comm_share(largest, ranks);
-    if (shards->own == NULL) shards->own = memory_calloc((size_t)config->layers, sizeof *shards->own);
+    if (shards->own == NULL) {
+        shards->own = memory_calloc((size_t)config->layers, sizeof *shards->own);
+        shards->offsets = memory_calloc((size_t)config->layers * LAYER_LINEARS, sizeof *shards->offsets);
+    }
     for (int64_t layer = 0; layer < config->layers; layer++)
         TRY(take_bytes(arena, shards->share, &shards->own[layer], err));
     bytes->linear = arena->used - before;
@@ -63,6 +66,7 @@ Status shards_take(const ModelConfig *config, WeightEntry *entries, int ranks, A
 void shards_free(WeightShards *shards) {
     if (shards == NULL) return;
     memory_free(shards->own);
+    memory_free(shards->offsets);
     memory_free(shards);
 }
 
@@ -80,16 +84,14 @@ static Status read_some(const TensorFiles *files, const ModelConfig *config, Wei
     return weights_read(files, config, copy, backend, pool, err);
 }
 
-/* This rank's layer of the round into slot 0, offsets included. */
+/* This rank's layer of the round into slot 0. */
 static Status read_layer(const TensorFiles *files, const ModelConfig *config, WeightEntry *entries, WeightEntry *copy,
                          WeightShards *shards, int64_t layer, const Backend *backend, Pool *pool, Error *err) {
-    float offsets[HEADER_BYTES / sizeof(float)] = {0};
     memset(shards->slot[0], 0, shards->share * (size_t)shards->ranks);
     if (layer >= shards->layers) return OK;
     TRY(read_some(files, config, entries, copy, layer, backend, pool, err));
     for (int kind = 0; kind < LAYER_LINEARS; kind++)
-        offsets[kind] = copy[weight_id(layer, (LayerWeight)kind)].tensor.nested_offset;
-    memcpy(shards->slot[0], offsets, sizeof offsets);
+        shards->offsets[layer * LAYER_LINEARS + kind] = copy[weight_id(layer, (LayerWeight)kind)].tensor.nested_offset;
     return OK;
 }
 
@@ -106,7 +108,8 @@ Status shards_read(const TensorFiles *files, const ModelConfig *config, WeightEn
             memcpy(shards->own[first + r], shards->slot[1] + (size_t)r * share, share);
     }
     memory_free(copy);
-    return status;
+    TRY(status); /* each offset is 0 on all ranks but one: sums are exact */
+    return comm_sum(comm, shards->offsets, shards->layers * LAYER_LINEARS, COMM_F32, COMM_STATE, err);
 }
 
 /* ---- gathering --------------------------------------------------------------------------------------------------------------------- */
@@ -133,9 +136,10 @@ static Status gather_into(WeightShards *shards, int slot, int64_t layer, Error *
     TRY(comm_wait(shards->comm, &shards->work[slot], err));
     shards->held[slot] = layer;
     shards->gathered++;
-    memcpy(shards->slot[slot] + (size_t)comm_rank(shards->comm) * shards->share, shards->own[layer], shards->share);
-    return comm_gather_start(shards->comm, &shards->work[slot], shards->slot[slot], shards->share * (size_t)shards->ranks,
-                             shards->share, COMM_BASE, err);
+    return comm_gather_start(shards->comm, &shards->work[slot], COMM_DEVICE,
+                             mirror_at(shards->mirror, shards->arena, shards->own[layer]),
+                             mirror_at(shards->mirror, shards->arena, shards->slot[slot]),
+                             shards->share * (size_t)shards->ranks, shards->share, COMM_BASE, err);
 }
 
 static int is_among(int64_t layer, const int64_t *list, int count) {
@@ -179,8 +183,7 @@ static void *moved(const WeightShards *shards, const void *pointer, ptrdiff_t sh
 
 void shards_moved(const WeightShards *shards, const WeightEntry *entry, int32_t id, ptrdiff_t shift, QuantizedTensor *tensor,
                   const void **data) {
-    float offsets[HEADER_BYTES / sizeof(float)];
-    memcpy(offsets, shards->slot[0] + shift, sizeof offsets);
+    int64_t layer = (id - WEIGHT_GLOBALS) / LAYER_WEIGHTS;
     *data = moved(shards, entry->data, shift);
     *tensor = entry->tensor;
     MOVE(codes);
@@ -191,7 +194,7 @@ void shards_moved(const WeightShards *shards, const WeightEntry *entry, int32_t 
     MOVE(nested_map);
     MOVE(zeros);
     MOVE(group_index);
-    tensor->nested_offset = offsets[(id - WEIGHT_GLOBALS) % LAYER_WEIGHTS];
+    tensor->nested_offset = shards->offsets[layer * LAYER_LINEARS + (id - WEIGHT_GLOBALS) % LAYER_WEIGHTS];
 }
 
 /* ---- a pass without a micro-batch ------------------------------------------------------------------------------------------------ */

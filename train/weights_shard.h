@@ -1,6 +1,6 @@
 /* A base that is split over the ranks: each holds 1/N of the bytes of every layer's linears, as they are packed.
  *
- *   a packed layer:   nested offsets | q | k | v | o | gate | up | down      in `share`s of 1/N, one a rank
+ *   a packed layer:   q | k | v | o | gate | up | down                       in `share`s of 1/N, one a rank
  *   three slots:      the layer in use and the next two, gathered whole      (forward: upwards; backward: downwards)
  *
  * Whatever asks for a linear of layer l makes l + 1 and l + 2 start to arrive, or l - 1 and l - 2 in the backward pass; layers
@@ -25,7 +25,9 @@ typedef struct WeightShards {
     size_t share;  /* of a layer, on each rank: the same for all layers */
     uint8_t **own; /* [layers], share bytes each */
     uint8_t *slot[SHARD_SLOTS];
-    int64_t held[SHARD_SLOTS]; /* a layer, or -1 */
+    float *offsets;              /* [layers, LAYER_LINEARS]: what nested quantization subtracts */
+    const Arena *arena, *mirror; /* of own and slot, and their copy on a device */
+    int64_t held[SHARD_SLOTS];   /* a layer, or -1 */
     CommWork work[SHARD_SLOTS];
     int64_t layer; /* that was asked for last; -1: none in this pass */
     Pass pass;

@@ -131,6 +131,7 @@ Status weights_plan(const ModelConfig *config, const WeightOptions *options, DTy
     Status status = options->ranks > 1 ? shards_take(config, entries, options->ranks, &arena, &shards, bytes, err)
                                        : weights_take(config, entries, &arena, bytes, err);
     memory_free(shards.own);
+    memory_free(shards.offsets);
     bytes->staging = weights_staging(entries, count, file_dtype);
     memory_free(entries);
     return status;
