@@ -96,14 +96,17 @@ static size_t lower_bound(const Unigram *u, size_t low, size_t high, size_t dept
     return low;
 }
 
-/* Offers every piece that the text at `begin` starts with; whether one of them is the first character alone. */
-static int offer_pieces(const Unigram *u, UnigramNode *nodes, const char *text, size_t begin, size_t length, size_t one) {
+/* Offers every piece that the text at `begin` starts with; whether one of them is the first character alone. Adds the bytes looked
+ * at to *work. */
+static int offer_pieces(const Unigram *u, UnigramNode *nodes, const char *text, size_t begin, size_t length, size_t one,
+                        int64_t *work) {
     uint8_t byte = (uint8_t)text[begin];
     size_t low = u->first[byte], high = u->first[byte + 1];
     double score = (double)nodes[begin].score;
     int single = 0;
     for (size_t depth = 0; begin + depth < length && low < high; depth++) {
         byte = (uint8_t)text[begin + depth];
+        ++*work;
         if (depth) {
             low = lower_bound(u, low, high, depth, byte);
             high = lower_bound(u, low, high, depth, byte + 1u);
@@ -141,7 +144,7 @@ void unigram_encode(const Unigram *u, Encoder *encoder, const char *text, const 
     for (size_t begin = 0, one; begin < length; begin += one) {
         uint32_t code;
         one = (size_t)utf8_decode(text + begin, length - begin, &code);
-        if (!offer_pieces(u, nodes, text, begin, length, one))
+        if (!offer_pieces(u, nodes, text, begin, length, one, &encoder->work))
             offer(&nodes[begin + one], (double)(u->unk_score + nodes[begin].score), begin, u->unk);
     }
     /* Turn the links around, so that the path can be walked forwards: begin becomes the end of the piece that starts here. */

@@ -133,8 +133,10 @@ static void merge_symbols(const Bpe *bpe, Encoder *encoder) {
     }
     for (size_t i = encoder->heap_count / 2; i-- > 0;)
         heap_sift_down(encoder->heap, encoder->heap_count, i);
+    encoder->work += (int64_t)encoder->symbols_count;
     while (encoder->heap_count) {
         HeapEntry top = heap_pop(encoder);
+        encoder->work++;
         int32_t at = (int32_t)(uint32_t)top.key, right = s[at].next;
         if (s[at].id < 0 || right < 0) continue;
         const MergeSlot *merge = bpe_merge(bpe, s[at].id, s[right].id);

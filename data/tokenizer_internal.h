@@ -324,6 +324,7 @@ struct Encoder {
     CachedWord *cache;
     struct UnigramNode *nodes; /* of the best paths */
     size_t nodes_capacity;
+    int64_t work; /* symbols, pairs looked up, pieces compared with a text; tests hold it to a multiple of the length */
 };
 Encoder *encoder_create(void);
 void encoder_free(Encoder *encoder);
