@@ -321,6 +321,8 @@ static Status activations_parse(const ConfigObject *root, ModelConfig *config, E
     const char *inputs, *cache;
     TRY(field_string(root, "nibble_activations", &inputs, err));
     TRY(field_string(root, "nibble_kv_cache", &cache, err));
+    if (inputs == NULL && config->grouped.int8_activations != 0) /* compressed-tensors says it its own way */
+        inputs = config->grouped.int8_activations == 1 ? "int8" : "int8-asymmetric";
     if (activation_quant_parse(inputs, cache, &config->activations, err) == OK) return OK;
     error_prefix(err, "%s: nibble's own key", root->what);
     if (err != NULL) err->status = ERR_FAILED;

@@ -45,11 +45,11 @@ typedef enum QuantMethod {
 /* Grouped integers: what quantization_config says of the layers' linears (train/weights_grouped.c has the layouts). */
 typedef struct GroupedConfig {
     int bits;
-    int64_t group;        /* columns; 0: a row */
-    int zeros;            /* groups have zero points; else 2^(bits-1) */
-    int ordered;          /* columns belong to groups in any order */
-    int zero_offset;      /* GPTQ's first checkpoint format: zero points are stored less 1 */
-    int int8_activations; /* runtimes quantize activations to int8 per token; nothing here does */
+    int64_t group;   /* columns; 0: a row */
+    int zeros;       /* groups have zero points; else 2^(bits-1) */
+    int ordered;     /* columns belong to groups in any order */
+    int zero_offset; /* GPTQ's first checkpoint format: zero points are stored less 1 */
+    int int8_activations; /* inputs are rounded to int8 per token: 1 symmetric, 2 with zero points; also in ModelConfig.activations */
 } GroupedConfig;
 
 #define GGUF_LINEARS 7 /* of a layer: q, k, v, o, gate, up, down */

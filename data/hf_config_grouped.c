@@ -106,23 +106,24 @@ static Status awq_parse(const ConfigObject *quant, ModelConfig *config, Error *e
 
 /* ---- compressed-tensors ---------------------------------------------------------------------------------------------------- */
 
-/* Dynamic int8 per token, which runtimes compute and nothing stores. */
+/* Dynamic int8 per token: nothing is stored. */
 static Status activations_parse(const ConfigObject *group, GroupedConfig *grouped, Error *err) {
     ConfigObject args;
     const char *type = NULL, *strategy = NULL;
     int64_t bits;
-    int dynamic;
+    int dynamic, symmetric;
     TRY(field_object(group, "input_activations", "quantization_config.config_groups.*.input_activations.", &args, err));
     if (args.json == NULL) return OK;
     TRY(field_integer(&args, "num_bits", 1, 64, 8, &bits, err));
     TRY(field_string(&args, "type", &type, err));
     TRY(field_string(&args, "strategy", &strategy, err));
     TRY(field_bool(&args, "dynamic", 0, &dynamic, err));
+    TRY(field_bool(&args, "symmetric", 1, &symmetric, err));
     if (bits != 8 || (type != NULL && strcmp(type, "int") != 0) || strategy == NULL || strcmp(strategy, "token") != 0 ||
         !dynamic)
         FAIL("%s: %s want dynamic int8 per token, or null; other quantized activations are not supported", args.what,
              args.prefix);
-    grouped->int8_activations = 1;
+    grouped->int8_activations = symmetric ? 1 : 2;
     return OK;
 }
 

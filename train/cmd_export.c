@@ -229,11 +229,18 @@ Status export_interrupted(Error *err) {
     return error_set(err, ERR_INTERRUPTED, "interrupted; nothing was written");
 }
 
-/* What activations were rounded to in training, into config.json; a base that says so itself says the same. */
+/* What activations were rounded to in training, into config.json where that does not say it yet; what it says already is the
+ * same, or was asked for. */
 static Status note_rounding(const Export *export, const char *folder, Error *err) {
-    const ActivationQuant *rounding = &export->rounding, *said = &merge_model(export->merge)->activations;
-    if (export->options->format == EXPORT_GGUF || memcmp(rounding, said, sizeof *said) == 0) return OK;
-    if (said->bits != 0 || said->kv_bits != 0)
+    const ActivationQuant *rounding = &export->rounding;
+    if (export->options->format == EXPORT_GGUF) return OK;
+    ModelConfig written;
+    TRY(model_config_read(folder, &written, err));
+    const ActivationQuant *said = &written.activations;
+    int same_cache = rounding->kv_bits == said->kv_bits;
+    if (memcmp(rounding, said, sizeof *said) == 0 || (export->options->activations != NULL && same_cache)) return OK;
+    ActivationQuant source = merge_model(export->merge)->activations;
+    if ((source.bits != 0 || source.kv_bits != 0) && memcmp(rounding, &source, sizeof source) != 0)
         FAIL(
             "%s says that activations are rounded otherwise than the adapter was trained with; remove nibble_activations and "
             "nibble_kv_cache from its config.json",

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "core/file.h"
+#include "core/log.h"
 #include "core/memory.h"
 #include "core/text.h"
 #include "train/export_grouped.h"
@@ -266,6 +267,10 @@ static Status write_settings(const Folder *f, const char *folder, Error *err) {
     const char *source = f->grouped->export->options->model;
     int half = f->layout == GROUPED_GPTQ || f->layout == GROUPED_AWQ;
     Text text = {0}, alone = {0};
+    if (f->ordered && f->layout == GROUPED_PACKED)
+        log_warning(
+            "columns are grouped in an order of their own (weight_g_idx), which compressed-tensors reads no longer since 0.20; "
+            "--format gptq has such orders, and --static-groups needs none");
     text_adds(&text, "\"quantization_config\": {\n");
     if (f->layout == GROUPED_GPTQ)
         add_gptq(f, "    ", &text);

@@ -54,8 +54,9 @@ static void log_origin(const char *folder, const ModelConfig *config, const Weig
     }
     if (prequant_is_grouped(config->prequant)) {
         char grouped[128];
-        log_info("%s stays as it is: %s%s", folder, grouped_config_text(config, grouped, sizeof grouped),
-                 config->grouped.int8_activations ? "; its activations, int8 where it is served, are not quantized here" : "");
+        log_info(
+            "%s stays as it is: %s%s", folder, grouped_config_text(config, grouped, sizeof grouped),
+            config->grouped.int8_activations ? "; inputs of linears are rounded to int8 per token, as where it is served" : "");
     }
     if (bnb4 == NULL) return;
     const QuantSpec *spec = &bnb4->spec;

@@ -78,11 +78,13 @@ left_out() { # from one layout to another, where it holds the same numbers
     export_to other "$work/gptq" --format compressed-tensors && export_to again "$work/other" --format gptq && cmp "$work/again/model.safetensors" "$work/gptq/model.safetensors"
 }
 check "gptq through compressed-tensors is the same gptq" left_out
+loss_of() { run 0 eval "$@" --data "$work/data.jsonl" --json && sed -nE 's/.*"loss": ([0-9.]+).*/\1/p' "$work/out" >"$work/loss"; }
 eight() {
     export_to w8a8 "$model" --format compressed-tensors --activations int8 && grep -q '"format": "int-quantized"' "$work/w8a8/config.json" &&
-        run 0 eval "$work/w8a8" --data "$work/data.jsonl" --json && err_has "are not quantized here"
+        loss_of "$work/w8a8" && err_has "rounded to int8 per token" && mv "$work/loss" "$work/loss-int8" && loss_of "$work/w8a8" --activations none &&
+        ! cmp -s "$work/loss" "$work/loss-int8" && export_to dense "$work/w8a8" --format hf --dtype f32 && loss_of "$work/dense" && cmp "$work/loss" "$work/loss-int8"
 }
-check "W8A8 is written, and what is not computed is said" eight
+check "W8A8 rounds what linears read, and so does what is made of it" eight
 
 # ---- quantization-aware training ----
 for grid in int4 int3 int8; do
