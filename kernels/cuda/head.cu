@@ -92,7 +92,7 @@ __device__ __forceinline__ void row_statistics(const float *z, int64_t vocab, fl
 }
 
 // A block is a row. A BF16 gradient takes half of its logits' place: what step s writes lies behind everything that steps
-// up to s have read, so a barrier between the reads and the writes of a step is enough.
+// up to s have read, so a barrier between the reads and the writes of a step is enough (the target's logit is read before).
 template <class T, int N>
 __global__ void __launch_bounds__(ROW_THREADS)
     cross_entropy(const DeviceBatch *__restrict__ batch, int64_t first, int64_t vocab, float *logits, float *__restrict__ nll,
@@ -109,7 +109,6 @@ __global__ void __launch_bounds__(ROW_THREADS)
         row_statistics<T, N>(z, vocab, parts, &largest, &sum);
         log_sum = largest + logf(sum);
         if (threadIdx.x == 0) nll[first + j] = log_sum - z[target];
-        __syncthreads();  // the target's logit was read
     }
     if (!want_gradient) return;
     int64_t step = (int64_t)blockDim.x * N;
