@@ -142,7 +142,7 @@ typedef struct Turn {
 
 typedef struct Prober {
     const Layouter *l;
-    JinjaRun *run;
+    JinjaRun *run;         /* NULL: nothing was asked yet */
     ChatMessage *messages; /* as many as the conversation has */
     int64_t budget;        /* of steps */
     int always;            /* some rendering had the same text up to the answer's first mark: it stands before any answer */
@@ -162,10 +162,11 @@ static int probe(Prober *p, int64_t count, int add_generation_prompt, JinjaText 
     JinjaValue values;
     Error unused;
     if (p->budget <= 0) return 0;
+    if (p->run == NULL) p->run = jinja_run_create(p->l->limits);
     jinja_run_clear(p->run);
     int done = template_values(p->l, &c, add_generation_prompt, p->run, &values, &unused) == OK &&
                jinja_render(p->l->template->jinja, p->run, values, out, &unused) == OK;
-    p->budget -= jinja_run_steps(p->run) + (int64_t)(p->l->bytes / 16) + 1000;
+    p->budget -= jinja_run_steps(p->run) + (int64_t)(p->l->bytes / 16) + count + 1000;
     return done;
 }
 
@@ -353,7 +354,6 @@ static Status find_turns(const Layouter *l, Turn *turns, Error *err) {
         if (message >= 0 && has_bytes(&l->text.marks[i])) turns[message].mark = i;
     }
     p.messages = memory_calloc((size_t)c->count + 1, sizeof *p.messages);
-    p.run = jinja_run_create(l->limits);
     for (int64_t i = 0; i < c->count && status == OK; i++) {
         if (strcmp(c->messages[i].role, "assistant") != 0 || turns[i].mark == l->text.mark_count) continue;
         status = locate(&p, &turns[i], i, err);

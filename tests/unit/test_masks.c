@@ -252,10 +252,17 @@ static int fits(Plan *plan, int s, size_t at, const char *text) {
     const char *piece = s == plan->count ? NULL : plan->words + slot->at + WORD_LENGTH;
     if (s == plan->count) return text[at] == 0;
     size_t n = s + 1 < plan->count ? plan->slots[s + 1].at - slot->at - WORD_LENGTH : strlen(piece);
+    const char *tried[sizeof hows / sizeof hows[0]] = {NULL};
+    size_t tried_length[sizeof hows / sizeof hows[0]] = {0};
     for (size_t h = 0; h < sizeof hows / sizeof hows[0]; h++) {
         const char *content = slot->text;
-        size_t length = strlen(content);
+        size_t length = strlen(content), known = 0;
         trim(&content, &length, hows[h]);
+        while (known < h && (tried[known] != content || tried_length[known] != length))
+            known++;
+        tried[h] = content;
+        tried_length[h] = length;
+        if (known < h) continue;
         if (strncmp(text + at, content, length) != 0 || strncmp(text + at + length, piece, n) != 0) continue;
         slot->begin = at;
         slot->end = at + length;
@@ -465,6 +472,7 @@ static void check_source(Source *source, const Tokenizer *tokenizer, int adds_bo
             talks[i] = (Talk){0};
             make_talk(&talks[i], (Form)form);
             add_record(&file, &talks[i], (Form)form);
+            if (form == AS_ALPACA) settle_input(&talks[i], strcmp(source->name, "alpaca") == 0);
         }
         Status status = read_text("masks.jsonl", file.data, options, &d, &error);
         if (status != OK && strstr(error.text, "nothing in it is trained") == NULL)

@@ -19,6 +19,7 @@ typedef struct Talk {
     Turn turns[MAX_MESSAGES];
     int count;
     char *definition; /* of a tool: its description, or NULL */
+    char *input;      /* alpaca's second part of the last question, until settle_input */
 } Talk;
 
 static uint64_t random_state;
@@ -78,6 +79,7 @@ static void free_talk(Talk *talk) {
         memory_free(talk->turns[i].argument);
     }
     memory_free(talk->definition);
+    memory_free(talk->input);
     *talk = (Talk){0};
 }
 
@@ -106,6 +108,27 @@ static void make_talk(Talk *talk, Form form) {
         if (form == AS_MESSAGES && pick(5) == 0) answer->train = (int)pick(2);
     }
     if (form == AS_MESSAGES && pick(5) == 0) add_turn(talk, "user", random_text(0));
+    if (form == AS_ALPACA && pick(2) == 0) talk->input = random_text(0);
+}
+
+/* Once the record is written: what the input becomes, a message of its own or a line of the question. */
+static void settle_input(Talk *talk, int is_separate) {
+    Turn *question = &talk->turns[talk->count - 2];
+    char *input = talk->input;
+    talk->input = NULL;
+    if (input == NULL || input[0] == 0) {
+        memory_free(input);
+    } else if (is_separate) {
+        Turn answer = question[1];
+        question[1] = (Turn){"input", input, NULL, NULL, -1};
+        question[2] = answer;
+        talk->count++;
+    } else {
+        char *joined = memory_format("%s\n%s", question->content, input);
+        memory_free(question->content);
+        memory_free(input);
+        question->content = joined;
+    }
 }
 
 static void add_pair(Text *out, const char *key, const char *value, const char *after) {
@@ -158,7 +181,8 @@ static void add_alpaca(Text *out, const Talk *talk) {
         text_adds(out, "]");
     }
     text_adds(out, "],");
-    add_pair(out, "instruction", talk->turns[last].content, ",\"input\":\"\",");
+    add_pair(out, "instruction", talk->turns[last].content, ",");
+    add_pair(out, "input", talk->input != NULL ? talk->input : "", ",");
     add_pair(out, "output", talk->turns[last + 1].content, "");
 }
 
