@@ -84,9 +84,14 @@ static Status run(const TrainOptions *options, Comm *comm, const char *path, con
         trainer_open_rank(trainer, comm, path, overrides, count, options->resume, threads_of(comm, options->threads), err);
     if (status == OK) status = rank_log_open(&log, comm, trainer->config.output.path, err);
     if (status == OK) status = trainer_run(trainer, err);
+    if (status != OK && err != NULL && comm != NULL) log_note("ended: %s", err->text);
+    int told = comm_told(comm);
+    comm_set_end(comm, status);
+    /* before the memory goes that a transport may still read and write */
+    comm_close(comm, status == OK || status == ERR_INTERRUPTED ? NULL : err != NULL ? err->text : "");
     trainer_close(trainer);
     memory_free(trainer);
-    if (status != OK && err != NULL && comm_rank(comm) > 0) log_info("ended: %s", err->text);
+    if (told && err != NULL) err->text[0] = 0; /* once is enough */
     rank_log_close(&log);
     return status;
 }
@@ -128,9 +133,5 @@ Status command_train(int argc, char **argv, Error *err) {
     Comm *comm;
     signals_install_fatal();
     TRY(comm_open(&comm, device_of(path, overrides, count), err));
-    Status status = run(&options, comm, path, overrides, count, err);
-    comm_set_end(comm, status);
-    if (comm_told(comm) && err != NULL) err->text[0] = 0; /* once is enough */
-    comm_close(comm, status == OK || status == ERR_INTERRUPTED ? NULL : err != NULL ? err->text : "");
-    return status;
+    return run(&options, comm, path, overrides, count, err);
 }

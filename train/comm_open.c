@@ -252,7 +252,7 @@ void comm_close(Comm *comm, const char *failure) {
         comm_free(comm);
         return;
     }
-    if (failure != NULL && !comm->broken) say_why(comm, failure);
+    if (failure != NULL) say_why(comm, failure);
     comm->plugin->close(comm->self, 1);
     if (comm->bootstrap != NULL) comm->bootstrap->plugin->close(comm->bootstrap->self, 1);
     comm_free(comm);

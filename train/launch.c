@@ -107,6 +107,7 @@ static void set_open_mpi(void) {
     set_default("OMPI_MCA_rmaps_base_oversubscribe", "1");
     set_default("OMPI_MCA_hwloc_base_binding_policy", "none");
     set_default("OMPI_MCA_odls_base_sigkill_timeout", LAST_WORDS);
+    set_default("OMPI_MCA_btl_vader_single_copy_mechanism", "none"); /* would read the memory of ranks that are gone */
     set_default("OMPI_MCA_orte_execute_quiet", "1"); /* ranks and launcher say why themselves */
 }
 
