@@ -138,6 +138,78 @@ check "data: a device" training --set "data.path=/dev/zero"
 mkfifo "$work/pipe"
 check "data: a pipe" training --set "data.path=$work/pipe"
 
+# Archives and bombs: refused by name while they are read, in little memory and time.
+bounded() { # WORDS...: as training, in a gigabyte of address space where no sanitizer needs more, and in 20 seconds of processor time
+    local limit=$((1 << 20))
+    grep -q __asan_init "$nibble" && limit=unlimited
+    cases=$((cases + 1)) # the one below counts in its own shell
+    (ulimit -t 20 && ulimit -v "$limit" && training --set data.cache=off "$@")
+}
+bad_archive() { # NAME FILE WORDS-OF-THE-MESSAGE, content on standard input
+    cat >"$work/$2"
+    names=$2
+    check "data: $1" bounded --set "data.path=$work/$2"
+    check "data: $1: what is said" err_has "$3"
+    rm -f "$work/$2"
+    names=
+}
+long_line() { printf '{"prompt": "a", "completion": "'; head -c "$1" /dev/zero | tr '\0' 'a'; printf '"}\n'; }
+printf 'PAR1\25\4PAR1' | bad_archive "Parquet" bad.parquet "read_parquet"
+long_line 300000000 | gzip -9 | bad_archive "a gzip bomb" bomb.jsonl.gz "bomb.jsonl.gz"
+if command -v zstd >/dev/null; then
+    long_line 2000000000 | zstd -q -3 | bad_archive "a zstd bomb" bomb.jsonl.zst "bomb.jsonl.zst"
+    long_line 1000 | zstd -q --ultra -22 --long=31 | bad_archive "a window of 2 GiB" window.jsonl.zst "window.jsonl.zst"
+else
+    echo "# SKIP zstd bombs: there is no zstd program to make them"
+fi
+printf '\50\265\57\375\244\377\377\377\177\377\377\377\177' | bad_archive "a frame that claims 2 GiB" claims.jsonl.zst "claims.jsonl.zst"
+printf '\37\213\10\0\0\0\0\0' | bad_archive "gzip that ends early" cut.jsonl.gz "cut.jsonl.gz"
+long_line 700000000 | bad_archive "a line of 700 MB" long.jsonl "line 1"
+
+# ---- chat templates -----------------------------------------------------------------------------------------------------------
+printf '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n' >"$work/talk.jsonl"
+bad_template() { # NAME WORDS-OF-THE-MESSAGE, source on standard input
+    rm -rf "$work/bad"
+    cp -r "$work/model" "$work/bad"
+    cat >"$work/bad/chat_template.jinja"
+    names=$2
+    check "chat template: $1" bounded --set "model.path=$work/bad" --set "data.path=$work/talk.jsonl"
+    names=
+}
+many() { awk -v text="$1" -v times="$2" 'BEGIN { for (i = 0; i < times; i++) printf "%s", text }'; }
+{ many '(' 50000; } | sed 's/^/{{ /' | bad_template "50,000 brackets" "line 1"
+{ many '{% if true %}' 3000; many '{% endif %}' 3000; } | bad_template "3,000 levels of if" "line 1"
+{ printf '{{ '; many 'not ' 50000; printf 'x }}'; } | bad_template "50,000 times not" "line 1"
+{ printf '{{ '; many '[' 50000; printf ' }}'; } | bad_template "50,000 lists" "line 1"
+printf '\n\n{%% for i in range(10**12) %%}{%% endfor %%}' | bad_template "a range of 10^12" "line 3"
+printf '{%% set r = range(99999) %%}{%% for a in r %%}{%% for b in r %%}{%% for c in r %%}{%% endfor %%}{%% endfor %%}{%% endfor %%}' |
+    bad_template "10^15 rounds" "line 1"
+printf '{%% macro f() %%}{{ f() }}{%% endmacro %%}\n{{ f() }}' | bad_template "a macro of itself" "line"
+printf '{%% set ns = namespace(s="ab") %%}{%% for i in range(99) %%}{%% set ns.s = ns.s + ns.s %%}{%% endfor %%}' | bad_template "2^99 letters" "line 1"
+printf '{{ "a" * 10**12 }}' | bad_template "a string of 10^12 letters" "line 1"
+printf '{%% include "/etc/passwd" %%}' | bad_template "a file of the machine" "line 1"
+printf '{{ messages.__class__.__mro__ }}' | bad_template "Python's insides" "line"
+printf '\n{%% for m in messages' | bad_template "a tag that never ends" "line 2"
+printf '{{ raise_exception("no") }}' | bad_template "a template that refuses" "no"
+head -c 2000000 /dev/zero | tr '\0' 'a' | bad_template "two megabytes" "chat"
+
+# ---- other forms of tokenizers --------------------------------------------------------------------------------------------------
+bad_tokenizer() { # NAME FILE [NAMED], content on standard input: the folder's only tokenizer
+    rm -rf "$work/bad"
+    cp -r "$work/model" "$work/bad"
+    rm "$work/bad/tokenizer.json"
+    cat >"$work/bad/$2"
+    names=${3:-$2}
+    check "$2: $1" bounded --set "model.path=$work/bad"
+    names=
+}
+head -c 100000 /dev/urandom | cat <(printf '\12') - | bad_tokenizer "random bytes" tokenizer.model
+printf '' | bad_tokenizer "empty" tokenizer.model
+printf '\12\377\377\377\377\17' | bad_tokenizer "a piece of 4 GiB" tokenizer.model
+printf 'YQ== 0\nYQ== 1\n' | bad_tokenizer "a rank twice" tokenizer.model
+printf 'YQ== 99999999999999999999\n' | bad_tokenizer "a rank of 10^20" tokenizer.model
+printf '{"a": 0}' | bad_tokenizer "no merges beside it" vocab.json merges.txt
+
 # ---- configs ------------------------------------------------------------------------------------------------------------------
 bad_config() { # NAME, content on standard input
     cat >"$work/bad.json"
