@@ -31,9 +31,9 @@ typedef struct EngineOptions {
     int random_weights; /* made from the seed instead of read (the folder needs only config.json); METHOD_FULL: to train from */
     uint64_t seed;
     const ActivationQuant *rounding; /* instead of what the model says; NULL: that */
-    const Config *config; /* METHOD_LORA: what adapters to make; NULL otherwise */
-    Comm *comm;           /* NULL: one rank */
-    int optimizer;        /* allocate gradients and moments */
+    const Config *config;            /* METHOD_LORA: what adapters to make; NULL otherwise */
+    Comm *comm;                      /* NULL: one rank */
+    int optimizer;                   /* allocate gradients and moments */
 } EngineOptions;
 
 typedef struct Engine {
@@ -48,11 +48,11 @@ typedef struct Engine {
     QatMode qat_mode;
     ActivationQuant activations;
     int64_t *scales; /* learned scales of fake quantization (train/qat_scales.h), or NULL */
-    Qat *qat; /* NULL without; then `source` is its own */
+    Qat *qat;        /* NULL without; then `source` is its own */
     WeightSource source;
-    WeightSource base;    /* without fake quantization: what a teacher computes with */
-    int distill;          /* TRAIN tapes have room for a teacher */
-    Adapter adapter; /* modules NULL: none */
+    WeightSource base; /* without fake quantization: what a teacher computes with */
+    int distill;       /* TRAIN tapes have room for a teacher */
+    Adapter adapter;   /* modules NULL: none */
     ParamSet params;
     ParamState state;
     int64_t *weight_gradient; /* METHOD_FULL: offsets per weight number */

@@ -15,11 +15,23 @@
 #include "train/output_folder.h"
 
 /* Keys that change what is shown, kept or planned, but no number of the run. */
-static const char *const free_keys[] = {"data.cache",       "output.path",           "output.overwrite",   "train.eval_every",
-                                        "train.save_every", "train.save_minutes",    "train.keep_last",    "train.save_best",
-                                        "train.samples",    "train.recompute",       "train.memory",       "model.arch",
-                                        "device",           "distributed.timeout_s", "train.max_bad_steps",
-                                        "distributed.check_every", "distributed.shard_base"};
+static const char *const free_keys[] = {"data.cache",
+                                        "output.path",
+                                        "output.overwrite",
+                                        "train.eval_every",
+                                        "train.save_every",
+                                        "train.save_minutes",
+                                        "train.keep_last",
+                                        "train.save_best",
+                                        "train.samples",
+                                        "train.recompute",
+                                        "train.memory",
+                                        "model.arch",
+                                        "device",
+                                        "distributed.timeout_s",
+                                        "train.max_bad_steps",
+                                        "distributed.check_every",
+                                        "distributed.shard_base"};
 
 static int has(const char *folder, const char *name) {
     char *path = path_join(folder, name);

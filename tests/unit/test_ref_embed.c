@@ -113,7 +113,8 @@ static void test_tied_with_head(void **state) {
     OpPlan plan;
     double loss = 0.0;
     open_case(&c, DTYPE_F64, 1, WEIGHT_F64);
-    HeadShape head = {ROWS, HIDDEN, VOCAB, ROWS, WEIGHT_F64, 0, 1};
+    HeadShape head = {
+        .rows = ROWS, .hidden = HIDDEN, .vocab = VOCAB, .supervised = ROWS, .format = WEIGHT_F64, .train_weight = 1};
     assert_ok(c.backend.head_plan(&c.exec.config, &head, &plan, &err), &err);
     void *workspace = scope_scratch(&c.scope, plan.forward_workspace);
     double *apart = scope_filled(&c.scope, DTYPE_F64, VOCAB * HIDDEN, 0.0);

@@ -38,10 +38,13 @@ static const char *const configs[] = {
 };
 static const DType config_types[] = {DTYPE_F32, DTYPE_BF16, DTYPE_BF16, DTYPE_F16};
 
-static const WeightOptions loads[] = {{DTYPE_F32, WEIGHT_F32, 0, 0, 0},    {DTYPE_BF16, WEIGHT_BF16, 0, 0, 0},
-                                      {DTYPE_F32, WEIGHT_NF4, 1, 64, 0},   {DTYPE_BF16, WEIGHT_NF4, 0, 32, 0},
-                                      {DTYPE_BF16, WEIGHT_FP4, 1, 128, 0}, {DTYPE_F32, WEIGHT_INT8, 0, 0, 0},
-                                      {DTYPE_BF16, WEIGHT_INT4, 0, 32, 0}};
+static const WeightOptions loads[] = {{.act = DTYPE_F32, .linear = WEIGHT_F32, .double_quant = 0, .block_size = 0},
+                                      {.act = DTYPE_BF16, .linear = WEIGHT_BF16, .double_quant = 0, .block_size = 0},
+                                      {.act = DTYPE_F32, .linear = WEIGHT_NF4, .double_quant = 1, .block_size = 64},
+                                      {.act = DTYPE_BF16, .linear = WEIGHT_NF4, .double_quant = 0, .block_size = 32},
+                                      {.act = DTYPE_BF16, .linear = WEIGHT_FP4, .double_quant = 1, .block_size = 128},
+                                      {.act = DTYPE_F32, .linear = WEIGHT_INT8, .double_quant = 0, .block_size = 0},
+                                      {.act = DTYPE_BF16, .linear = WEIGHT_INT4, .double_quant = 0, .block_size = 32}};
 
 static int is_linear(int32_t id) {
     return id >= WEIGHT_GLOBALS && (id - WEIGHT_GLOBALS) % LAYER_WEIGHTS < LAYER_LINEARS;
@@ -197,8 +200,12 @@ static void test_prequantized_equals_quantized(void **state) {
     model_folder_write(dense, configs[0], DTYPE_F32);
     for (size_t s = 0; s < sizeof specs / sizeof *specs; s++) {
         Error err = {0};
-        WeightOptions options = {DTYPE_F32, specs[s].format, specs[s].double_quant, specs[s].block_size, 0};
-        WeightOptions other = {DTYPE_F32, WEIGHT_INT8, 0, 0, 0}; /* the folder decides */
+        WeightOptions options = {.act = DTYPE_F32,
+                                 .linear = specs[s].format,
+                                 .double_quant = specs[s].double_quant,
+                                 .block_size = specs[s].block_size};
+        WeightOptions other = {
+            .act = DTYPE_F32, .linear = WEIGHT_INT8, .double_quant = 0, .block_size = 0}; /* the folder decides */
         ModelConfig config, prequantized;
         quantize(dense, folder, &specs[s]);
         ModelWeights *fresh = load(dense, &options, 1, &config), *read = load(folder, &other, 2, &prequantized);

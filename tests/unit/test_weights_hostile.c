@@ -56,7 +56,8 @@ static Status try_load(const char *folder, const WeightOptions *options, Error *
     return status;
 }
 
-static const WeightOptions nf4 = {DTYPE_BF16, WEIGHT_NF4, 1, 64, 0}, bf16_dense = {DTYPE_BF16, WEIGHT_BF16, 0, 0, 0};
+static const WeightOptions nf4 = {.act = DTYPE_BF16, .linear = WEIGHT_NF4, .double_quant = 1, .block_size = 64},
+                           bf16_dense = {.act = DTYPE_BF16, .linear = WEIGHT_BF16, .double_quant = 0, .block_size = 0};
 
 /* says NULL: loads. */
 static void check(const char *from, const Mutation *mutation, const WeightOptions *options, const char *says) {
@@ -138,7 +139,7 @@ static void test_dense_folders(void **state) {
 
 static void test_group_that_does_not_divide(void **state) {
     (void)state;
-    WeightOptions options = {DTYPE_F32, WEIGHT_INT4, 0, 128, 0};
+    WeightOptions options = {.act = DTYPE_F32, .linear = WEIGHT_INT4, .double_quant = 0, .block_size = 128};
     Error err = {0};
     Status status = try_load(dense, &options, &err);
     assert_refused(
