@@ -8,6 +8,7 @@
 #include "core/memory.h"
 #include "train/commands.h"
 #include "train/comm.h"
+#include "train/device.h"
 #include "train/launch.h"
 #include "train/options.h"
 #include "train/rank_log.h"
@@ -32,7 +33,10 @@ typedef struct TrainOptions {
 } TrainOptions;
 
 static Status check_options(const TrainOptions *options, Error *err) {
-    if (options->gpus > 0) FAIL_USAGE("--gpus is not supported yet: this build runs on cpu");
+    if (options->gpus < 0 || options->gpus > RANKS_MAX)
+        FAIL_USAGE("--gpus: want 1 to %d, got %lld", RANKS_MAX, (long long)options->gpus);
+    if (options->gpus > 0 && options->ranks > 0)
+        FAIL_USAGE("--gpus starts ranks on GPUs and --ranks on the CPU; give one of them");
     if (options->ranks < 0 || options->ranks > RANKS_MAX)
         FAIL_USAGE("--ranks: want 1 to %d, got %lld", RANKS_MAX, (long long)options->ranks);
     if (options->threads < 0 || options->threads > 1024)
@@ -58,6 +62,27 @@ static Status launch(const TrainOptions *options, int argc, char **argv, Error *
     int count;
     char **words = launch_words(argc, argv, "ranks", &count);
     Status status = launch_mpi((int)options->ranks, count, words, err);
+    memory_free(words);
+    return status;
+}
+
+/* One process a GPU. That there is one is found out here, once, and not by every rank. */
+static Status launch_on_gpus(const TrainOptions *options, int argc, char **argv, Error *err) {
+    static char device_option[] = "--device", cuda[] = "cuda";
+    int count;
+    Device device;
+    const char *name = options->device != NULL && strcmp(options->device, "auto") != 0 ? options->device : cuda;
+    if (strcmp(name, "cpu") == 0) FAIL_USAGE("--gpus and --device cpu contradict each other; --ranks starts CPU ranks");
+    TRY(device_open(&device, name, NULL, err));
+    device_close(&device);
+    char **words = launch_words(argc, argv, "gpus", &count);
+    words = memory_resize(words, ((size_t)count + 3) * sizeof *words);
+    if (options->device == NULL) {
+        words[count++] = device_option;
+        words[count++] = cuda;
+    }
+    words[count] = NULL;
+    Status status = launch_gpus((int)options->gpus, count, words, err);
     memory_free(words);
     return status;
 }
@@ -116,7 +141,7 @@ Status command_train(int argc, char **argv, Error *err) {
         {"overwrite", OPTION_FLAG, NULL, "replaces an earlier run in the same folder", &options.overwrite},
         {"device", OPTION_STRING, "NAME", "auto, cpu, cuda or emu", &options.device},
         {"threads", OPTION_INTEGER, "N", "threads; 0: all that this process may use", &options.threads},
-        {"gpus", OPTION_INTEGER, "N", "GPUs of this machine (not supported yet)", &options.gpus},
+        {"gpus", OPTION_INTEGER, "N", "GPUs of this machine, a rank on each, through NCCL", &options.gpus},
         {"ranks", OPTION_INTEGER, "N", "CPU ranks on this machine, through MPI's mpirun", &options.ranks},
         {"log-all", OPTION_FLAG, NULL, "shows the messages of all ranks, not only of rank 0", &options.log_all},
     };
@@ -127,6 +152,7 @@ Status command_train(int argc, char **argv, Error *err) {
     if (helped) return OK;
     TRY(check_options(&options, err));
     if (options.ranks > 1) return launch(&options, argc, argv, err);
+    if (options.gpus > 1) return launch_on_gpus(&options, argc, argv, err);
     const char *overrides[OPTION_LIST_MAX + 2];
     char device[64];
     int count = collect(&options, overrides, device, sizeof device);

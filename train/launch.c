@@ -19,6 +19,7 @@
 #include "train/rank_board.h"
 #include "train/signals.h"
 
+#define GRACE_S 2.0    /* the same for --gpus */
 #define LAST_WORDS "2" /* seconds that a rank has to end after SIGTERM: enough to say what it knows, not to save */
 
 char **launch_words(int argc, char **argv, const char *name, int *count) {
@@ -108,7 +109,7 @@ static void set_open_mpi(void) {
     set_default("OMPI_MCA_hwloc_base_binding_policy", "none");
     set_default("OMPI_MCA_odls_base_sigkill_timeout", LAST_WORDS);
     set_default("OMPI_MCA_btl_vader_single_copy_mechanism", "none"); /* would read the memory of ranks that are gone */
-    set_default("OMPI_MCA_orte_execute_quiet", "1"); /* ranks and launcher say why themselves */
+    set_default("OMPI_MCA_orte_execute_quiet", "1");                 /* ranks and launcher say why themselves */
 }
 
 #define LOOK_NS 20000000   /* between looks at the children */
@@ -192,6 +193,101 @@ Status launch_mpi(int ranks, int argc, char **argv, Error *err) {
     TRY(rank_board_create(&board, ranks, err));
     signals_install();
     Status status = run_mpi(&board, argc, argv, err);
+    rank_board_remove(&board);
+    return status;
+}
+
+/* ---- --gpus ------------------------------------------------------------------------------------------------------------------------ */
+
+/* A port that is free now, for rank 0 to meet the others at. */
+static Status free_port(int *port, Error *err) {
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr = {.s_addr = htonl(INADDR_LOOPBACK)}};
+    socklen_t length = sizeof address;
+    int file = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    int ok = file >= 0 && bind(file, (struct sockaddr *)&address, length) == 0 &&
+             getsockname(file, (struct sockaddr *)&address, &length) == 0;
+    int code = errno;
+    if (file >= 0) (void)close(file);
+    if (!ok) FAIL("cannot find a free port for the ranks to meet at: %s", strerror(code));
+    *port = ntohs(address.sin_port);
+    return OK;
+}
+
+static void set_number(const char *name, int value) {
+    char text[16];
+    (void)snprintf(text, sizeof text, "%d", value);
+    (void)setenv(name, text, 1);
+}
+
+static void end_others(const RankBoard *board, const pid_t *children, int signal) {
+    for (int r = 0; r < board->size; r++)
+        if (children[r] > 0) (void)kill(children[r], signal);
+}
+
+/* A rank that left in bad order: a signal ended it, or it says that it failed. */
+static int went_badly(int code) {
+    return WIFSIGNALED(code) || (WEXITSTATUS(code) != OK && WEXITSTATUS(code) != ERR_INTERRUPTED);
+}
+
+/* Waits for all; when one goes badly the others have as long as mpirun would give them. */
+static int watch(const RankBoard *board, pid_t *children, int *interrupted) {
+    int left = board->size, worst = 0;
+    double bad = 0.0;
+    while (left > 0) {
+        int code;
+        pid_t got = waitpid(-1, &code, WNOHANG);
+        for (int r = 0; r < board->size && got > 0; r++) {
+            if (children[r] != got) continue;
+            children[r] = 0;
+            left--;
+            if (WIFEXITED(code) && WEXITSTATUS(code) > worst) worst = WEXITSTATUS(code);
+            if (!went_badly(code) || bad > 0.0) continue;
+            bad = clock_seconds();
+            end_others(board, children, SIGTERM);
+        }
+        if (signals_pending()) {
+            end_others(board, children, *interrupted ? SIGKILL : signals_pending());
+            *interrupted = 1;
+            signals_clear();
+        }
+        if (bad > 0.0 && clock_seconds() - bad > GRACE_S) end_others(board, children, SIGKILL);
+        if (got <= 0) (void)nanosleep(&(struct timespec){0, LOOK_NS}, NULL);
+    }
+    return worst;
+}
+
+static Status run_gpus(const RankBoard *board, int argc, char **argv, Error *err) {
+    int port, interrupted = 0;
+    TRY(free_port(&port, err));
+    (void)setenv("MASTER_ADDR", "127.0.0.1", 1);
+    set_number("MASTER_PORT", port);
+    set_number("WORLD_SIZE", board->size);
+    set_number("LOCAL_WORLD_SIZE", board->size);
+    char **words = memory_calloc((size_t)argc + 2, sizeof *words);
+    pid_t *children = memory_calloc((size_t)board->size, sizeof *children);
+    words[0] = own_path();
+    memcpy(words + 1, argv, (size_t)argc * sizeof *words);
+    Status status = OK;
+    for (int r = 0; r < board->size && status == OK; r++) {
+        set_number("RANK", r);
+        set_number("LOCAL_RANK", r);
+        status = start(words, &children[r], err);
+    }
+    if (status != OK) end_others(board, children, SIGKILL);
+    int code = watch(board, children, &interrupted);
+    if (status == OK) status = verdict(board, interrupted, "--gpus", code, err);
+    memory_free(words[0]);
+    memory_free(words);
+    memory_free(children);
+    return status;
+}
+
+Status launch_gpus(int ranks, int argc, char **argv, Error *err) {
+    RankBoard board;
+    TRY(refuse_inside("--gpus", err));
+    TRY(rank_board_create(&board, ranks, err));
+    signals_install();
+    Status status = run_gpus(&board, argc, argv, err);
     rank_board_remove(&board);
     return status;
 }

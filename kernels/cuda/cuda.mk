@@ -12,7 +12,7 @@ KERNEL_SOURCES := $(wildcard kernels/cuda/*.cu)
 EMU_KERNELS := $(KERNEL_SOURCES) $(wildcard tests/cuda_emu/*.cu)
 EMU_RUNTIME := $(filter-out $(if $(NCCL_HEADER),,%/nccl.cpp) %/race.cpp,$(wildcard tests/cuda_emu/*.cpp))
 EMU_TESTS := $(wildcard tests/cuda_emu/test_*.c)
-DEVICE_SOURCES := $(wildcard kernels/cuda/*.c)
+DEVICE_SOURCES := $(filter-out $(if $(NCCL_HEADER),,%/comm_nccl.c),$(wildcard kernels/cuda/*.c))
 
 # ---- the emulator: three builds of the same sources --------------------------------------------------------------------
 # plain; asan: AddressSanitizer and UBSan; race: every access of a kernel is checked by tests/cuda_emu/race.cpp, which
@@ -105,7 +105,10 @@ build/device/%.o: %.c kernels/cuda/plugin.h kernels/ops.h kernels/formats.h core
 	@mkdir -p $(@D)
 	$(EMU_CC) $(DEVICE_FLAGS) -c $< -o $@
 
-EMU_PLUGIN_OBJECTS := $(patsubst %,build/emu/plugin/%.o,$(KERNEL_SOURCES) $(filter-out %/nccl.cpp,$(EMU_RUNTIME)))
+build/device/kernels/cuda/comm_nccl.o: DEVICE_FLAGS += $(COMM_DEFINES)
+build/device/kernels/cuda/comm_nccl.o: core/comm_plugin.h train/comm_mpi.c
+
+EMU_PLUGIN_OBJECTS := $(patsubst %,build/emu/plugin/%.o,$(KERNEL_SOURCES) $(EMU_RUNTIME))
 build/emu/plugin/%.cu.o: %.cu
 	@mkdir -p $(@D)
 	$(EMU_CXX) -x c++ $(EMU_CXXFLAGS) -O2 -fPIC -fvisibility=hidden -c $< -o $@

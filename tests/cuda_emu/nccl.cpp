@@ -56,15 +56,21 @@ static size_t width(ncclDataType_t t) {
            : t == ncclInt64 || t == ncclFloat64                  ? 8
                                                                  : 0;
 }
-static float get(const unsigned char *p, size_t i, ncclDataType_t t) {
+static double get(const unsigned char *p, size_t i, ncclDataType_t t) {
+    if (t == ncclFloat64) return ((const double *)p)[i];
     if (t == ncclFloat32) return ((const float *)p)[i];
     uint32_t u = (uint32_t)((const uint16_t *)p)[i] << 16;
     float f;
     memcpy(&f, &u, 4);
     return f;
 }
-static void put(unsigned char *p, size_t i, ncclDataType_t t, float f) {
+static void put(unsigned char *p, size_t i, ncclDataType_t t, double value) {
     uint32_t u;
+    float f = (float)value;
+    if (t == ncclFloat64) {
+        ((double *)p)[i] = value;
+        return;
+    }
     memcpy(&u, &f, 4);
     if (t == ncclFloat32)
         ((float *)p)[i] = f;
@@ -110,12 +116,12 @@ static ncclResult_t exchange(Job *j) {
                     if (e / j->count != (size_t)c->rank) continue;
                     d = e % j->count;
                 }
-                float v = get(s->data[0], i, j->type); /* every rank sums in the same order: same bits everywhere */
+                double v = get(s->data[0], i, j->type); /* every rank sums in the same order: same bits everywhere */
                 for (int r = 1; r < c->n; r++) {
-                    float x = get(s->data[r], i, j->type);
+                    double x = get(s->data[r], i, j->type);
                     v = j->red == ncclMax ? (x > v ? x : v) : j->red == ncclMin ? (x < v ? x : v) : v + x;
                 }
-                put(j->out, d, j->type, j->red == ncclAvg ? v / (float)c->n : v);
+                put(j->out, d, j->type, j->red == ncclAvg ? v / c->n : v);
             }
         }
         if (ncclResult_t r = barrier(c)) return r;
@@ -133,7 +139,8 @@ static void run(void *p) {
 static ncclResult_t start(int op, const void *in, void *out, size_t n, ncclDataType_t t, ncclRedOp_t red, int root, ncclComm *c,
                           cudaStream_t s) {
     size_t w = width(t), nr = (size_t)c->n;
-    if (!w || ((op == ALLREDUCE || op == REDUCESCATTER) && t != ncclFloat32 && t != ncclBfloat16)) return ncclInvalidArgument;
+    if (!w || ((op == ALLREDUCE || op == REDUCESCATTER) && t != ncclFloat32 && t != ncclFloat64 && t != ncclBfloat16))
+        return ncclInvalidArgument;
     if (c->async) return c->async;
     if (n && (!cuda_emu_device_range(in, n * w * (op == REDUCESCATTER ? nr : 1), 0) ||
               !cuda_emu_device_range(out, n * w * (op == ALLGATHER ? nr : 1), 0)))
@@ -151,7 +158,12 @@ const char *ncclGetErrorString(ncclResult_t r) {
 }
 ncclResult_t ncclGetUniqueId(ncclUniqueId *id) {
     static int k;
+    const char *address = getenv("NCCL_COMM_ID"); /* host:port, the same on all ranks */
     memset(id, 0, sizeof *id);
+    if (address != nullptr) {
+        snprintf(id->internal, sizeof id->internal, "/cuda_emu-%.100s", address);
+        return ncclSuccess;
+    }
     snprintf(id->internal, sizeof id->internal, "/cuda_emu-%d-%d", (int)getpid(), k++);
     return ncclSuccess;
 }
