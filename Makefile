@@ -204,6 +204,8 @@ help:
 	@echo 'make fuzz            every fuzz target for FUZZ_SECONDS ($(FUZZ_SECONDS)) each; needs clang'
 	@echo 'make emu-test        the CUDA kernels on the CPU: schedules, sanitizers, race checker; needs the CUDA toolkit'"'"'s headers'
 	@echo 'make cuda-objects    the CUDA kernels through nvcc for every architecture, spills refused'
+	@echo 'make cuda            libnibble_cuda.so for --device cuda (nvcc); make emu: libnibble_emu.so for --device emu'
+	@echo 'make test-gpu        kernels and runs on a GPU of this machine; bench-gpu: measurements, one table'
 	@echo 'make peers           results against transformers, PEFT and bitsandbytes in PEERS_PYTHON ($(PEERS_PYTHON))'
 	@echo 'make check-includes  folders include each other only downwards'
 	@echo 'make format          rewrites the source with clang-format; format-check only looks; tidy runs clang-tidy'

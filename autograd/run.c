@@ -336,7 +336,9 @@ static Status run_instructions(const Tape *tape, const TapeRun *run, int32_t fir
 /* The same, from a backend's recording where it has one. */
 static Status run_part(const Tape *tape, const TapeRun *run, int part, int32_t first, int32_t last, Error *err) {
     const Backend *backend = &tape->backend;
-    const void *const key[PART_KEYS] = {tape, run->arena, run->params, run->gradients};
+    /* with its size, so that a tape that was freed is not taken for one that came to lie at its address */
+    uintptr_t size = (uintptr_t)tape->plan.arena + ((uintptr_t)tape->instruction_count << 40);
+    const void *const key[PART_KEYS] = {tape, run->arena, run->params, run->gradients, (const void *)size};
     int done = 0;
     if (first == last) return OK;
     TRY(backend->part_begin(run->exec, key, part, &done, err));

@@ -212,7 +212,7 @@ typedef struct BackendVariant {
     const char *linear, *attention, *norm, *rope, *gate, *head, *adamw, *quantize;
 } BackendVariant;
 
-#define PART_KEYS 4
+#define PART_KEYS 5
 
 typedef struct Backend {
     const char *name; /* "cpu" */

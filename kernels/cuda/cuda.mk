@@ -133,4 +133,30 @@ cuda:
 	@$(MAKE) -s cuda-compiler || { echo 'cuda: nvcc is not installed (CUDA_HOME names the toolkit'"'"'s folder)' >&2; exit 1; }
 	$(MAKE) $(CUDA_PLUGIN)
 
--include $(shell find build/device build/emu build/cuda -name '*.d' 2>/dev/null)
+# ---- a GPU at hand -----------------------------------------------------------------------------------------------------
+# The kernels' own tests, compiled against the real runtime. What only an emulator can show is left out. Everything that a
+# machine with a driver and the CUDA libraries needs is put into build/gpu, so that it can be carried to one that has no more.
+GPU_TESTS := $(filter-out %/test_bugs.c %/test_host.c %/test_graph.c,$(EMU_TESTS))
+GPU_PROGRAMS := $(GPU_TESTS:tests/cuda_emu/%.c=build/gpu/%)
+GPU_LIBS := -L$(CUDA_HOME)/lib64 -Wl,-rpath,'$$ORIGIN',-rpath,$(CUDA_HOME)/lib64 -lcublas -lcudart
+build/gpu/%.c.o: %.c
+	@mkdir -p $(@D)
+	$(EMU_CC) $(EMU_CFLAGS) -UEMU_NCCL -DEMU_NCCL=0 -DEMU_VARIANT='"gpu"' -c $< -o $@
+build/gpu/libgpu_kernels.so: $(patsubst %.cu,build/cuda/%.o,$(EMU_KERNELS))
+	@mkdir -p $(@D)
+	g++ -shared $^ $(GPU_LIBS) -o $@
+$(GPU_PROGRAMS): build/gpu/%: build/gpu/tests/cuda_emu/%.c.o build/gpu/libgpu_kernels.so $(EMU_LIBRARY)
+	g++ $^ -lcmocka $(LIBS) $(GPU_LIBS) -o $@
+.PRECIOUS: build/gpu/%.c.o
+
+.PHONY: gpu-bundle test-gpu bench-gpu
+gpu-bundle: all cuda
+	$(MAKE) $(GPU_PROGRAMS)
+	cp $(BINARY) $(CUDA_PLUGIN) build/gpu
+	ldd $(BINARY) build/gpu/test_norm | awk '/cjson|zstd|libz\.|pcre2|utf8proc|xxhash|cmocka/ { print $$3 }' | sort -u | xargs -I{} cp -L {} build/gpu
+test-gpu: gpu-bundle
+	tests/tools/gpu.sh test
+bench-gpu: gpu-bundle
+	tests/tools/gpu.sh bench
+
+-include $(shell find build/device build/gpu build/emu build/cuda -name '*.d' 2>/dev/null)

@@ -163,6 +163,15 @@ cudaError_t cuda_gate_forward(DType act, const DeviceBatch *batch, const GateSha
 cudaError_t cuda_gate_backward(DType act, const DeviceBatch *batch, const GateShape *shape, const void *gate, const void *up,
                                const void *dy, void *d_gate, void *d_up, cudaStream_t stream);
 
+/* ---- fake quantization of activations: up to 4,096 groups a row ------------------------------------------------------ */
+
+/* The CPU's bits (a NaN may be another NaN). saved: a bit per value, rows of ceil(columns / 8) bytes. y may be x. */
+cudaError_t cuda_fake_rows_forward(DType act, const DeviceBatch *batch, const FakeRowsShape *shape, const void *x, void *y,
+                                   uint8_t *saved, cudaStream_t stream);
+/* dx may be dy. */
+cudaError_t cuda_fake_rows_backward(DType act, const DeviceBatch *batch, const FakeRowsShape *shape, const uint8_t *saved,
+                                    const void *dy, void *dx, cudaStream_t stream);
+
 /* ---- head + loss: around two products of a chunk --------------------------------------------------------------------
  * A chunk is supervised rows [first, first + count); rows of it at or beyond batch->supervised count as zero rows, without
  * loss. gather, product (FP32 logits), cross_entropy, product(s) with the gradient in place, scatter. */

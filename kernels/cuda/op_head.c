@@ -27,6 +27,7 @@ static Status head_plan(const ExecConfig *config, const HeadShape *shape, OpPlan
     TRY(cuda_check_size("head", "hidden", shape->hidden, err));
     TRY(cuda_check_size("head", "2 * vocab", 2 * shape->vocab, err)); /* the gradient's leading dimension */
     TRY(cuda_check_format("head", shape->format, err));
+    if (shape->distill) FAIL("train.loss distill is for the CPU only so far; use --device cpu");
     *plan = layout_of(config->act, shape).plan;
     return OK;
 }

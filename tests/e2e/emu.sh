@@ -4,6 +4,7 @@
 cd "$(dirname "$0")/../.." || exit 2
 . tests/support/e2e.sh
 make_inputs 24
+there=${NIBBLE_TEST_DEVICE:-emu} # cuda: the same on a real device (tests/tools/gpu.sh)
 
 # ---- what needs no device -------------------------------------------------------------------------------------------------
 alone() { NIBBLE_PLUGINS=$work run "$@"; }
@@ -18,7 +19,7 @@ check "--device with another word" fails_with "--device: want auto, cpu, cuda or
 linked() { ! ldd "$nibble" | grep -iE 'cuda|cublas|nvidia'; }
 check "the program links no CUDA library" linked
 
-plugin=$(dirname "$nibble")/libnibble_emu.so
+plugin=$(dirname "$nibble")/libnibble_$there.so
 if [[ ! -e $plugin ]]; then
     skip "the emulated device" "$plugin is not there: make emu builds it where the headers of the CUDA toolkit are"
     finish
@@ -28,8 +29,8 @@ export NIBBLE_PLUGINS
 NIBBLE_PLUGINS=$(dirname "$plugin")
 
 plan() {
-    run 0 plan configs/train/tinyllama.json --device emu --memory 16GiB && out_has "activations" && out_has "unknown" &&
-        run 2 plan configs/train/tinyllama.json --device emu && err_has "--memory"
+    run 0 plan configs/train/tinyllama.json --device "$there" --memory 16GiB && out_has "activations" && out_has "unknown" &&
+        run 2 plan configs/train/tinyllama.json --device "$there" && err_has "--memory"
 }
 check "plan for a device that is not opened" plan
 
@@ -54,48 +55,61 @@ like_the_cpu() { # METHOD TYPE PRECISION TOLERANCE
         qlora) settings+=(--set "quant.type=$2") ;;
         full) config=$work/full.json ;;
     esac
-    for device in cpu emu; do
+    for device in cpu "$there"; do
         run 0 train "$config" --threads 2 --device "$device" "${short[@]}" --set "output.path=$work/$device-$1-$2-$3" "${settings[@]}" || return 1
     done
-    near "cpu-$1-$2-$3" "emu-$1-$2-$3" "$4"
+    near "cpu-$1-$2-$3" "$there-$1-$2-$3" "$4"
 }
 # Losses near 5.8. In F32 only the order of sums differs, some units in the last place; in BF16 a value may round to either
 # neighbour, 0.4 % apart, and the mean over a micro-batch's rows takes most of that away again: 0.0003 were seen.
 for kind in "${kinds[@]}"; do check "$kind in F32 has the CPU's losses" like_the_cpu $kind f32 2e-5; done
 for kind in "qlora nf4" "full dense"; do check "$kind in BF16 has the CPU's losses" like_the_cpu $kind bf16 0.005; done
-frozen() { on emu again && err_has "the base is unchanged" && err_has "on the device: planned and taken" && err_has "32.00 MiB more"; }
+frozen() { on "$there" again && err_has "the base is unchanged" && err_has "on the device: planned and taken"; }
 check "the base stays as it is, read back from the device" frozen
-check "the same run again has the same bytes" same_adapter again emu-qlora-nf4-bf16
-strict() { EMU_STREAMS=lazy EMU_PROTECT=1 on emu strict && same_adapter strict again; }
+check "the same run again has the same bytes" same_adapter again "$there-qlora-nf4-bf16"
+strict() { EMU_STREAMS=lazy EMU_PROTECT=1 on "$there" strict && same_adapter strict again; }
 check "late streams and protected memory change no byte" strict
-eager() { NIBBLE_CUDA_GRAPHS=0 on emu eager && same_adapter eager again; }
+eager() { NIBBLE_CUDA_GRAPHS=0 on "$there" eager && same_adapter eager again; }
 check "captured and uncaptured steps have the same bytes" eager
-recomputed() { on emu recomputed --set train.recompute=layers && same_adapter recomputed again; }
+recomputed() { on "$there" recomputed --set train.recompute=layers && same_adapter recomputed again; }
 check "recomputed layers change no byte" recomputed
 resumed() {
-    NIBBLE_FAULT=kill@step:3 "$nibble" train "$work/config.json" --threads 2 --device emu "${short[@]}" --set "output.path=$work/killed" >"$work/out" 2>"$work/err"
-    (($? == 137)) && on emu killed --resume && same_adapter killed again
+    NIBBLE_FAULT=kill@step:3 "$nibble" train "$work/config.json" --threads 2 --device "$there" "${short[@]}" --set "output.path=$work/killed" >"$work/out" 2>"$work/err"
+    (($? == 137)) && on "$there" killed --resume && same_adapter killed again
 } 2>/dev/null
 check "a killed and resumed run has the same bytes" resumed
 
 # ---- evaluation and generation ------------------------------------------------------------------------------------------------
 answer() { run 0 generate "$work/model" --prompt "say 3" --max-tokens 12 --device "$1" --precision f32 --quant nf4 --adapter "$work/again/adapter" && cp "$work/out" "$work/answer-$1"; }
-answers() { answer cpu && answer emu && cmp "$work/answer-cpu" "$work/answer-emu"; }
+answers() { answer cpu && answer "$there" && cmp "$work/answer-cpu" "$work/answer-$there"; }
 check "greedy generation gives the CPU's words" answers
 score() { run 0 eval "$work/model" --data "$work/data.jsonl" --quant nf4 --device "$1" --precision f32 --json && cp "$work/out" "$work/eval-$1"; }
 loss_of() { grep -oE '"loss": ?[0-9.]+' "$1" | head -n 1 | grep -oE '[0-9.]+$'; }
 scores() {
-    score cpu && score emu && awk -v a="$(loss_of "$work/eval-cpu")" -v b="$(loss_of "$work/eval-emu")" \
+    score cpu && score "$there" && awk -v a="$(loss_of "$work/eval-cpu")" -v b="$(loss_of "$work/eval-$there")" \
         'BEGIN { d = a - b; if (d < 0) d = -d; exit !(a > 0 && d <= 1e-4) }' # sums in another order
 }
 check "eval gives the CPU's loss" scores
 
+# ---- measurements ------------------------------------------------------------------------------------------------------------
+measured() {
+    local kind
+    for kind in dequant gemm attention loss optimizer; do
+        run 0 bench "$kind" --arch "$work/arch.json" --tokens 32 --device "$there" --json && out_has '"fraction": ' || return 1
+    done
+    run 0 bench step --arch "$work/arch.json" --tokens 32 --steps 1 --device "$there" && out_has "in its arenas"
+}
+check "bench measures the device" measured
+
 # ---- refusals --------------------------------------------------------------------------------------------------------------
+qat() { train 2 qat --device "$there" --set qat.mode=merged --set lora.dropout=0 && err_has "CPU only"; }
+check "quantization-aware training on a device is refused by name" qat
+[[ $there == emu ]] || { finish && exit; }
+libraries() { on emu again --set output.overwrite=true && err_has "; 32.00 MiB more"; } # cuBLAS's workspace
+check "beyond the plan there are only the libraries" libraries
 old() { EMU_CAPABILITY=75 run 1 generate "$work/model" --prompt x --device emu && err_has "7.5" && err_has "BF16" && err_has "--device cpu"; }
 check "a device older than sm_80 is refused with the reason" old
 # 32 MiB of it are cuBLAS's workspace
 small() { EMU_DEVICE_MEM=34000000 train 1 small --device emu && err_has "this run needs" && err_has "are left"; }
 check "a run that does not fit the device is refused with its plan" small
-qat() { train 2 qat --device emu --set qat.mode=merged --set lora.dropout=0 && err_has "CPU only"; }
-check "quantization-aware training on a device is refused by name" qat
 finish
