@@ -212,7 +212,11 @@ static Status run_fake_rows(const Step *s, Error *err) {
     const Backend *b = &s->tape->backend;
     const Node *n = s->node;
     FakeRowsShape shape = n->shape.fake;
-    if (s->run->unrounded) shape.bits = 0;
+    if (n->range >= 0 && s->run->ranges != NULL) shape.scale = s->run->ranges[n->range];
+    if (n->range >= 0 && s->run->observe != NULL && s->pass == PASS_FORWARD)
+        s->run->observe(s->run->observe_self, n->range, value(s, n->in[0]), s->tape->options.exec.act,
+                        s->run->batch->tokens * shape.columns);
+    if (s->run->unrounded || s->run->observe != NULL) shape.bits = 0;
     if (s->pass == PASS_BACKWARD)
         return b->fake_rows_backward(s->run->exec, &shape, s->run->batch, s->saved, gradient(s, n->out[0]),
                                      gradient(s, n->in[0]), err);

@@ -203,7 +203,8 @@ Status tape_gate(Tape *tape, const char *name, TensorId gate, TensorId up, Tenso
     return tape->backend.gate_plan(&tape->options.exec, &node->shape.gate, &node->plan, err);
 }
 
-Status tape_fake_rows(Tape *tape, const char *name, TensorId x, const FakeRowsShape *shape, TensorId *y, Error *err) {
+Status tape_fake_rows(Tape *tape, const char *name, TensorId x, const FakeRowsShape *shape, int64_t range, TensorId *y,
+                      Error *err) {
     Node *node;
     TRY(add_node(tape, NODE_FAKE_ROWS, name, &node, err));
     TRY(take_input(tape, node, x, 0, err));
@@ -211,6 +212,7 @@ Status tape_fake_rows(Tape *tape, const char *name, TensorId x, const FakeRowsSh
     node->shape.fake = *shape;
     node->shape.fake.rows = tape->options.rows;
     node->shape.fake.columns = columns;
+    node->range = range;
     node->need_backward = needs_grad(tape, x);
     *y = make_output(tape, node, columns, node->need_backward);
     return tape->backend.fake_rows_plan(&tape->options.exec, &node->shape.fake, &node->plan, err);

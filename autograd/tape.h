@@ -86,8 +86,10 @@ Status tape_rope(Tape *tape, const char *name, TensorId q, TensorId k, const Rop
 Status tape_attention(Tape *tape, const char *name, int32_t layer, TensorId q, TensorId k, TensorId v,
                       const AttentionShape *shape, TensorId *o, Error *err);
 Status tape_gate(Tape *tape, const char *name, TensorId gate, TensorId up, TensorId *y, Error *err);
-/* Every value of x becomes what an integer code would hold; shape->rows and columns are filled in. */
-Status tape_fake_rows(Tape *tape, const char *name, TensorId x, const FakeRowsShape *shape, TensorId *y, Error *err);
+/* Every value of x becomes what an integer code would hold; shape->rows and columns are filled in. range: which of a run's ranges
+ * belongs to it; -1: a scale per group. */
+Status tape_fake_rows(Tape *tape, const char *name, TensorId x, const FakeRowsShape *shape, int64_t range, TensorId *y,
+                      Error *err);
 /* Ends the tape: loss (TRAIN, EVAL) or logits (GENERATE). */
 Status tape_head(Tape *tape, const char *name, TensorId x, WeightRef weight, WeightFormat format, int64_t vocab, Error *err);
 
@@ -124,9 +126,13 @@ typedef struct TapeRun {
     const KvLayer *cache; /* GENERATE: [layers] */
     int64_t past;         /* GENERATE: rows already in the cache */
     void *final;          /* EVAL: not NULL: the head only copies its input here, and computes nothing */
-    int unrounded;        /* fake quantization of activations is left out (a schedule's first steps) */
-    TapeFault *watch;     /* not NULL: check every output, stop at the first that is not finite (slow) */
-    double *profile;      /* not NULL: seconds are added per instruction, [TapePlan.instructions] */
+    const float *ranges;  /* scales of the fake_rows that have a range; NULL: a scale per group there too */
+    /* Not NULL: called with what those would round, CPU rows of type act, instead of rounding it. */
+    void (*observe)(void *self, int64_t range, const void *x, DType act, int64_t values);
+    void *observe_self;
+    int unrounded;    /* fake quantization of activations is left out (a schedule's first steps) */
+    TapeFault *watch; /* not NULL: check every output, stop at the first that is not finite (slow) */
+    double *profile;  /* not NULL: seconds are added per instruction, [TapePlan.instructions] */
     /* not NULL: called when all of a segment (-1: what belongs to none) is done in the forward pass, and again when its
      * gradients are complete in the backward pass, where a recomputation has gone before */
     Status (*segment_done)(void *self, int32_t segment, Pass pass, Error *err);

@@ -4,7 +4,16 @@
 
 #include "autograd/tape.h"
 
-typedef enum NodeKind { NODE_EMBED, NODE_NORM, NODE_LINEAR, NODE_ROPE, NODE_ATTENTION, NODE_GATE, NODE_FAKE_ROWS, NODE_HEAD } NodeKind;
+typedef enum NodeKind {
+    NODE_EMBED,
+    NODE_NORM,
+    NODE_LINEAR,
+    NODE_ROPE,
+    NODE_ATTENTION,
+    NODE_GATE,
+    NODE_FAKE_ROWS,
+    NODE_HEAD
+} NodeKind;
 
 #define NODE_MAX_TENSORS 3
 
@@ -13,6 +22,7 @@ typedef struct Node {
     char name[64];
     int32_t segment;
     int32_t layer; /* attention: its cache entry */
+    int64_t range; /* fake_rows */
     int inputs, outputs;
     TensorId in[NODE_MAX_TENSORS], out[NODE_MAX_TENSORS];
     int need_backward;

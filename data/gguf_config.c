@@ -1,4 +1,5 @@
 /* Metadata of a GGUF file as the config.json that means the same. */
+#include <float.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -284,6 +285,22 @@ static Status put_rounding(const GgufFile *file, const char *key, const char *na
     return OK;
 }
 
+static Status put_ranges(const GgufFile *file, Text *out, Error *err) {
+    const GgufValue *value = gguf_find(file, "nibble.ranges");
+    if (value == NULL) return OK;
+    if (!value->is_array || value->type != GGUF_F32)
+        FAIL("%s: key 'nibble.ranges': want a list of FP32 numbers", gguf_path(file));
+    text_adds(out, ", \"nibble_ranges\": [");
+    for (uint64_t i = 0; i < value->count; i++) {
+        float scale;
+        memcpy(&scale, value->items + i * sizeof scale, sizeof scale);
+        if (!(scale > 0.0f && scale <= FLT_MAX)) FAIL("%s: key 'nibble.ranges': want numbers above 0", gguf_path(file));
+        text_addf(out, "%s%.9g", i > 0 ? ", " : "", (double)scale);
+    }
+    text_adds(out, "]");
+    return OK;
+}
+
 Status gguf_config_text(const GgufFile *file, Text *out, Error *err) {
     Meta m = {.file = file};
     const GgufTensor *embed = gguf_tensor_find(file, "token_embd.weight");
@@ -310,6 +327,7 @@ Status gguf_config_text(const GgufFile *file, Text *out, Error *err) {
     if (is_llama && gguf_tensor_find(file, "blk.0.ffn_up.bias") != NULL) text_adds(out, ", \"mlp_bias\": true");
     TRY(put_rounding(file, "nibble.activations", "nibble_activations", out, err));
     TRY(put_rounding(file, "nibble.kv_cache", "nibble_kv_cache", out, err));
+    TRY(put_ranges(file, out, err));
     text_addf(out, ", \"tie_word_embeddings\": %s, \"torch_dtype\": \"%s\"}\n",
               gguf_tensor_find(file, "output.weight") == NULL ? "true" : "false", torch_type(file));
     return OK;

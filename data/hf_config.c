@@ -1,5 +1,6 @@
 #include "data/hf_config.h"
 
+#include <float.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -297,9 +298,10 @@ static Status bnb_4bit_parse(const ConfigObject *quant, ModelConfig *config, Err
 Status activation_quant_parse(const char *activations, const char *kv_cache, ActivationQuant *out, Error *err) {
     *out = (ActivationQuant){0};
     if (activations != NULL && strcmp(activations, "none") != 0) {
-        out->symmetric = strcmp(activations, "int8") == 0;
+        out->fixed = strcmp(activations, "int8-static") == 0;
+        out->symmetric = out->fixed || strcmp(activations, "int8") == 0;
         if (!out->symmetric && strcmp(activations, "int8-asymmetric") != 0)
-            FAIL_USAGE("activations: want none, int8 or int8-asymmetric, got \"%.60s\"", activations);
+            FAIL_USAGE("activations: want none, int8, int8-asymmetric or int8-static, got \"%.60s\"", activations);
         out->bits = 8;
     }
     if (kv_cache == NULL || strcmp(kv_cache, "none") == 0) return OK;
@@ -310,11 +312,27 @@ Status activation_quant_parse(const char *activations, const char *kv_cache, Act
 }
 
 const char *activation_quant_inputs(const ActivationQuant *quant) {
-    return quant->bits == 0 ? "none" : quant->symmetric ? "int8" : "int8-asymmetric";
+    return quant->bits == 0 ? "none" : quant->fixed ? "int8-static" : quant->symmetric ? "int8" : "int8-asymmetric";
 }
 
 const char *activation_quant_cache(const ActivationQuant *quant) {
     return quant->kv_bits == 0 ? "none" : quant->kv_bits == 8 ? "int8" : "int4";
+}
+
+static Status ranges_parse(const ConfigObject *root, ModelConfig *config, Error *err) {
+    const cJSON *list, *item;
+    int64_t count = 0, wanted = 4 * config->layers;
+    TRY(field_value(root, "nibble_ranges", &list, err));
+    if (list == NULL || !cJSON_IsArray(list) || cJSON_GetArraySize(list) != (int)wanted)
+        FAIL_KEY(root, "nibble_ranges", "want a list of %lld scales, as nibble_activations says int8-static",
+                 (long long)wanted);
+    cJSON_ArrayForEach(item, list) {
+        float scale = cJSON_IsNumber(item) ? (float)item->valuedouble : 0.0f;
+        if (!(scale > 0.0f && scale <= FLT_MAX))
+            FAIL_KEY(root, "nibble_ranges", "scale %lld: want a number above 0", (long long)count);
+        config->ranges[count++] = scale;
+    }
+    return OK;
 }
 
 static Status activations_parse(const ConfigObject *root, ModelConfig *config, Error *err) {
@@ -323,7 +341,8 @@ static Status activations_parse(const ConfigObject *root, ModelConfig *config, E
     TRY(field_string(root, "nibble_kv_cache", &cache, err));
     if (inputs == NULL && config->grouped.int8_activations != 0) /* compressed-tensors says it its own way */
         inputs = config->grouped.int8_activations == 1 ? "int8" : "int8-asymmetric";
-    if (activation_quant_parse(inputs, cache, &config->activations, err) == OK) return OK;
+    if (activation_quant_parse(inputs, cache, &config->activations, err) == OK)
+        return config->activations.fixed ? ranges_parse(root, config, err) : OK;
     error_prefix(err, "%s: nibble's own key", root->what);
     if (err != NULL) err->status = ERR_FAILED;
     return ERR_FAILED;

@@ -56,9 +56,11 @@ typedef struct GroupedConfig {
 
 /* What the linears' inputs and the keys and values are rounded to, by kernels/ops.h's fake_rows: integers with a scale per token,
  * or per token and key/value head after RoPE. bits 0: not rounded. In a file: nibble's own keys nibble_activations (none, int8,
- * int8-asymmetric) and nibble_kv_cache (none, int8, int4); GGUF: nibble.activations and nibble.kv_cache. */
+ * int8-asymmetric, int8-static) and nibble_kv_cache (none, int8, int4), and for int8-static nibble_ranges, a scale for each of the
+ * four inputs of each layer's linears; GGUF: nibble.activations, nibble.kv_cache, nibble.ranges. */
 typedef struct ActivationQuant {
     int bits, symmetric;
+    int fixed;   /* one scale for all tokens of an input */
     int kv_bits; /* symmetric */
 } ActivationQuant;
 /* From these words; NULL is "none". Refuses others. */
@@ -88,8 +90,9 @@ typedef struct ModelConfig {
         uint8_t embedding, head; /* PREQUANT_GGUF where some linear is quantized */
         uint8_t linear[MODEL_MAX_LAYERS][GGUF_LINEARS];
     } gguf;
-    ActivationQuant activations; /* what it was trained with and is to be run with */
-    int64_t parameters;          /* of the whole model, embeddings and tied head counted once */
+    float ranges[4 * MODEL_MAX_LAYERS]; /* activations.fixed: scales */
+    ActivationQuant activations;        /* what it was trained with and is to be run with */
+    int64_t parameters;                 /* of the whole model, embeddings and tied head counted once */
 } ModelConfig;
 
 /* Whether a folder holds grouped integers. */

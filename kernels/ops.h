@@ -173,12 +173,13 @@ typedef struct GateShape {
  *   symmetric   s = max(amax / ((2^b - 1) / 2), 2^-23); z = 0
  *   asymmetric  lo = min(x, 0), hi = max(x, 0); s = max((hi - lo) / (2^b - 1), 2^-23); z = clamp(-2^(b-1) - RNE(lo / s))
  *   u = RNE(x * (1 / s)) + z; q = clamp(u, -2^(b-1), 2^(b-1) - 1); y = (q - z) * s, rounded to act
- * A group that holds NaN or Inf becomes NaN. saved: a bit per value, 1 where u was in range. Backward (straight-through,
+ * With a fixed scale (above 0; symmetric), s is that for all values. A group that holds NaN or Inf becomes NaN. saved: a bit per value, 1 where u was in range. Backward (straight-through,
  * Bengio et al. 2013): dx = dy where the bit is 1, else 0; dx may be dy. forward with bits 0: y = x, and every bit is 1. */
 typedef struct FakeRowsShape {
     int64_t rows, columns, group; /* group divides columns */
     int bits;                     /* 2 to 8 */
     int symmetric;
+    float scale; /* 0: of each group, from its values */
 } FakeRowsShape;
 
 /* ---- head + loss ----------------------------------------------------------------------------------------------------

@@ -14,6 +14,8 @@
 #include "train/commands.h"
 #include "train/export.h"
 #include "train/export_gguf.h"
+#include "train/model.h"
+#include "train/qat_ranges.h"
 #include "train/export_grouped.h"
 #include "train/output_folder.h"
 #include "train/signals.h"
@@ -245,10 +247,16 @@ static Status note_rounding(const Export *export, const char *folder, Error *err
             "%s says that activations are rounded otherwise than the adapter was trained with; remove nibble_activations and "
             "nibble_kv_cache from its config.json",
             export->options->model);
-    char member[96];
-    (void)snprintf(member, sizeof member, "\"nibble_activations\": \"%s\",\n  \"nibble_kv_cache\": \"%s\"",
-                   activation_quant_inputs(rounding), activation_quant_cache(rounding));
-    return output_folder_add_to_config(folder, member, err);
+    Text member = {0};
+    text_addf(&member, "\"nibble_activations\": \"%s\",\n  \"nibble_kv_cache\": \"%s\"", activation_quant_inputs(rounding),
+              activation_quant_cache(rounding));
+    if (rounding->fixed) {
+        text_adds(&member, ",\n  \"nibble_ranges\": ");
+        qat_ranges_print(export->ranges, merge_model(export->merge)->layers * RANGES_PER_LAYER, &member);
+    }
+    Status status = output_folder_add_to_config(folder, member.data, err);
+    text_free(&member);
+    return status;
 }
 
 static Status fill(void *context, const char *folder, Error *err) {
@@ -340,6 +348,7 @@ Status command_export(int argc, char **argv, Error *err) {
     export_proof_free(&export.proof);
     calibration_free(export.calibration);
     merge_close(export.merge);
+    memory_free(export.ranges);
     pool_free(export.pool);
     return status;
 }

@@ -73,7 +73,9 @@ typedef struct Config {
         char *weights;      /* the grid */
         int64_t group_size; /* int2, int3, int4 */
         int symmetric, double_quant;
-        int64_t start_step, ramp_steps;
+        int64_t start_step, ramp_steps, range_batches;
+        double range_value;
+        char *ranges;
         char *scales, *activations, *kv_cache;
         int learn_scales;
     } qat;

@@ -170,6 +170,12 @@ static Status check_qat(ConfigLoader *loader, Error *err) {
     if (is(config->qat.scales, "mse") && !symmetric)
         FAIL_USAGE("%s: scales can be searched for symmetric integer grids only (qat.weights int2, int3, int4, int8)",
                    place(loader, "qat.scales", where, sizeof where));
+    if (!is(config->qat.activations, "int8-static")) {
+        TRY(refuse_key(loader, "qat.ranges", "only qat.activations int8-static has fixed ranges", err));
+        TRY(refuse_key(loader, "qat.range_batches", "only qat.activations int8-static has fixed ranges", err));
+    }
+    if (!is(config->qat.ranges, "percentile") && !is(config->qat.ranges, "std"))
+        TRY(refuse_key(loader, "qat.range_value", "only qat.ranges percentile and std take a value", err));
     int64_t steps = config->train.steps;
     if (steps > 0 && config->qat.start_step >= steps)
         FAIL_USAGE("%s: qat.start_step: the run has %lld steps, so none of them would be quantized",

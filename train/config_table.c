@@ -171,8 +171,16 @@ const ConfigKey config_keys[] = {
     {"qat.learn_scales", KEY_BOOL, AT(qat.learn_scales), .fallback = "false",
      .help = "Symmetric integer grids: train the scales as well (LSQ), each as a factor on the scale of the base's own group."},
     {"qat.activations", KEY_CHOICE, AT(qat.activations), .fallback = "\"none\"",
-     .choices = LIST("none", "int8", "int8-asymmetric"),
-     .help = "Round the inputs of the layers' linears as well: int8 with a scale per token, from the values at hand."},
+     .choices = LIST("none", "int8", "int8-asymmetric", "int8-static"),
+     .help = "Round the inputs of the layers' linears as well: int8 with a scale per token, from the values at hand; static: "
+             "with a "
+             "scale per input, found before the first step."},
+    {"qat.ranges", KEY_CHOICE, AT(qat.ranges), .fallback = "\"absmax\"", .choices = LIST("absmax", "percentile", "std", "mse"),
+     .help = "int8-static: where ranges come from. percentile and std (mean +- k standard deviations) take qat.range_value."},
+    {"qat.range_value", KEY_NUMBER, AT(qat.range_value), .fallback = "0", RANGE(0, 100),
+     .help = "percentile: how many percent lie inside (0: 99.99); std: k (0: 6)."},
+    {"qat.range_batches", KEY_INTEGER, AT(qat.range_batches), .fallback = "8", RANGE(1, 100000),
+     .help = "int8-static: micro-batches from the start of the run that are looked at."},
     {"qat.kv_cache", KEY_CHOICE, AT(qat.kv_cache), .fallback = "\"none\"", .choices = LIST("none", "int8", "int4"),
      .help = "Round keys (after RoPE) and values as well: symmetric, a scale per token and head."},
     {"qat.start_step", KEY_INTEGER, AT(qat.start_step), .fallback = "0", RANGE(0, STEPS_MAX),

@@ -123,6 +123,17 @@ static Status open_full(Engine *engine, const EngineOptions *options, Error *err
 
 #define LARGE_BASE ((size_t)1 << 28) /* from here on a sample takes minutes */
 
+/* The model's own fixed ranges, where it is run with such. */
+static Status take_ranges(Engine *engine, Error *err) {
+    if (!engine->activations.fixed) return OK;
+    if (!engine->model.activations.fixed)
+        FAIL_USAGE("activations int8-static: the model has no nibble_ranges; only one that was trained so has them");
+    size_t bytes = (size_t)(engine->model.layers * RANGES_PER_LAYER) * sizeof *engine->ranges;
+    engine->ranges = memory_alloc(bytes);
+    memcpy(engine->ranges, engine->model.ranges, bytes);
+    return OK;
+}
+
 static Status open_qat(Engine *engine, const Config *config, Error *err) {
     QatShape shape = {.model = &engine->model,
                       .adapter = &engine->adapter,
@@ -132,7 +143,7 @@ static Status open_qat(Engine *engine, const Config *config, Error *err) {
                       .rows = config->train.micro_batch_tokens};
     TRY(qat_options(config, &shape.options, err));
     TRY(qat_activations(config, &engine->model, &engine->activations, err));
-    if (shape.options.mode == QAT_NONE) return OK;
+    if (shape.options.mode == QAT_NONE) return take_ranges(engine, err);
     if (engine->backend.on_device) FAIL_USAGE("qat.mode %s runs on the CPU only so far; use --device cpu", config->qat.mode);
     engine->qat_mode = shape.options.mode;
     if (config->train.samples > 0 && weights_bytes(engine->weights) > LARGE_BASE)
@@ -191,7 +202,7 @@ static Status open_frozen(Engine *engine, const EngineOptions *options, Error *e
         TRY(weights_load(&engine->weights, options->model, &engine->model, &stored, &engine->backend, engine->pool, err));
     engine->source = engine->base = weights_source(engine->weights);
     engine->distill = options->config != NULL && strcmp(options->config->train.loss, "distill") == 0;
-    if (engine->adapter.modules == NULL) return OK;
+    if (engine->adapter.modules == NULL) return take_ranges(engine, err);
     TRY(params_state_create(&engine->state, &engine->params, options->act, options->optimizer, err));
     if (options->adapter != NULL)
         TRY(adapter_read_values(&engine->adapter, &engine->params, options->adapter, &engine->model, engine->state.master,
@@ -200,7 +211,7 @@ static Status open_frozen(Engine *engine, const EngineOptions *options, Error *e
         TRY(first_values(engine, options, err));
     qat_scale_init(&engine->params, engine->state.master);
     params_refresh_copy(&engine->state, &engine->params, options->act);
-    return options->config != NULL ? open_qat(engine, options->config, err) : OK;
+    return options->config != NULL ? open_qat(engine, options->config, err) : take_ranges(engine, err);
 }
 
 Status engine_open(Engine *engine, const EngineOptions *options, Error *err) {
@@ -237,6 +248,7 @@ void engine_close(Engine *engine) {
     params_state_free(&engine->state);
     memory_free(engine->weight_gradient);
     memory_free(engine->scales);
+    memory_free(engine->ranges);
     device_arena_free(&engine->rope_mirror, &engine->backend, &engine->exec);
     rope_memory_free(&engine->rope);
     device_arena_free(&engine->arena, &engine->backend, &engine->exec);
@@ -351,5 +363,6 @@ TapeRun engine_run(const Engine *engine, const Batch *batch) {
                      .arena = engine->arena.base,
                      .params = params_there(&engine->state, engine->state.copy),
                      .gradients = params_there(&engine->state, engine->state.gradient),
+                     .ranges = engine->ranges,
                      .unrounded = engine->qat != NULL && !qat_active(engine->qat)};
 }

@@ -47,6 +47,7 @@ typedef struct Engine {
     ModelWeights *weights; /* NULL for METHOD_FULL: everything lies in params */
     QatMode qat_mode;
     ActivationQuant activations;
+    float *ranges;   /* activations.fixed: scales [layers * RANGES_PER_LAYER]; NULL: none, or not found yet */
     int64_t *scales; /* learned scales of fake quantization (train/qat_scales.h), or NULL */
     Qat *qat;        /* NULL without; then `source` is its own */
     WeightSource source;

@@ -94,6 +94,7 @@ typedef struct Export {
     QuantSpec trained_grid;   /* qat.weights nf4 or an integer grid of the adapter's run; else format is none of these */
     char spec_text[96];       /* grouped integers: "int4, groups of 128, symmetric" */
     int trained_scales;       /* and its scales were learned */
+    float *ranges;            /* rounding.fixed: scales, [layers * RANGES_PER_LAYER] */
     ActivationQuant rounding; /* of activations: as it was trained with, else as the base says */
     int int8_activations;     /* compressed-tensors: what is written is served with such activations */
     DType type;               /* hf: of the merged weights */

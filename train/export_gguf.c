@@ -9,6 +9,7 @@
 #include "core/memory.h"
 #include "data/gguf_tokenizer.h"
 #include "train/calibrate.h"
+#include "train/model.h"
 #include "train/weights.h"
 
 #define ROPE_FREQS "rope_freqs.weight"
@@ -185,7 +186,11 @@ static Status put_tokenizer(GgufWriter *writer, const char *source, const ModelC
 }
 
 /* nibble's own keys; other readers skip what they do not know. */
-static Status put_rounding(GgufWriter *writer, const ActivationQuant *rounding, Error *err) {
+static Status put_rounding(GgufWriter *writer, const Export *export, const ModelConfig *model, Error *err) {
+    const ActivationQuant *rounding = &export->rounding;
+    if (rounding->fixed)
+        TRY(gguf_put_array(writer, "nibble.ranges", GGUF_F32, export->ranges, (uint64_t)(model->layers * RANGES_PER_LAYER),
+                           err));
     if (rounding->bits > 0) TRY(gguf_put_text(writer, "nibble.activations", activation_quant_inputs(rounding), err));
     if (rounding->kv_bits > 0) TRY(gguf_put_text(writer, "nibble.kv_cache", activation_quant_cache(rounding), err));
     return OK;
@@ -200,7 +205,7 @@ Status export_gguf_write(Export *export, const char *folder, Error *err) {
     export->bytes = 0;
     take_buffers(&w);
     TRY_GOTO(gguf_put_model(writer, model, last_part(export->options->out), export->gguf, err));
-    TRY_GOTO(put_rounding(writer, &export->rounding, err));
+    TRY_GOTO(put_rounding(writer, export, model, err));
     TRY_GOTO(put_tokenizer(writer, export->options->model, model, err));
     TRY_GOTO(declare_all(&w, writer, err));
     TRY_GOTO(gguf_writer_write(writer, produce, &w, err));

@@ -7,6 +7,7 @@
 #include "train/engine.h"
 #include "train/export.h"
 #include "train/qat.h"
+#include "train/qat_ranges.h"
 
 typedef struct TrainedOn {
     int known;
@@ -128,12 +129,23 @@ static Status choose(Export *export, const TrainedOn *run, Error *err) {
     return OK;
 }
 
+/* Scales of fixed ranges: those that lie beside the adapter, or the base's own. */
+static Status take_ranges(Export *export, const char *adapter, const ModelConfig *model, Error *err) {
+    int64_t count = model->layers * RANGES_PER_LAYER;
+    if (!export->rounding.fixed) return OK;
+    if (export->ranges == NULL) export->ranges = memory_alloc((size_t)count * sizeof *export->ranges);
+    if (adapter != NULL && !model->activations.fixed) return qat_ranges_read(adapter, count, export->ranges, err);
+    memcpy(export->ranges, model->ranges, (size_t)count * sizeof *export->ranges);
+    return OK;
+}
+
 Status export_choose_base(Export *export, Error *err) {
     const ExportOptions *o = export->options;
     TrainedOn run = {0};
     ModelConfig model;
     TRY(model_config_read(o->model, &model, err));
     export->rounding = model.activations;
+    TRY(take_ranges(export, NULL, &model, err));
     for (int i = 0; i < o->adapters.count; i++) {
         TrainedOn other;
         TRY(trained_on(o->adapters.items[i], &model, &other, err));
@@ -146,6 +158,7 @@ Status export_choose_base(Export *export, Error *err) {
         export->rounding = run.activations;
         export->trained_gguf = run.gguf;
         export->embeddings = run.embeddings;
+        TRY(take_ranges(export, o->adapters.items[i], &model, err));
     }
     if (model.prequant == PREQUANT_NONE) return choose(export, &run, err);
     if (o->onto != NULL && strcmp(o->onto, "original") == 0)

@@ -51,12 +51,13 @@ static TapeLinear member(const Recorder *r, int64_t layer, LayerWeight kind) {
 }
 
 /* *x becomes a rounded copy of itself where bits is not 0: a scale per `group` values of a token. */
-static Status fake_rows(const Recorder *r, const char *name, int bits, int symmetric, int64_t group, TensorId *x, Error *err) {
+static Status fake_rows(const Recorder *r, const char *name, int bits, int symmetric, int64_t group, int64_t range, TensorId *x,
+                        Error *err) {
     if (bits == 0) return OK;
     char full[80];
     (void)snprintf(full, sizeof full, "%s.codes", name);
     FakeRowsShape shape = {.group = group, .bits = bits, .symmetric = symmetric};
-    return tape_fake_rows(r->tape, full, *x, &shape, x, err);
+    return tape_fake_rows(r->tape, full, *x, &shape, range, x, err);
 }
 
 static WeightFormat head_format(const Recorder *r) {
@@ -73,7 +74,8 @@ static Status linear_group(const Recorder *r, int64_t layer, const char *name, L
     const ActivationQuant *round = &r->shape->activations;
     (void)snprintf(full, sizeof full, "layers.%lld.%s", (long long)layer, name);
     (void)weight_describe(r->config, weight_id(layer, first), NULL, 0, &rows, &cols);
-    TRY(fake_rows(r, full, round->bits, round->symmetric, cols, &x, err));
+    int64_t range = round->fixed ? model_range(layer, first) : -1;
+    TRY(fake_rows(r, full, round->bits, round->symmetric, cols, range, &x, err));
     return tape_linear(r->tape, full, x, members, count, y, err);
 }
 
@@ -93,9 +95,9 @@ static Status record_layer(const Recorder *r, int64_t layer, TensorId *residual,
     TensorId v = qkv[2];
     int kv_bits = r->shape->activations.kv_bits;
     (void)snprintf(name, sizeof name, "layers.%lld.self_attn.key", (long long)layer);
-    TRY(fake_rows(r, name, kv_bits, 1, c->head_dim, &k, err));
+    TRY(fake_rows(r, name, kv_bits, 1, c->head_dim, -1, &k, err));
     (void)snprintf(name, sizeof name, "layers.%lld.self_attn.value", (long long)layer);
-    TRY(fake_rows(r, name, kv_bits, 1, c->head_dim, &v, err));
+    TRY(fake_rows(r, name, kv_bits, 1, c->head_dim, -1, &v, err));
     AttentionShape attention = {.heads = c->heads,
                                 .kv_heads = c->kv_heads,
                                 .head_dim = c->head_dim,

@@ -38,6 +38,13 @@ static inline AdapterModule *adapter_module(const Adapter *adapter, int64_t laye
 /* Quantization-aware training (train/qat.h): linears take dense operands from a source that makes them. */
 typedef enum QatMode { QAT_NONE, QAT_SEPARATE, QAT_MERGED } QatMode;
 
+/* Inputs of a layer's linears, and which a linear group, named by its first member, reads: ranges of fixed scales are numbered so. */
+enum { RANGES_PER_LAYER = 4 };
+static inline int64_t model_range(int64_t layer, LayerWeight first) {
+    int input = first == LAYER_Q ? 0 : first == LAYER_O ? 1 : first == LAYER_GATE ? 2 : 3;
+    return layer * RANGES_PER_LAYER + input;
+}
+
 typedef struct ModelShape {
     const ModelConfig *config;
     WeightFormat linear;         /* of the layers' linears, where weights is NULL */

@@ -62,6 +62,7 @@ static ActivationQuant rounding_of(const ModelOptions *options, const ModelConfi
     if (options->activations != NULL) {
         out.bits = asked.bits;
         out.symmetric = asked.symmetric;
+        out.fixed = asked.fixed;
     }
     if (options->kv_cache != NULL) out.kv_bits = asked.kv_bits;
     return out;

@@ -67,6 +67,8 @@ Status trainer_open_rank(Trainer *trainer, Comm *comm, const char *config_path, 
 Status trainer_open_data(Trainer *trainer, const ModelConfig *model, Pool *pool, Error *err);
 /* Runs to the end, or to a signal (ERR_INTERRUPTED after saving), or to too many bad steps. */
 Status trainer_run(Trainer *trainer, Error *err);
+/* qat.activations int8-static: scales from the run's first micro-batches and first values, the same after a resume. */
+Status trainer_find_ranges(Trainer *trainer, Error *err);
 void trainer_close(Trainer *trainer);
 
 /* Pieces of the loop (trainer_step.c). */

@@ -371,6 +371,7 @@ Status trainer_open_rank(Trainer *trainer, Comm *comm, const char *config_path, 
     TRY(check_plan(trainer, err));
     TRY(log_device(trainer, err));
     TRY(comm_agree(comm, comm_rank(comm) == 0 ? run_folder_open(&trainer->config, resume, err) : OK, err));
+    TRY(trainer_find_ranges(trainer, err));
     TRY(open_state(trainer, err));
     int64_t step = trainer->progress.step; /* an evaluation sees what the last step computed with */
     if (trainer->engine.qat != NULL) qat_set_step(trainer->engine.qat, step > 0 ? step - 1 : 0);

@@ -8,14 +8,19 @@
 #include "core/log.h"
 #include "core/text.h"
 #include "train/full_model.h"
+#include "train/qat_ranges.h"
 #include "train/qat_scales.h"
 #include "train/signals.h"
 #include "train/trainer.h"
 
 /* ---- what is written ------------------------------------------------------------------------------------------------------ */
 
-static Status write_scales(void *qat, const char *folder, Error *err) {
-    return qat_scales_write(qat, folder, err);
+/* What export needs beside the adapter. */
+static Status write_grid(void *context, const char *folder, Error *err) {
+    const Engine *engine = context;
+    if (qat_keeps_scales(engine->qat)) TRY(qat_scales_write(engine->qat, folder, err));
+    if (engine->ranges == NULL) return OK;
+    return qat_ranges_write(folder, engine->ranges, engine->model.layers * RANGES_PER_LAYER, err);
 }
 
 Status trainer_write_model(Trainer *trainer, const char *name, Error *err) {
@@ -29,9 +34,9 @@ Status trainer_write_model(Trainer *trainer, const char *name, Error *err) {
         status = full_model_write(engine, config->model.path, folder, err);
     } else {
         AdapterInfo info = {.base_model = config->model.path, .dropout = config->lora.dropout};
-        if (engine->qat != NULL && qat_keeps_scales(engine->qat)) {
-            info.extra = write_scales;
-            info.context = engine->qat;
+        if (engine->qat != NULL) {
+            info.extra = write_grid;
+            info.context = engine;
         }
         status = adapter_write(&engine->adapter, &engine->params, folder, &engine->model, &info, engine->state.copy,
                                engine->exec.config.act, err);

@@ -112,6 +112,14 @@ check "exported = trained: learned scales" shipped learned int3 compressed-tenso
 check "exported = trained: searched scales, int8 activations, int4 cache" shipped rounded int4 compressed-tensors \
     --set qat.scales=mse --set qat.activations=int8 --set qat.kv_cache=int4
 check "exported = trained: nf4, asymmetric activations" shipped nf4 nf4 bnb-nf4 --set qat.activations=int8-asymmetric
+check "exported = trained: fixed ranges" shipped absmax int4 compressed-tensors --set qat.activations=int8-static
+check "exported = trained: ranges by percentile" shipped percentile int8 compressed-tensors --set qat.activations=int8-static \
+    --set qat.ranges=percentile --set qat.range_value=99.9
+check "exported = trained: ranges by mean and deviation, in GGUF" shipped std q8_0 gguf --set qat.activations=int8-static --set qat.ranges=std
+check "exported = trained: ranges by squared error" shipped mse nf4 bnb-nf4 --set qat.activations=int8-static --set qat.ranges=mse \
+    --set qat.range_batches=3
+unranged() { fails_with "no nibble_ranges" eval "$work/model" --data "$work/data.jsonl" --activations int8-static; }
+check "fixed ranges that a model does not have" unranged
 for grid in q4_0 q8_0; do
     check "exported = trained: $grid, int8 cache" shipped "$grid" "$grid" gguf --set qat.kv_cache=int8
 done

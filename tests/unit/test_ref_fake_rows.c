@@ -24,7 +24,7 @@ typedef struct Case {
 static void open_case(Case *c, DType act, int threads, int64_t group, int bits, int symmetric) {
     Error err;
     OpPlan plan;
-    *c = (Case){.shape = {ROWS, COLUMNS, group, bits, symmetric}};
+    *c = (Case){.shape = {ROWS, COLUMNS, group, bits, symmetric, 0.0f}};
     cpu_backend_reference(&c->backend);
     c->exec = exec_open(act, threads);
     c->batch = scope_batch(&c->scope, (int64_t[]){TOKENS}, 1, 3);
@@ -62,6 +62,7 @@ static void check_group(const Case *c, int64_t first) {
         most = fmaxf(most, at(c, c->x, i));
     }
     float scale = c->shape.symmetric ? fmaxf(-least, most) / ((high - low) / 2.0f) : (most - least) / (high - low);
+    if (c->shape.scale > 0.0f) scale = c->shape.scale;
     scale = fmaxf(scale, 0x1p-23f);
     if (!c->shape.symmetric) zero = fminf(fmaxf(low - rintf(least / scale), low), high);
     for (int64_t i = first; i < first + c->shape.group; i++) {
@@ -95,6 +96,21 @@ static void test_formula(void **state) {
                     close_case(&c);
                 }
     assert_true(clamped > 0); /* symmetric ranges cut the largest positive value: masks are exercised */
+}
+
+/* One scale for all values: far outside of it, too. */
+static void test_fixed_scale(void **state) {
+    (void)state;
+    static const float scales[] = {0.02f, 1.0f, 1e-20f, 3e30f};
+    for (int i = 0; i < 4; i++)
+        for (int t = 0; t < 2; t++) {
+            Case c;
+            open_case(&c, t ? DTYPE_BF16 : DTYPE_F32, 1, COLUMNS, 8, 1);
+            c.shape.scale = scales[i];
+            run(&c);
+            check_all(&c);
+            close_case(&c);
+        }
 }
 
 static void test_edges(void **state) {
@@ -166,9 +182,11 @@ static void test_refusals(void **state) {
     OpPlan plan;
     open_case(&c, DTYPE_F32, 1, 48, 8, 1);
     run(&c);
-    assert_refused(c.backend.fake_rows_plan(&c.exec.config, &(FakeRowsShape){9, 96, 36, 8, 1}, &plan, &err), &err, "36");
-    assert_refused(c.backend.fake_rows_plan(&c.exec.config, &(FakeRowsShape){9, 96, 48, 9, 1}, &plan, &err), &err, "bits");
-    assert_refused(c.backend.fake_rows_plan(&c.exec.config, &(FakeRowsShape){0, 96, 48, 8, 1}, &plan, &err), &err, "rows");
+    assert_refused(c.backend.fake_rows_plan(&c.exec.config, &(FakeRowsShape){9, 96, 36, 8, 1, 0.0f}, &plan, &err), &err, "36");
+    assert_refused(c.backend.fake_rows_plan(&c.exec.config, &(FakeRowsShape){9, 96, 48, 9, 1, 0.0f}, &plan, &err), &err,
+                   "bits");
+    assert_refused(c.backend.fake_rows_plan(&c.exec.config, &(FakeRowsShape){0, 96, 48, 8, 1, 0.0f}, &plan, &err), &err,
+                   "rows");
     c.batch.tokens = ROWS + 1;
     assert_refused(c.backend.fake_rows_backward(&c.exec, &c.shape, &c.batch, c.saved, c.dy, c.dx, &err), &err, "tokens");
     close_case(&c);
@@ -176,9 +194,9 @@ static void test_refusals(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_formula),          cmocka_unit_test(test_edges),
-        cmocka_unit_test(test_not_finite),       cmocka_unit_test(test_threads),
-        cmocka_unit_test(test_off_and_in_place), cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_formula),    cmocka_unit_test(test_fixed_scale), cmocka_unit_test(test_edges),
+        cmocka_unit_test(test_not_finite), cmocka_unit_test(test_threads),     cmocka_unit_test(test_off_and_in_place),
+        cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

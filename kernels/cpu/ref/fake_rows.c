@@ -6,6 +6,7 @@
 
 #define LANES 16 /* of a running minimum and maximum, so that a compiler can keep them in vectors */
 #define ROUND 0x1.8p23f
+#define FAR 0x1p20f
 
 typedef struct FakeWork {
     DType act;
@@ -79,6 +80,7 @@ static void fake_group(const FakeRowsShape *shape, float *x, int64_t count, uint
     float levels = (float)((1 << shape->bits) - 1), low = -(float)(1 << (shape->bits - 1)), high = low + levels;
     float size = -range.least > range.most ? -range.least : range.most;
     float scale = shape->symmetric ? size / (levels / 2.0f) : (range.most - range.least) / levels;
+    if (shape->scale > 0.0f) scale = shape->scale;
     if (scale < 0x1p-23f) scale = 0x1p-23f;
     if (!(scale - scale == 0.0f)) scale = 0x1.fffffep127f; /* hi - lo overflowed */
     float zero = 0.0f, inverse = 1.0f / scale;
@@ -87,7 +89,9 @@ static void fake_group(const FakeRowsShape *shape, float *x, int64_t count, uint
         zero = zero < low ? low : zero > high ? high : zero;
     }
     for (int64_t i = 0; i < count; i++) {
-        float u = nearest(x[i] * inverse) + zero;
+        float steps = x[i] * inverse; /* beyond every code it need not be exact, but small enough for nearest() */
+        steps = steps < -FAR ? -FAR : steps > FAR ? FAR : steps;
+        float u = nearest(steps) + zero;
         if (u >= low && u <= high) saved[(first + i) / 8] |= (uint8_t)(1 << (first + i) % 8);
         float q = u < low ? low : u > high ? high : u;
         x[i] = (q - zero) * scale;
