@@ -122,7 +122,7 @@ struct QueryFacts {
 
 // Scores are computed transposed, keys by queries: the weights are then the left operand of dv and dk as they stand.
 template <int D>
-__global__ void __launch_bounds__(THREADS) attention_dkv(Attention a) {
+__global__ void __launch_bounds__(THREADS, D > 32 ? 2 : 3) attention_dkv(Attention a) {
     constexpr int QUERIES = Shape<D>::OTHERS, STRIDE = Shape<D>::STRIDE, NT = QUERIES / 8, DT = D / 8;
     CU_DYN_SHARED(memory);
     CU_SHARED(QueryFacts<QUERIES>, facts, [1]);

@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(WARPS * 32) attention_dq_plain(Attention a) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(WARPS * 32) attention_dkv_plain(Attention a) {
+__global__ void __launch_bounds__(WARPS * 32, 4) attention_dkv_plain(Attention a) {
     CU_SHARED(float, rows, [WARPS][2][DIM_MAX]);
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     int64_t j = blockIdx.x, kv_head = (int64_t)blockIdx.y * WARPS + warp, dim = a.head_dim;

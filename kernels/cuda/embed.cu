@@ -44,6 +44,7 @@ __global__ void __launch_bounds__(THREADS) embed_backward(const DeviceBatch *__r
         if (__syncthreads_or(same[threadIdx.x])) {
             for (int64_t c = threadIdx.x; c < hidden; c += THREADS) {
                 float sum = row[c];
+#pragma unroll 4
                 for (int i = 0; i < THREADS; i++) {
                     if (same[i]) sum += to_float(dy[(begin + i) * hidden + c]);
                 }
