@@ -37,6 +37,9 @@ static Status expand_pattern(const char *pattern, DataFiles *files, Error *err) 
 Status data_files_expand(const char *pattern, DataFiles *files, Error *err) {
     *files = (DataFiles){0};
     if (strpbrk(pattern, "*?[") != NULL && !file_exists(pattern)) return expand_pattern(pattern, files, err);
+    if (file_is_folder(pattern))
+        FAIL("%s: want files, got a folder; name them, or all of a kind: %s%s*.jsonl", pattern, pattern,
+             pattern[strlen(pattern) - 1] == '/' ? "" : "/");
     files->names = memory_alloc(sizeof *files->names);
     files->names[files->count++] = memory_strdup(pattern);
     return OK;

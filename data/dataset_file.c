@@ -15,15 +15,21 @@
 #define READ_BYTES ((size_t)1 << 20)
 #define SEPARATOR "<|endoftext|>"
 
+/* Files that are not read: by what their names end in, .gz and .zst taken off, or by their first bytes, whatever their names. */
 static const struct {
-    const char *extension, *advice;
+    const char *extension, *magic, *advice;
 } refused[] = {
-    {".xz", "xz -dk"},
-    {".bz2", "bunzip2 -k"},
-    {".zip", "unzip"},
-    {".parquet",
+    {".xz",
+     "\xFD"
+     "7zXZ",
+     "xz -dk"},
+    {".bz2", "BZh9", "bunzip2 -k"},
+    {".zip", "PK\x03\x04", "unzip"},
+    {".tar", NULL, "tar -xvf"},
+    {".tgz", NULL, "tar -xvf"},
+    {".parquet", "PAR1",
      "python3 -c \"import pandas,sys; pandas.read_parquet(sys.argv[1]).to_json(sys.stdout, orient='records', lines=True)\""},
-    {".arrow", "python3 -c \"import datasets,sys; datasets.Dataset.from_file(sys.argv[1]).to_json('data.jsonl')\""},
+    {".arrow", "ARROW1", "python3 -c \"import datasets,sys; datasets.Dataset.from_file(sys.argv[1]).to_json('data.jsonl')\""},
 };
 
 static int has_extension(const char *path, const char *extension) {
@@ -31,12 +37,35 @@ static int has_extension(const char *path, const char *extension) {
     return n >= m && strcasecmp(path + n - m, extension) == 0;
 }
 
-static Status refuse_by_name(const char *path, Error *err) {
-    for (size_t i = 0; i < sizeof refused / sizeof refused[0]; i++) {
-        if (!has_extension(path, refused[i].extension)) continue;
-        FAIL("%s: %s files are not read: convert it to JSONL, CSV or text with\n  %s %s%s", path, refused[i].extension,
-             refused[i].advice, path, refused[i].advice[0] == 'p' ? " > data.jsonl" : "");
-    }
+static Status refuse(const char *path, size_t i, Error *err) {
+    const char *extension = refused[i].extension, *advice = refused[i].advice;
+    FAIL("%s: %s files are not read: convert it to JSONL, CSV or text with\n  %s %s%s", path, extension, advice, path,
+         strcmp(extension, ".parquet") == 0 ? " > data.jsonl" : "");
+}
+
+static Status refuse_by_name(const RecordFile *file, Error *err) {
+    for (size_t i = 0; i < sizeof refused / sizeof refused[0]; i++)
+        if (has_extension(file->name, refused[i].extension)) return refuse(file->path, i, err);
+    return OK;
+}
+
+static int begins_with(RecordFile *file, const char *magic) {
+    size_t n = magic == NULL ? SIZE_MAX : strlen(magic);
+    return n <= file->end - file->begin && memcmp(file->buffer + file->begin, magic, n) == 0;
+}
+
+/* No text in UTF-8 begins so. */
+static Status refuse_packed(RecordFile *file, Error *err) {
+    int is_gzip = begins_with(file, "\x1F\x8B\x08");
+    if (!is_gzip && !begins_with(file, "\x28\xB5\x2F\xFD")) return OK;
+    FAIL("%s: its first bytes are those of %s data; let its name end in %s", file->path, is_gzip ? "gzip" : "zstd",
+         is_gzip ? ".gz" : ".zst");
+}
+
+/* Where JSON was expected. */
+static Status refuse_by_content(RecordFile *file, Error *err) {
+    for (size_t i = 0; i < sizeof refused / sizeof refused[0]; i++)
+        if (begins_with(file, refused[i].magic)) return refuse(file->path, i, err);
     return OK;
 }
 
@@ -219,8 +248,9 @@ Status record_file_next(RecordFile *file, RecordBytes *bytes, int *found, Error 
 static Status find_form(RecordFile *file, Error *err) {
     static const char *const text_extensions[] = {".txt", ".text", ".md"};
     int have = 0;
-    TRY(record_file_reach(file, 2, &have, err));
-    if (have && memcmp(file->buffer, "\xEF\xBB\xBF", 3) == 0) file->begin = 3; /* a byte order mark is no text */
+    TRY(record_file_reach(file, 7, &have, err));             /* the first bytes, however few */
+    if (begins_with(file, "\xEF\xBB\xBF")) file->begin += 3; /* a byte order mark is no text */
+    TRY(refuse_packed(file, err));
     for (size_t i = 0; i < sizeof text_extensions / sizeof text_extensions[0]; i++) {
         if (has_extension(file->name, text_extensions[i])) {
             file->form = FORM_DOCUMENTS;
@@ -235,6 +265,7 @@ static Status find_form(RecordFile *file, Error *err) {
     TRY(skip_space(file, &have, err));
     if (!have) FAIL("%s: the file is empty", file->path);
     char c = byte_at(file, 0);
+    if (c != '[' && c != '{') TRY(refuse_by_content(file, err));
     if (c == '[') {
         file->form = FORM_ARRAY;
     } else if (c != '{' && !has_extension(file->name, ".jsonl") && !has_extension(file->name, ".json")) {
@@ -252,7 +283,7 @@ Status record_file_open(RecordFile *file, const char *path, Error *err) {
     *file = (RecordFile){.path = path, .source.fd = -1, .line = 1, .form = FORM_LINES};
     (void)compression_of(path, &length);
     file->name = memory_format("%.*s", (int)length, path);
-    Status status = refuse_by_name(file->name, err);
+    Status status = refuse_by_name(file, err);
     if (status == OK) status = byte_source_open(&file->source, path, err);
     if (status == OK) status = find_form(file, err);
     if (status != OK) record_file_close(file);

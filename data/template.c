@@ -56,6 +56,11 @@ int template_needs_eos(const char *name) {
            strcmp(name, "zephyr") == 0;
 }
 
+const char *template_end_token(const char *name) {
+    if (!template_exists(name) || template_needs_eos(name)) return NULL;
+    return strncmp(name, "llama3", 6) == 0 ? "<|eot_id|>" : "<|im_end|>";
+}
+
 /* FNV-1a, 64 bits, over the source with CRLF as LF and without the one line end that Jinja drops at the end of a file. */
 typedef struct SourceKey {
     uint64_t hash, length;

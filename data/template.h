@@ -75,6 +75,8 @@ int template_exists(const char *name);
 int template_appends_eos(const char *name);
 /* Whether an end of answer is the tokenizer's EOS, in the template's text or appended. */
 int template_needs_eos(const char *name);
+/* The control token that ends an answer of this built-in where that is not EOS, or NULL. */
+const char *template_end_token(const char *name);
 /* The built-in that renders the same text as this Jinja source, or NULL when it is not recognised: the source must be
  * byte for byte one of the published ones (line ends aside), since anything less would be a guess. */
 const char *template_recognise(const char *jinja);

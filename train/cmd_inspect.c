@@ -1,6 +1,8 @@
 /* nibble inspect: what is in a model, an adapter, a checkpoint, a run or the data. */
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+#include <strings.h>
 #include <unistd.h>
 
 #include "train/commands.h"
@@ -11,8 +13,8 @@ static const CommandHelp help = {
     .usage = "nibble inspect PATH | --data CONFIG.json | --step N RUN  [options]",
     .summary =
         "PATH: a model folder, a .safetensors or .gguf file, an adapter, a checkpoint or a run folder. --data: the first\n"
-        "examples as the trainer sees them; trained tokens stand in [[double brackets]] (in colour on a terminal). --step:\n"
-        "the examples of one optimizer step of a run, counted from 1 as in metrics.jsonl.",
+        "examples as the trainer sees them; trained tokens stand in [[double brackets]] (on a terminal they are green, and\n"
+        "special tokens bold). --step: the examples of one optimizer step of a run, counted from 1 as in metrics.jsonl.",
     .example =
         "nibble inspect models/TinyLlama-1.1B --tensors\n"
         "nibble inspect --data configs/train/tinyllama.json --count 2\n"
@@ -26,10 +28,23 @@ typedef struct InspectOptions {
     int tensors, json;
 } InspectOptions;
 
+/* --data takes a config, because what is trained depends on the model; people give it the data. */
+static Status refuse_data_file(const char *path, Error *err) {
+    static const char *const endings[] = {".jsonl", ".csv", ".tsv", ".txt", ".gz", ".zst", ".parquet"};
+    size_t n = strlen(path);
+    for (size_t i = 0; i < sizeof endings / sizeof *endings; i++) {
+        size_t m = strlen(endings[i]);
+        if (n > m && strcasecmp(path + n - m, endings[i]) == 0)
+            FAIL_USAGE("--data: want a config, which names the model too; give --data CONFIG.json --set data.path=%s", path);
+    }
+    return OK;
+}
+
 static Status check_options(const InspectOptions *o, Error *err) {
     int step = o->step != -1;
     if (o->data == NULL && o->path == NULL) FAIL_USAGE("want a PATH, --data CONFIG.json, or --step N with a run folder");
     if (o->data != NULL && (o->path != NULL || step)) FAIL_USAGE("--data stands alone; leave PATH and --step out");
+    if (o->data != NULL) TRY(refuse_data_file(o->data, err));
     if (o->set.count > 0 && o->data == NULL) FAIL_USAGE("--set changes the config of --data; give both");
     if (o->count != 3 && o->data == NULL) FAIL_USAGE("--count belongs to --data");
     if (o->count < 0) FAIL_USAGE("--count: want 0 or more, got %lld", (long long)o->count);

@@ -16,8 +16,29 @@ static void mark(const InspectOutput *out, Text *text, int trained) {
         text_adds(text, trained ? "[[" : "]]");
 }
 
-/* The sequence's text; special tokens as they are spelled, trained stretches marked. A character of several tokens appears with
- * its last one, and bytes that may still become one with the token after them. */
+/* For people: what would move a terminal's cursor, or worse, is shown as \xNN. Data are not to be trusted. */
+static void add_shown(const InspectOutput *out, Text *text, const char *part, size_t length) {
+    for (size_t i = 0, size; i < length; i += size) {
+        uint32_t code = 0;
+        int known = utf8_decode(part + i, length - i, &code);
+        size = known > 0 ? (size_t)known : 1;
+        int is_control = known > 0 && ((code < 0x20 && code != '\n' && code != '\t') || (code >= 0x7F && code < 0xA0));
+        if (is_control && !out->json)
+            text_addf(text, "\\x%02X", (unsigned)code);
+        else
+            text_add(text, part + i, size);
+    }
+}
+
+static void add_special(const InspectOutput *out, Text *text, const char *spelled) {
+    text_adds(text, out->colour ? "\033[1m" : "");
+    text_adds(text, spelled);
+    text_adds(text, out->colour ? "\033[22m" : "");
+}
+
+/* The sequence's text; special tokens as they are spelled (bold on a terminal, unlike the same spelling in somebody's text),
+ * trained stretches marked. A character of several tokens appears with its last one, and bytes that may still become one with
+ * the token after them. */
 static Status add_marked(const InspectOutput *out, Text *text, const Tokenizer *tokenizer, const int32_t *ids,
                          const uint8_t *train, int64_t count, Error *err) {
     TokenStream *stream;
@@ -29,12 +50,12 @@ static Status add_marked(const InspectOutput *out, Text *text, const Tokenizer *
     for (int64_t t = 0; t < count && status == OK; t++) {
         if ((train[t] != 0) != open) mark(out, text, open = !open);
         status = token_stream_next(stream, ids[t], &part, &length, err);
-        if (status == OK) text_add(text, part, length);
+        if (status == OK) add_shown(out, text, part, length);
         const char *spelled = tokenizer_is_special(tokenizer, ids[t]) ? tokenizer_token(tokenizer, ids[t]) : NULL;
-        if (spelled != NULL) text_adds(text, spelled);
+        if (spelled != NULL) add_special(out, text, spelled);
     }
     if (status == OK) status = token_stream_flush(stream, &part, &length, err);
-    if (status == OK) text_add(text, part, length);
+    if (status == OK) add_shown(out, text, part, length);
     if (open) mark(out, text, 0);
     token_stream_close(stream);
     return status;

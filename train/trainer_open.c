@@ -6,6 +6,7 @@
 
 #include "core/file.h"
 #include "core/log.h"
+#include "data/template.h"
 #include "train/ceiling.h"
 #include "train/embedding_check.h"
 #include "train/run_folder.h"
@@ -42,6 +43,21 @@ static Status read_cached(const Config *config, DatasetOptions *options, Dataset
     options->cache = NULL;
     memory_free(root);
     return status;
+}
+
+/* A built-in chosen by name, for a tokenizer without its control tokens. Once for each template. */
+static void warn_of_spelled_ends(const Tokenizer *tokenizer, const Dataset *data) {
+    for (int64_t f = 0; f < data->file_count; f++) {
+        const char *name = data->files[f].template_name, *end = template_end_token(name);
+        int is_known = end == NULL || tokenizer_token_id(tokenizer, end) >= 0;
+        for (int64_t before = 0; before < f && !is_known; before++)
+            is_known = strcmp(data->files[before].template_name, name) == 0;
+        if (!is_known)
+            log_warning(
+                "data.template: \"%s\" ends its turns with %s, which is no token of this model: it is spelled with several, "
+                "and nothing that runs the model stops there by itself; zephyr and llama2 end them with the EOS token",
+                name, end);
+    }
 }
 
 static void log_data(const char *what, const char *path, const Dataset *data) {
@@ -95,6 +111,7 @@ static Status open_data(Trainer *trainer, const ModelConfig *model, Pool *pool, 
     Text name = {0};
     config_print_paths(config, &name);
     log_data("data", name.data, &all);
+    warn_of_spelled_ends(trainer->tokenizer, &all);
     text_free(&name);
     if (config->data.eval_path != NULL) {
         trainer->train_data = all;

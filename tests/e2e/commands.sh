@@ -245,6 +245,19 @@ inspect_examples() { # what is trained stands in brackets, its end with it
     run 0 inspect --data "$work/run.json" --count 2 --json && is_json && [[ $(value trained_tokens) == 21 ]]
 }
 check "inspect --data marks what is trained" inspect_examples
+inspect_controls() { # data cannot write to the terminal: no escape sequence and no line end of another system goes through
+    printf '{"prompt": "\\u001b[31mred\\r", "completion": "\\u009b2J, gone\\tnot"}\n' >"$work/controls.jsonl"
+    run 0 inspect --data "$work/run.json" --set data.path="$work/controls.jsonl" && out_has '\x1B[31mred\x0D[[\x9B2J, gone'$'\t''not' || return 1
+    run 0 inspect --data "$work/run.json" --set data.path="$work/controls.jsonl" --json && is_json && out_has '\u001b[31mred'
+}
+check "inspect --data shows control characters as such" inspect_controls
+inspect_ends() {
+    echo '{"messages": [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": "It is."}]}' >"$work/ends.jsonl"
+    run 0 inspect --data "$work/run.json" --set data.path="$work/ends.jsonl" --set data.template=llama3 && err_has "<|eot_id|>, which is no token of this model" || return 1
+    run 0 inspect --data "$work/run.json" --set data.path="$work/ends.jsonl" --set data.template=zephyr && err_lacks "no token of this model"
+}
+check "a built-in template whose end of turn is no token of the model is warned of" inspect_ends
+check "inspect: data in a config's place" fails_with "--set data.path=$work/ends.jsonl" inspect --data "$work/ends.jsonl"
 inspect_one_step() { # all four records are in every step of this run, in another order in another epoch
     run 0 inspect --step 1 "$work/run" && [[ $(grep -c '^--- sequence' "$work/out") == 4 ]] || return 1
     run 0 inspect --step 120 "$work/run" --json && is_json && [[ $(value epoch) == 119 ]]

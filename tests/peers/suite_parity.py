@@ -53,7 +53,7 @@ def main():
     if not os.path.isdir(MODEL) or not os.path.isdir(MMLU):
         print("SKIP suite_parity: no ../shared/assets")
         return 0
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     model = AutoModelForCausalLM.from_pretrained(MODEL, torch_dtype=torch.float32).eval()
     context = model.config.max_position_embeddings

@@ -119,6 +119,11 @@ static void test_malformed_files(void **state) {
     must_fail("f.jsonl.xz", "x", options, "xz -dk");
     must_fail("f.parquet.gz", "x", options, "to_json");
     must_fail("f.parquet", "PAR1", options, "to_json");
+    must_fail("f.jsonl", "PAR1\x15\x04", options, "to_json");
+    must_fail("f.tar.gz", "x", options, "tar -xvf");
+    must_fail("f.jsonl", "PK\x03\x04 and so on", options, "unzip");
+    must_fail("f.csv", "\x1F\x8B\x08 and so on", options, "let its name end in .gz");
+    must_fail("f.txt", "\x28\xB5\x2F\xFD", options, "let its name end in .zst");
     must_fail("f.txt", "", options, "no records");
     must_fail("f.txt", "\n", options, "nothing in it is trained");
     options.layout = LAYOUT_ALPACA;
@@ -128,6 +133,9 @@ static void test_malformed_files(void **state) {
     options.path = "/nonexistent/data.jsonl";
     assert_int_equal(dataset_read(&options, &d, &error), ERR_FAILED);
     assert_non_null(strstr(error.text, "/nonexistent/data.jsonl"));
+    options.path = scratch_folder();
+    assert_int_equal(dataset_read(&options, &d, &error), ERR_FAILED);
+    assert_non_null(strstr(error.text, "got a folder; name them, or all of a kind: "));
     tokenizer_close(tokenizer);
 }
 

@@ -180,6 +180,24 @@ static void test_refusals(void **state) {
     refuse("llama3", tool, 1, "has no form for tools");
 }
 
+static void test_ends(void **state) {
+    (void)state;
+    ChatMessage pair[] = {message("user", "a"), message("assistant", "b")};
+    for (int i = 0; template_names[i] != NULL; i++) {
+        const char *name = template_names[i], *end = template_end_token(name);
+        SegmentList list = {0};
+        assert_int_equal(template_render(name, pair, 2, 0, "", "</s>", &list, NULL), OK);
+        int found = 0;
+        for (int64_t s = 0; s < list.count && end != NULL; s++)
+            found += list.items[s].message == 1 && list.items[s].special &&
+                     memmem(list.items[s].text, list.items[s].length, end, strlen(end)) != NULL;
+        assert_int_equal(found, end != NULL);
+        assert_int_equal(end == NULL, template_needs_eos(name));
+        segments_free(&list);
+    }
+    assert_null(template_end_token("model"));
+}
+
 /* For every template: the assistant's segments are exactly the answer and its end of turn, content is never special
  * (but in "plain"), framing never belongs to a message. */
 static void test_segments(void **state) {
@@ -249,7 +267,7 @@ static void test_recognition(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_renders_like_jinja), cmocka_unit_test(test_alpaca),
-                                       cmocka_unit_test(test_refusals), cmocka_unit_test(test_segments),
-                                       cmocka_unit_test(test_recognition)};
+                                       cmocka_unit_test(test_refusals),           cmocka_unit_test(test_ends),
+                                       cmocka_unit_test(test_segments),           cmocka_unit_test(test_recognition)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
