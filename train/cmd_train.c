@@ -20,7 +20,9 @@ static const CommandHelp help = {
     .summary = "Trains, and writes a run folder: adapter/, checkpoints/, metrics.jsonl, report.html.",
     .example =
         "nibble train configs/train/tinyllama.json --set train.lr=1e-4 --set output.path=runs/second\n"
-        "nibble train configs/train/tinyllama.json --resume",
+        "nibble train configs/train/tinyllama.json --resume\n"
+        "nibble train configs/train/llama-3.1-8b.json --gpus 8\n"
+        "mpirun -n 4 nibble train configs/train/tinyllama.json --device cpu",
 };
 
 #define RANKS_MAX 1024 /* of one machine */
@@ -45,13 +47,19 @@ static Status check_options(const TrainOptions *options, Error *err) {
     return OK;
 }
 
+/* --device; --gpus means CUDA where it says nothing else. NULL: what the config says. */
+static const char *device_name(const TrainOptions *options) {
+    const char *name = options->device;
+    return options->gpus > 0 && (name == NULL || strcmp(name, "auto") == 0) ? "cuda" : name;
+}
+
 /* --set, --device and --overwrite as one list of overrides. */
 static int collect(const TrainOptions *options, const char **list, char *device, size_t capacity) {
     int count = 0;
     for (int i = 0; i < options->set.count; i++)
         list[count++] = options->set.items[i];
-    if (options->device != NULL) {
-        (void)snprintf(device, capacity, "device=\"%s\"", options->device);
+    if (device_name(options) != NULL) {
+        (void)snprintf(device, capacity, "device=\"%.40s\"", device_name(options));
         list[count++] = device;
     }
     if (options->overwrite) list[count++] = "output.overwrite=true";
@@ -68,22 +76,22 @@ static Status launch(const TrainOptions *options, int argc, char **argv, Error *
 
 /* One process a GPU. That there is one is found out here, once, and not by every rank. */
 static Status launch_on_gpus(const TrainOptions *options, int argc, char **argv, Error *err) {
-    static char device_option[] = "--device", cuda[] = "cuda";
     int count;
     Device device;
-    const char *name = options->device != NULL && strcmp(options->device, "auto") != 0 ? options->device : cuda;
+    char option[64];
+    const char *name = device_name(options);
     if (strcmp(name, "cpu") == 0) FAIL_USAGE("--gpus and --device cpu contradict each other; --ranks starts CPU ranks");
     TRY(device_open(&device, name, NULL, err));
     device_close(&device);
-    char **words = launch_words(argc, argv, "gpus", &count);
-    words = memory_resize(words, ((size_t)count + 3) * sizeof *words);
-    if (options->device == NULL) {
-        words[count++] = device_option;
-        words[count++] = cuda;
-    }
+    char **others = launch_words(argc, argv, "gpus", &count);
+    char **words = launch_words(count, others, "device", &count);
+    words = memory_resize(words, ((size_t)count + 2) * sizeof *words);
+    (void)snprintf(option, sizeof option, "--device=%.40s", name);
+    words[count++] = option;
     words[count] = NULL;
     Status status = launch_gpus((int)options->gpus, count, words, err);
     memory_free(words);
+    memory_free(others);
     return status;
 }
 
@@ -105,6 +113,9 @@ static Status run(const TrainOptions *options, Comm *comm, const char *path, con
     RankLog log;
     Trainer *trainer = memory_calloc(1, sizeof *trainer);
     rank_log_begin(&log, comm, options->log_all);
+    if (comm != NULL)
+        log_info("rank %d of %d, number %d of %d on this machine, through %s", comm_rank(comm), comm_size(comm),
+                 comm_local_rank(comm), comm_local_size(comm), comm_transport(comm));
     Status status =
         trainer_open_rank(trainer, comm, path, overrides, count, options->resume, threads_of(comm, options->threads), err);
     if (status == OK) status = rank_log_open(&log, comm, trainer->config.output.path, err);

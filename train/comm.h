@@ -46,7 +46,8 @@ typedef struct CommLaunch {
 } CommLaunch;
 Status comm_launch_read(CommLaunch *launch, Error *err);
 
-/* Joins the ranks that the environment names; *out is NULL when there is one. device: "cuda" or "emu", whose ranks talk through
+/* Joins the ranks that the environment names; *out is NULL when there is one, unless NIBBLE_JOIN_ALONE is set (a transport can
+ * then be tried on a machine for one). device: "cuda" or "emu", whose ranks talk through
  * NCCL and see one GPU each; anything else, or NULL: MPI. */
 Status comm_open(Comm **out, const char *device, Error *err);
 /* The opened device (Exec.device) of this rank: sums and gathers wait for what it computes. NULL: none, nothing happens. */

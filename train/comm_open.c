@@ -137,7 +137,7 @@ static Status meet(Comm *comm, int mpi, Error *err) {
         return comm_broadcast(comm->bootstrap, comm->place.id, sizeof comm->place.id, 0, COMM_CONTROL, err);
     }
     const char *address = getenv("MASTER_ADDR"), *port = getenv("MASTER_PORT");
-    if (getenv("NCCL_COMM_ID") != NULL) return OK;
+    if (comm->place.size == 1 || getenv("NCCL_COMM_ID") != NULL) return OK;
     if (address == NULL || port == NULL)
         FAIL_USAGE("GPU ranks want MASTER_ADDR and MASTER_PORT, the address of rank 0, as torchrun and --gpus set them");
     char id[320];
@@ -160,7 +160,7 @@ static Status open_devices(Comm *comm, const CommLaunch *launch, const char *dev
 static Status open_as(Comm *comm, const CommLaunch *launch, const char *device, Error *err) {
     int is_device = device != NULL && (strcmp(device, "cuda") == 0 || strcmp(device, "emu") == 0);
     if (is_device) return open_devices(comm, launch, device, err);
-    if (!launch->mpi)
+    if (!launch->mpi && launch->size > 1)
         FAIL_USAGE(
             "%s says that this is rank %d of %d. CPU ranks talk through MPI, which it does not start; use mpirun -n %d, "
             "srun --mpi=pmix, or --ranks %d; GPU ranks want --device cuda",
@@ -183,7 +183,7 @@ Status comm_open(Comm **out, const char *device, Error *err) {
     CommLaunch launch;
     *out = NULL;
     TRY(comm_launch_read(&launch, err));
-    if (launch.size == 1) return OK;
+    if (launch.size == 1 && getenv("NIBBLE_JOIN_ALONE") == NULL) return OK;
     CommPlace place = {.rank = launch.rank,
                        .size = launch.size,
                        .local_rank = launch.local_rank,

@@ -222,8 +222,6 @@ Status engine_open(Engine *engine, const EngineOptions *options, Error *err) {
     engine->activations = options->rounding != NULL ? *options->rounding : engine->model.activations;
     TRY(device_open(&engine->device, options->device, options->cpu, err));
     engine->backend = engine->device.backend;
-    if (engine->backend.on_device && engine->comm != NULL)
-        FAIL_USAGE("several ranks compute on the CPU only so far; use --device cpu, or one rank");
     if (engine->device.reason[0] != 0) log_info("device auto: cpu, because %s", engine->device.reason);
     TRY(pool_create(&engine->pool, options->threads, err));
     engine->exec = (Exec){.config = {.act = options->act, .threads = pool_threads(engine->pool)},
@@ -352,8 +350,13 @@ static Status show_life(void *self, int32_t segment, Pass pass, Error *err) {
     return OK;
 }
 
+int engine_records(const Engine *engine) {
+    return engine->backend.on_device && !weights_are_split(engine->weights);
+}
+
 TapeRun engine_run(const Engine *engine, const Batch *batch) {
-    return (TapeRun){.segment_done = engine->comm != NULL ? show_life : NULL,
+    comm_tick(engine->comm);
+    return (TapeRun){.segment_done = engine->comm != NULL && !engine_records(engine) ? show_life : NULL,
                      .segment_self = engine->comm,
                      .exec = &engine->exec,
                      .batch = batch,

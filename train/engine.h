@@ -86,6 +86,9 @@ Status engine_clear_gradients(Engine *engine, Error *err);
 Status engine_idle_pass(const Engine *engine, Error *err);
 /* Bytes of the arenas on the device; 0 on the CPU. */
 size_t engine_device_bytes(const Engine *engine);
+/* Whether passes are recorded and replayed, where nothing is to be done between their layers: on a device that holds the whole
+ * base. */
+int engine_records(const Engine *engine);
 /* The common part of a TapeRun. */
 TapeRun engine_run(const Engine *engine, const Batch *batch);
 

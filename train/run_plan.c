@@ -139,7 +139,7 @@ static void plan_ranks(const PlanInput *in, const ParamSet *params, RunPlan *pla
     plan->ranks = in->ranks;
     plan->rounds = (micro_batches + ranks - 1) / ranks;
     if (ranks == 1) return;
-    plan->sums = replicas_bytes(params, micro_batches, in->ranks);
+    if (!in->backend->on_device) plan->sums = replicas_bytes(params, micro_batches, in->ranks); /* NCCL sums in place */
     plan->sent[COMM_GRADIENTS] = replicas_step_bytes(params, 0, in->ranks);
     plan->sent[COMM_BASE] = weights_step_bytes(&plan->weights, in->model->layers, in->ranks, plan->rounds);
     plan->sent[COMM_CONTROL] = replicas_control_bytes(micro_batches, 0, in->ranks);

@@ -350,7 +350,7 @@ static Status open_rest(Trainer *trainer, int threads, Error *err) {
     if (status == OK) status = device_open(&device, config->device, getenv("NIBBLE_CPU"), err);
     if (status == OK) status = pool_create(&pool, threads, err);
     if (status == OK) status = run_memory_limit(config, &device, &limit, err);
-    if (strcmp(config->train.memory, "auto") == 0) limit /= (size_t)comm_local_size(trainer->comm);
+    if (strcmp(config->train.memory, "auto") == 0 && !device.backend.on_device) limit /= (size_t)comm_local_size(trainer->comm);
     if (status == OK)
         status =
             run_plan(config, model, &device.backend, pool_threads(pool), comm_size(trainer->comm), limit, &trainer->plan, err);

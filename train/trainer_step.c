@@ -42,7 +42,7 @@ static Status run_micro_batch(Trainer *trainer, int64_t k, double *loss_sum, Tap
     TapeRun run = engine_run(&trainer->engine, &batch);
     run.loss_sum = loss_sum;
     run.watch = watch;
-    if (trainer->comm != NULL && watch == NULL) {
+    if (trainer->comm != NULL && watch == NULL && (trainer->last_round || !engine_records(&trainer->engine))) {
         run.segment_done = trainer_segment_done;
         run.segment_self = trainer;
     }

@@ -279,6 +279,10 @@ uint64_t weights_hash(const ModelWeights *weights) {
 
 /* ---- a split base ---- */
 
+int weights_are_split(const ModelWeights *weights) {
+    return weights != NULL && weights->shards != NULL;
+}
+
 Status weights_idle_pass(ModelWeights *weights, int with_backward, WeightsLayerDone *layer_done, void *self, Error *err) {
     ShardWalk walk = {.layer_done = layer_done, .self = self};
     if (weights == NULL || weights->shards == NULL) return OK;

@@ -92,6 +92,8 @@ size_t weights_device_bytes(const ModelWeights *weights);
 WeightSource weights_source(ModelWeights *weights);
 /* XXH3 over all bytes in a fixed order, read back from a device or gathered from all ranks, who all call (0 when that fails). */
 uint64_t weights_hash(const ModelWeights *weights);
+/* Whether the layers' linears lie split over the ranks; 0 for NULL. */
+int weights_are_split(const ModelWeights *weights);
 /* A split base: what a rank without a micro-batch does in a pass, and, after a tape stopped early, the rest of that pass.
  * layer_done (may be NULL): as TapeRun.segment_done. Nothing to do otherwise. */
 typedef Status WeightsLayerDone(void *self, int32_t layer, Pass pass, Error *err);

@@ -2,7 +2,9 @@
  * loaded when ranks are joined; a plugin for one GPU starts without it.
  *
  * A stream of its own: what is started waits for the kernels launched before (an event), runs beside those launched after, and is
- * done when its own event is. Host buffers pass through scratch on the device.
+ * done when its own event is. Host buffers pass through pinned memory and scratch on the device, because a copy from or to other
+ * memory may hold the host until all ranks have come. The order of a sum is NCCL's: the same bits on all ranks, and the same
+ * on every run of as many ranks in the same places.
  */
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
@@ -39,11 +41,15 @@ typedef struct Calls {
     __typeof__(&ncclBroadcast) broadcast;
 } Calls;
 
+#define KEPT_BYTES ((size_t)1 << 20) /* of scratch: what steps take; more is given back */
+
 typedef struct Request {
     int used;
     cudaEvent_t done;
-    void *scratch; /* device; grown */
-    size_t scratch_bytes;
+    uint8_t *scratch, *pinned; /* on the device and here, as long; grown */
+    size_t capacity;
+    void *to; /* what goes there from `pinned` in the end, or NULL */
+    size_t to_bytes;
 } Request;
 
 typedef struct Nccl {
@@ -146,12 +152,19 @@ static int nccl_attach(void *self, void *device, char *error) {
     return 0;
 }
 
+static void drop_scratch(Request *request) {
+    (void)cudaFree(request->scratch);
+    (void)cudaFreeHost(request->pinned);
+    request->scratch = request->pinned = NULL;
+    request->capacity = 0;
+}
+
 static void nccl_close(void *self, int failed) {
     Nccl *nccl = self;
     if (nccl->comm != NULL) (void)(failed ? nccl->calls.abort : nccl->calls.destroy)(nccl->comm);
     for (int i = 0; i < COMM_PLUGIN_REQUESTS; i++) {
         if (nccl->request[i].done != NULL) (void)cudaEventDestroy(nccl->request[i].done);
-        (void)cudaFree(nccl->request[i].scratch);
+        drop_scratch(&nccl->request[i]);
     }
     if (nccl->ready != NULL) (void)cudaEventDestroy(nccl->ready);
     if (nccl->stream != NULL) (void)cudaStreamDestroy(nccl->stream);
@@ -167,12 +180,14 @@ static int begin(Nccl *nccl, size_t bytes, Request **out, int *number, char *err
         i++;
     if (i == COMM_PLUGIN_REQUESTS) return say(error, "internal error", "too many requests under way");
     Request *request = &nccl->request[i];
-    if (bytes > request->scratch_bytes) {
-        (void)cudaFree(request->scratch);
-        request->scratch_bytes = 0;
-        CUDA_CALL(cudaMalloc(&request->scratch, bytes));
-        request->scratch_bytes = bytes;
+    if (bytes > request->capacity) {
+        size_t capacity = bytes < KEPT_BYTES ? KEPT_BYTES : bytes;
+        drop_scratch(request);
+        CUDA_CALL(cudaMalloc((void **)&request->scratch, capacity));
+        CUDA_CALL(cudaMallocHost((void **)&request->pinned, capacity));
+        request->capacity = capacity;
     }
+    request->to = NULL;
     if (nccl->device != NULL) {
         CUDA_CALL(cudaEventRecord(nccl->ready, nccl->device->stream));
         CUDA_CALL(cudaStreamWaitEvent(nccl->stream, nccl->ready, 0));
@@ -188,14 +203,23 @@ static int end(Nccl *nccl, Request *request, char *error) {
     return 0;
 }
 
-static int to_device(Nccl *nccl, void *to, const void *from, size_t bytes, char *error) {
-    CUDA_CALL(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, nccl->stream));
+/* Bytes of the host to `at` in the scratch. */
+static int to_device(Nccl *nccl, Request *request, size_t at, const void *from, size_t bytes, char *error) {
+    memcpy(request->pinned + at, from, bytes);
+    CUDA_CALL(cudaMemcpyAsync(request->scratch + at, request->pinned + at, bytes, cudaMemcpyHostToDevice, nccl->stream));
     return 0;
 }
 
-static int to_host(Nccl *nccl, void *to, const void *from, size_t bytes, char *error) {
-    CUDA_CALL(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, nccl->stream));
+/* Bytes of the device to `at` in the pinned memory. */
+static int to_host(Nccl *nccl, Request *request, size_t at, const void *from, size_t bytes, char *error) {
+    CUDA_CALL(cudaMemcpyAsync(request->pinned + at, from, bytes, cudaMemcpyDeviceToHost, nccl->stream));
     return 0;
+}
+
+/* What lies first in the pinned memory goes on when the request is done. */
+static void hand_over(Request *request, void *to, size_t bytes) {
+    request->to = to;
+    request->to_bytes = bytes;
 }
 
 /* Only at the start of a run: every rank's shares pass by all of them, and each keeps its own. */
@@ -207,12 +231,12 @@ static int nccl_exchange(void *self, int lane, int host, const void *send, void 
     if (!host || total != share * (size_t)nccl->size) return say(error, "internal error", "NCCL exchanges whole host buffers");
     if (begin(nccl, 2 * total, &request, number, error) != 0) return -1;
     uint8_t *own = request->scratch, *passing = own + total;
-    if (to_device(nccl, own, send, total, error) != 0) return -1;
+    if (to_device(nccl, request, 0, send, total, error) != 0) return -1;
     for (int r = 0; r < nccl->size; r++) {
         NCCL_CALL(nccl, broadcast(own, passing, total, ncclUint8, r, nccl->comm, nccl->stream));
-        if (to_host(nccl, (uint8_t *)receive + (size_t)r * share, passing + (size_t)nccl->rank * share, share, error) != 0)
-            return -1;
+        if (to_host(nccl, request, (size_t)r * share, passing + (size_t)nccl->rank * share, share, error) != 0) return -1;
     }
+    hand_over(request, receive, total);
     return end(nccl, request, error);
 }
 
@@ -225,10 +249,11 @@ static int nccl_gather(void *self, int lane, int host, const void *own, void *bu
     if (begin(nccl, host ? total : 0, &request, number, error) != 0) return -1;
     uint8_t *all = host ? request->scratch : buffer;
     size_t at = (size_t)nccl->rank * share;
-    if (host && to_device(nccl, all + at, own != NULL ? own : (uint8_t *)buffer + at, share, error) != 0) return -1;
+    if (host && to_device(nccl, request, at, own != NULL ? own : (uint8_t *)buffer + at, share, error) != 0) return -1;
     const void *from = host || own == NULL ? all + at : own;
     NCCL_CALL(nccl, all_gather(from, all, share, ncclUint8, nccl->comm, nccl->stream));
-    if (host && to_host(nccl, buffer, all, total, error) != 0) return -1;
+    if (host && to_host(nccl, request, 0, all, total, error) != 0) return -1;
+    if (host) hand_over(request, buffer, total);
     return end(nccl, request, error);
 }
 
@@ -236,11 +261,13 @@ static int nccl_broadcast(void *self, int lane, int host, void *bytes, size_t co
     (void)lane;
     Nccl *nccl = self;
     Request *request;
+    int receives = host && nccl->rank != root;
     if (begin(nccl, host ? count : 0, &request, number, error) != 0) return -1;
     void *there = host ? request->scratch : bytes;
-    if (host && nccl->rank == root && to_device(nccl, there, bytes, count, error) != 0) return -1;
+    if (host && nccl->rank == root && to_device(nccl, request, 0, bytes, count, error) != 0) return -1;
     NCCL_CALL(nccl, broadcast(there, there, count, ncclUint8, root, nccl->comm, nccl->stream));
-    if (host && nccl->rank != root && to_host(nccl, bytes, there, count, error) != 0) return -1;
+    if (receives && to_host(nccl, request, 0, there, count, error) != 0) return -1;
+    if (receives) hand_over(request, bytes, count);
     return end(nccl, request, error);
 }
 
@@ -251,10 +278,11 @@ static int nccl_sum(void *self, int lane, int host, void *values, int64_t count,
     size_t bytes = (size_t)count * (is_double ? sizeof(double) : sizeof(float));
     if (begin(nccl, host ? bytes : 0, &request, number, error) != 0) return -1;
     void *there = host ? request->scratch : values;
-    if (host && to_device(nccl, there, values, bytes, error) != 0) return -1;
+    if (host && to_device(nccl, request, 0, values, bytes, error) != 0) return -1;
     NCCL_CALL(nccl, all_reduce(there, there, (size_t)count, is_double ? ncclFloat64 : ncclFloat32, ncclSum, nccl->comm,
                                nccl->stream));
-    if (host && to_host(nccl, values, there, bytes, error) != 0) return -1;
+    if (host && to_host(nccl, request, 0, there, bytes, error) != 0) return -1;
+    if (host) hand_over(request, values, bytes);
     return end(nccl, request, error);
 }
 
@@ -267,7 +295,11 @@ static int nccl_test(void *self, int number, int *done, char *error) {
     cudaError_t code = cudaEventQuery(nccl->request[number].done);
     if (code != cudaSuccess && code != cudaErrorNotReady) return say(error, "a collective call", cudaGetErrorString(code));
     *done = code == cudaSuccess;
-    if (*done) nccl->request[number].used = 0;
+    if (!*done) return 0;
+    Request *request = &nccl->request[number];
+    if (request->to != NULL) memcpy(request->to, request->pinned, request->to_bytes);
+    if (request->capacity > KEPT_BYTES) drop_scratch(request);
+    request->used = 0;
     return 0;
 }
 

@@ -106,7 +106,7 @@ build/device/%.o: %.c kernels/cuda/plugin.h kernels/ops.h kernels/formats.h core
 	$(EMU_CC) $(DEVICE_FLAGS) -c $< -o $@
 
 build/device/kernels/cuda/comm_nccl.o: DEVICE_FLAGS += $(COMM_DEFINES)
-build/device/kernels/cuda/comm_nccl.o: core/comm_plugin.h train/comm_mpi.c
+build/device/kernels/cuda/comm_nccl.o: core/comm_plugin.h $(wildcard $(PLUGIN_SOURCES))
 
 EMU_PLUGIN_OBJECTS := $(patsubst %,build/emu/plugin/%.o,$(KERNEL_SOURCES) $(EMU_RUNTIME))
 build/emu/plugin/%.cu.o: %.cu

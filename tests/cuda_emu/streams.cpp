@@ -117,7 +117,9 @@ API cudaEventSynchronize(cudaEvent_t e) {
 }
 API cudaEventQuery(cudaEvent_t e) {
     LOCK;
-    return !e->stream || e->stream->done >= e->at ? cudaSuccess : cudaErrorNotReady;
+    if (!e->stream || e->stream->done >= e->at) return cudaSuccess;
+    drain(e->stream, e->at); /* whoever asks again finds it done */
+    return cudaErrorNotReady;
 }
 API cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned) {
     LOCK;
