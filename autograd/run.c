@@ -10,7 +10,7 @@ typedef struct Step {
     const TapeRun *run;
     const Node *node;
     Pass pass;
-    void *saved, *workspace;
+    void *saved, *workspace, *staged;
 } Step;
 
 static void *area_at(const Step *step, int32_t area) {
@@ -143,6 +143,7 @@ static Status run_linear(const Step *s, Error *err) {
             operand->lora_a = param_at(s, node->lora_a[taken]);
             operand->lora_b = param_at(s, node->lora_b[taken]);
         }
+        operand->staged = s->staged;
     }
     if (status == OK && s->pass == PASS_BACKWARD) {
         status = linear_backward(s, operands, err);
@@ -310,14 +311,45 @@ static Status end_segment(const Tape *tape, const TapeRun *run, int32_t at, Erro
     return run->segment_done(run->segment_self, segment, now->pass, err);
 }
 
+static Step step_of(const Tape *tape, const TapeRun *run, int32_t at) {
+    const Instruction *instruction = &tape->instructions[at];
+    Step step = {.tape = tape, .run = run, .node = &tape->nodes[instruction->node], .pass = instruction->pass};
+    step.saved = area_at(&step, tape->saved[instruction->node][instruction->pass != PASS_FORWARD]);
+    step.workspace = area_at(&step, instruction->workspace);
+    step.staged = area_at(&step, instruction->staged);
+    return step;
+}
+
+/* Has the weights of instruction `at` made ready. */
+static Status stage(const Tape *tape, const TapeRun *run, int32_t at, Error *err) {
+    Step step = step_of(tape, run, at);
+    const LinearShape *shape = &step.node->shape.linear;
+    LinearOperand operands[LINEAR_GROUP_MAX];
+    memset(operands, 0, sizeof operands);
+    int taken = 0;
+    Status status = OK;
+    for (; taken < shape->count && status == OK; taken += status == OK)
+        status = acquire(&step, step.node->weight[taken], &operands[taken].weight, err);
+    if (status == OK) status = tape->backend.stage(run->exec, shape, operands, step.staged, err);
+    for (int i = 0; i < taken; i++)
+        release(&step, step.node->weight[i]);
+    if (status != OK) error_prefix(err, "%s", step.node->name);
+    return status;
+}
+
+/* What is to be made ready when instruction `at` begins: the weights of a later one, or its own where they move about. */
+static Status stage_from(const Tape *tape, const TapeRun *run, int32_t at, Error *err) {
+    const Instruction *instruction = &tape->instructions[at];
+    if (!run->weights->fixed) return instruction->staged >= 0 ? stage(tape, run, at, err) : OK;
+    return instruction->ahead >= 0 ? stage(tape, run, instruction->ahead, err) : OK;
+}
+
 /* Instructions [first, last). */
 static Status run_instructions(const Tape *tape, const TapeRun *run, int32_t first, int32_t last, Error *err) {
     const Backend *backend = &tape->backend;
     for (int32_t at = first; at < last; at++) {
-        const Instruction *instruction = &tape->instructions[at];
-        Step step = {.tape = tape, .run = run, .node = &tape->nodes[instruction->node], .pass = instruction->pass};
-        step.saved = area_at(&step, tape->saved[instruction->node][instruction->pass != PASS_FORWARD]);
-        step.workspace = area_at(&step, instruction->workspace);
+        Step step = step_of(tape, run, at);
+        TRY(stage_from(tape, run, at, err));
         double begin = run->profile != NULL ? clock_seconds() : 0.0;
         Status status = run_node(&step, err);
         if (status != OK) {

@@ -119,6 +119,21 @@ static void plan_backward(Tape *tape, int32_t index, int32_t at) {
     }
 }
 
+/* The weights of a linear are made ready while the linear or the head before it runs, so two groups are in memory at a time. */
+static int32_t plan_staged(Tape *tape, const Node *node, Pass pass, int32_t at) {
+    int reads = node->kind == NODE_LINEAR && (pass != PASS_BACKWARD || node->shape.linear.need_dx);
+    if (!reads || tape->backend.stage == NULL || node->plan.staged == 0) return -1;
+    int32_t before = at > 0 ? at - 1 : 0;
+    for (; before > 0; before--) {
+        NodeKind kind = tape->nodes[tape->instructions[before].node].kind;
+        if (kind == NODE_LINEAR || kind == NODE_HEAD) break;
+    }
+    int32_t area = new_area(tape, node->plan.staged, AREA_WORKSPACE, before);
+    read_area(tape, area, at);
+    tape->instructions[before].ahead = at;
+    return area;
+}
+
 static void add_instruction(Tape *tape, int32_t index, Pass pass) {
     const Node *node = &tape->nodes[index];
     int32_t at = tape->instruction_count;
@@ -127,8 +142,11 @@ static void add_instruction(Tape *tape, int32_t index, Pass pass) {
     else
         plan_forward(tape, index, pass, at);
     size_t workspace = pass == PASS_BACKWARD ? node->plan.backward_workspace : node->plan.forward_workspace;
-    int32_t area = workspace ? new_area(tape, workspace, AREA_WORKSPACE, at) : -1;
-    tape->instructions[tape->instruction_count++] = (Instruction){index, pass, area};
+    Instruction *instruction = &tape->instructions[tape->instruction_count++];
+    *instruction = (Instruction){.node = index, .pass = pass, .ahead = -1};
+    instruction->staged = plan_staged(tape, node, pass, at);
+    if (instruction->staged >= 0) workspace -= node->plan.staged;
+    instruction->workspace = workspace ? new_area(tape, workspace, AREA_WORKSPACE, at) : -1;
 }
 
 /* ---- the whole ------------------------------------------------------------------------------------------------------ */

@@ -64,6 +64,8 @@ typedef struct Instruction {
     int32_t node;
     Pass pass;
     int32_t workspace; /* area, or -1 */
+    int32_t staged;    /* area of a linear's weights that the backend makes ready ahead, or -1 */
+    int32_t ahead;     /* the instruction whose weights are made ready while this one runs, or -1 */
 } Instruction;
 
 struct Tape {

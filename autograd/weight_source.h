@@ -21,6 +21,8 @@ typedef struct WeightSource {
      * run's activation type. Called from one thread, in schedule order; must not allocate. */
     Status (*acquire)(void *self, int32_t weight, Pass pass, WeightView *view, Error *err);
     void (*release)(void *self, int32_t weight, Pass pass);
+    /* Frozen weights keep their place and their bytes as long as the source lives, so they may be read before their turn. */
+    int fixed;
     /* For a weight that is a function of parameters (a merged and fake-quantized one): given dy [rows, out] and x [rows, in],
      * accumulates the parameters' gradients in the source's own buffers. NULL in sources whose weights are constants or
      * plain parameters; the tape then forms dW itself where LinearSpec.train_weight says so. */

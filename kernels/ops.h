@@ -81,6 +81,7 @@ typedef struct OpPlan {
     size_t saved;
     size_t forward_workspace;
     size_t backward_workspace;
+    size_t staged; /* linear, where the backend has stage(): bytes of either workspace that can be given to it instead */
 } OpPlan;
 
 /* ---- embedding: y[t,:] = table[ids[t],:] ----------------------------------------------------------------------------
@@ -129,6 +130,7 @@ typedef struct LinearOperand {
     WeightView weight;
     const void *bias;            /* act [out], or NULL */
     const void *lora_a, *lora_b; /* act; NULL without adapter */
+    const void *staged;          /* what stage() filled for this group, the same in every member; NULL: nothing was staged */
 } LinearOperand;
 typedef struct LinearGrad { /* FP32 (F64), accumulated; NULL where not trained */
     void *weight, *bias, *lora_a, *lora_b;
@@ -242,6 +244,12 @@ typedef struct Backend {
     Status (*linear_backward)(const Exec *exec, const LinearShape *shape, const Batch *batch, const void *x,
                               const LinearOperand *operands, const void *saved, const void *const *dy, void *dx,
                               const LinearGrad *grads, void *workspace, Error *err);
+
+    /* Makes the weights of a linear group ready ahead of its turn, after all that was called before and beside what is called
+     * next. memory [OpPlan.staged] is touched by nothing else until the group's own entry, which is then given it as `staged`
+     * and a workspace without those bytes. Of the operands only the weights are read. At most two groups wait at a time. NULL
+     * where nothing is gained. */
+    Status (*stage)(const Exec *exec, const LinearShape *shape, const LinearOperand *operands, void *memory, Error *err);
 
     Status (*rope_plan)(const ExecConfig *config, const RopeShape *shape, OpPlan *plan, Error *err);
     Status (*rope_forward)(const Exec *exec, const RopeShape *shape, const Batch *batch, const RopeTable *table, const void *q,

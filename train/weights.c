@@ -216,7 +216,10 @@ static void release(void *self, int32_t weight, Pass pass) {
 }
 
 WeightSource weights_source(ModelWeights *weights) {
-    return (WeightSource){.self = weights, .acquire = weights->shards != NULL ? acquire_gathered : acquire, .release = release};
+    return (WeightSource){.self = weights,
+                          .acquire = weights->shards != NULL ? acquire_gathered : acquire,
+                          .release = release,
+                          .fixed = weights->shards == NULL};
 }
 
 #define HASH_PIECE ((size_t)1 << 20)

@@ -75,6 +75,7 @@ static Status begin(const Exec *exec, const Batch *batch, int64_t rows, int64_t 
     context->host_batch = batch;
     context->id_limit = context->position_limit = 0;
     TRY(grow_staging(context, layout.nll, err));
+    TRY(cuda_stage_reset(context, err));
     CUDA_TRY(context, cudaStreamSynchronize(context->stream)); /* the pinned twin may still be read */
     DeviceBatch header = {.tokens = batch->tokens,
                           .sequences = batch->sequences,

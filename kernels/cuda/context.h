@@ -18,10 +18,20 @@ typedef struct CudaGraph {
 } CudaGraph;
 #define GRAPHS_MAX 8
 
+/* A group's weights on their way to being dense (stage.c). */
+typedef struct CudaStage {
+    const void *memory; /* NULL: nothing, or the main stream waits for it already */
+    cudaEvent_t ready;
+} CudaStage;
+#define STAGES_MAX 2
+
 typedef struct CudaContext {
     int index;
     char name[96];
-    cudaStream_t stream; /* everything of a run, in order */
+    cudaStream_t stream; /* everything of a run, in order, but for what goes ahead */
+    cudaStream_t side;   /* weights made dense ahead of their products */
+    cudaEvent_t begun;   /* on `stream`: what side waits for */
+    CudaStage stages[STAGES_MAX];
     cublasHandle_t blas;
     void *blas_workspace;
     /* results on their way to the host */
@@ -65,11 +75,24 @@ Status cublas_failure(const CudaContext *context, const char *call, cublasStatus
 void cuda_install_memory(Backend *backend);
 void cuda_install_batch(Backend *backend);
 void cuda_install_linear(Backend *backend);
+void cuda_install_stage(Backend *backend);
 void cuda_install_head(Backend *backend);
 void cuda_install_layers(Backend *backend);
 void cuda_install_flat(Backend *backend);
 void cuda_install_graphs(Backend *backend);
 void cuda_graphs_free(CudaContext *context);
+/* Weights ahead of their products (stage.c). */
+Status cuda_stage_open(CudaContext *context, Error *err);
+void cuda_stage_close(CudaContext *context);
+/* The stream waits for the weights in `memory`, or (NULL) for all that are under way. Once is enough. */
+Status cuda_stage_wait(CudaContext *context, const void *memory, Error *err);
+/* Forgets what a run that failed has left. */
+Status cuda_stage_reset(CudaContext *context, Error *err);
+/* Members' dense weights side by side, those that are not dense already: offsets (0 for others), and the bytes of all. */
+size_t cuda_dense_layout(DType act, const LinearShape *shape, size_t offsets[LINEAR_GROUP_MAX]);
+/* Fills that in order of `stream`. */
+Status cuda_make_dense(CudaContext *context, DType act, const LinearShape *shape, const LinearOperand *operands, void *memory,
+                       cudaStream_t stream, Error *err);
 /* Rows of a product. */
 static inline int64_t rows_of(const CudaContext *context, const Batch *batch, int64_t capacity) {
     return context->whole ? capacity : batch->tokens;
@@ -102,6 +125,8 @@ typedef struct Product {
     void *c;
     DType in, out;
     float beta;
+    int count;                  /* 0, 1: one; else so many in one call, with the same A and */
+    int64_t stride_b, stride_c; /* these distances in elements */
 } Product;
 Status product_nt(CudaContext *context, const Product *product, Error *err);
 Status product_nn(CudaContext *context, const Product *product, Error *err);

@@ -26,6 +26,7 @@ static Status part_begin(const Exec *exec, const void *const key[PART_KEYS], int
     context->capturing = NULL;
     CudaGraph *graph = find_graph(context, key, part);
     if (graph == NULL) return OK;
+    TRY(cuda_stage_wait(context, NULL, err)); /* what was staged outside is waited for outside */
     if (graph->exec != NULL) {
         TRY(cuda_check_rows(context->host_batch, graph->id_limit, graph->position_limit, err));
         CUDA_TRY(context, cudaGraphLaunch(graph->exec, context->stream));

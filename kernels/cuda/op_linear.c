@@ -1,13 +1,13 @@
-/* Linear groups: the weight is dequantized into the workspace where it is not dense already, cuBLAS multiplies, and our
- * kernels do what belongs to adapters around it (kernels/cuda/launch.h: "linear group").
+/* Linear groups: weights that are not dense already come dequantized from the side stream (stage.c) or are dequantized into the
+ * workspace, cuBLAS multiplies, and our kernels do what belongs to adapters around it (kernels/cuda/launch.h: "linear group").
  *
  *   saved               s_i [rows, R_i] of every member with an adapter, one after another
- *   workspace           the dense weight | backward: ds_i FP32 [rows, R_i] of every member
+ *   workspace           dense weights, unless they were staged | backward: ds_i FP32 [rows, R_i] of every member
  */
 #include "kernels/cuda/context.h"
 
 typedef struct LinearLayout {
-    size_t s[LINEAR_GROUP_MAX], ds[LINEAR_GROUP_MAX]; /* offsets */
+    size_t s[LINEAR_GROUP_MAX], ds[LINEAR_GROUP_MAX]; /* offsets; ds: from the end of the dense weights */
     OpPlan plan;
 } LinearLayout;
 
@@ -19,19 +19,15 @@ static int any_adapter(const LinearShape *shape) {
 
 static LinearLayout layout_of(DType act, const LinearShape *shape) {
     LinearLayout layout = {.plan = {0}};
-    size_t weight = 0, saved = 0, ds = 0;
+    size_t unused[LINEAR_GROUP_MAX], dense = cuda_dense_layout(act, shape, unused), saved = 0, ds = 0;
     for (int i = 0; i < shape->count; i++) {
         const LinearSpec *spec = &shape->linear[i];
-        size_t dense = is_dense_as(spec->format, act) ? 0 : align_up((size_t)(spec->out * shape->in) * dtype_size(act));
-        if (dense > weight) weight = dense;
         layout.s[i] = saved;
         layout.ds[i] = ds;
         saved += align_up((size_t)(shape->rows * spec->rank) * dtype_size(act));
         ds += align_up((size_t)(shape->rows * spec->rank) * sizeof(float));
     }
-    for (int i = 0; i < shape->count; i++)
-        layout.ds[i] += weight;
-    layout.plan = (OpPlan){.saved = saved, .forward_workspace = weight, .backward_workspace = weight + ds};
+    layout.plan = (OpPlan){.saved = saved, .forward_workspace = dense, .backward_workspace = dense + ds, .staged = dense};
     return layout;
 }
 
@@ -51,13 +47,64 @@ static void *at(void *base, size_t offset) {
     return (uint8_t *)base + offset;
 }
 
-/* The weight as a dense matrix of type act: itself, or dequantized to the workspace. */
-static Status dense_weight(CudaContext *context, DType act, const WeightView *weight, void *workspace, const void **dense,
-                           Error *err) {
-    *dense = weight->data;
-    if (is_dense_as(weight->format, act)) return OK;
-    *dense = workspace;
-    CUDA_TRY(context, cuda_dequantize(weight, 0, weight->rows * weight->cols, workspace, act, context->stream));
+/* Every member's weight as a dense matrix of type act: itself, what was staged, or dequantized into the workspace. */
+static Status dense_weights(CudaContext *context, DType act, const LinearShape *shape, const LinearOperand *operands,
+                            void *workspace, const void *dense[LINEAR_GROUP_MAX], Error *err) {
+    const void *memory = operands[0].staged;
+    size_t offsets[LINEAR_GROUP_MAX];
+    if (memory != NULL) {
+        TRY(cuda_stage_wait(context, memory, err));
+    } else {
+        memory = workspace;
+        TRY(cuda_make_dense(context, act, shape, operands, workspace, context->stream, err));
+    }
+    (void)cuda_dense_layout(act, shape, offsets);
+    for (int i = 0; i < shape->count; i++)
+        dense[i] = is_dense_as(shape->linear[i].format, act) ? operands[i].weight.data : (const uint8_t *)memory + offsets[i];
+    return OK;
+}
+
+static int is_updated(const LinearShape *shape, const LinearOperand *operands, int i) {
+    return shape->linear[i].rank > 0 || operands[i].bias != NULL;
+}
+
+/* Whether the product of member i + 1 can be one call with that of member i: the same shape, and operands at distances that a
+ * strided batch takes. */
+static int joins(const LinearShape *shape, const LinearOperand *operands, const void *const *dense, void *const *y, int i) {
+    const LinearSpec *a = &shape->linear[i], *b = &shape->linear[i + 1];
+    return a->out == b->out && is_updated(shape, operands, i) == is_updated(shape, operands, i + 1) &&
+           (const uint8_t *)dense[i + 1] > (const uint8_t *)dense[i] && (uint8_t *)y[i + 1] > (uint8_t *)y[i];
+}
+
+/* y_i += x W_i^T (or =), neighbours of equal shape in one call. */
+static Status products(const Exec *exec, const LinearShape *shape, const Batch *batch, const void *x,
+                       const LinearOperand *operands, const void *const *dense, void *const *y, Error *err) {
+    CudaContext *context = context_of(exec);
+    DType act = exec->config.act;
+    size_t size = dtype_size(act);
+    for (int i = 0; i < shape->count;) {
+        Product product = {.m = rows_of(context, batch, shape->rows),
+                           .n = shape->linear[i].out,
+                           .k = shape->in,
+                           .a = x,
+                           .lda = shape->in,
+                           .b = dense[i],
+                           .c = y[i],
+                           .in = act,
+                           .out = act,
+                           .beta = is_updated(shape, operands, i) ? 1.0f : 0.0f,
+                           .count = 1};
+        for (int next = i + 1; next < shape->count && joins(shape, operands, dense, y, next - 1); next++) {
+            int64_t stride_b = ((const uint8_t *)dense[next] - (const uint8_t *)dense[next - 1]) / (int64_t)size;
+            int64_t stride_c = ((uint8_t *)y[next] - (uint8_t *)y[next - 1]) / (int64_t)size;
+            if (next > i + 1 && (stride_b != product.stride_b || stride_c != product.stride_c)) break;
+            product.stride_b = stride_b;
+            product.stride_c = stride_c;
+            product.count++;
+        }
+        TRY(product_nt(context, &product, err));
+        i += product.count;
+    }
     return OK;
 }
 
@@ -67,34 +114,18 @@ static Status linear_forward(const Exec *exec, const LinearShape *shape, const B
     DType act = exec->config.act;
     LinearLayout layout = layout_of(act, shape);
     void *s[LINEAR_GROUP_MAX];
-    const void *lora_a[LINEAR_GROUP_MAX];
+    const void *lora_a[LINEAR_GROUP_MAX], *dense[LINEAR_GROUP_MAX];
     for (int i = 0; i < shape->count; i++) {
         s[i] = at(saved, layout.s[i]);
         lora_a[i] = operands[i].lora_a;
     }
     if (any_adapter(shape)) CUDA_TRY(context, cuda_lora_down(act, context->batch, shape, x, lora_a, s, context->stream));
-    for (int i = 0; i < shape->count; i++) {
-        const LinearSpec *spec = &shape->linear[i];
-        const LinearOperand *operand = &operands[i];
-        int update = spec->rank > 0 || operand->bias != NULL;
-        const void *dense;
-        if (update)
-            CUDA_TRY(context, cuda_lora_up(act, context->batch, shape->rows, spec, s[i], operand->lora_b, operand->bias, y[i],
-                                           context->stream));
-        TRY(dense_weight(context, act, &operand->weight, workspace, &dense, err));
-        Product product = {.m = rows_of(context, batch, shape->rows),
-                           .n = spec->out,
-                           .k = shape->in,
-                           .a = x,
-                           .lda = shape->in,
-                           .b = dense,
-                           .c = y[i],
-                           .in = act,
-                           .out = act,
-                           .beta = update ? 1.0f : 0.0f};
-        TRY(product_nt(context, &product, err));
-    }
-    return OK;
+    for (int i = 0; i < shape->count; i++)
+        if (is_updated(shape, operands, i))
+            CUDA_TRY(context, cuda_lora_up(act, context->batch, shape->rows, &shape->linear[i], s[i], operands[i].lora_b,
+                                           operands[i].bias, y[i], context->stream));
+    TRY(dense_weights(context, act, shape, operands, workspace, dense, err));
+    return products(exec, shape, batch, x, operands, dense, y, err);
 }
 
 /* A product over rows must find nothing in those that are not in use; x and dy lie in the tape's arena, where nobody reads them
@@ -150,15 +181,15 @@ static Status input_gradient(const Exec *exec, const LinearShape *shape, const B
         lora_a[i] = operands[i].lora_a;
     if (begun)
         CUDA_TRY(context, cuda_lora_dx(act, context->batch, shape, (const float *const *)ds, lora_a, dx, context->stream));
+    const void *dense[LINEAR_GROUP_MAX];
+    TRY(dense_weights(context, act, shape, operands, workspace, dense, err));
     for (int i = 0; i < shape->count; i++, begun = 1) {
-        const void *dense;
-        TRY(dense_weight(context, act, &operands[i].weight, workspace, &dense, err));
         Product product = {.m = rows_of(context, batch, shape->rows),
                            .n = shape->in,
                            .k = shape->linear[i].out,
                            .a = dy[i],
                            .lda = shape->linear[i].out,
-                           .b = dense,
+                           .b = dense[i],
                            .c = dx,
                            .in = act,
                            .out = act,
@@ -178,7 +209,7 @@ static Status linear_backward(const Exec *exec, const LinearShape *shape, const 
     float *ds[LINEAR_GROUP_MAX];
     for (int i = 0; i < shape->count; i++) {
         s[i] = (const uint8_t *)saved + layout.s[i];
-        ds[i] = at(workspace, layout.ds[i]);
+        ds[i] = at(workspace, layout.ds[i] + (operands[0].staged == NULL ? layout.plan.staged : 0));
         lora_b[i] = operands[i].lora_b;
     }
     if (any_adapter(shape)) CUDA_TRY(context, cuda_lora_ds(act, context->batch, shape, dy, lora_b, ds, context->stream));

@@ -44,6 +44,7 @@ static Status check_device(CudaContext *context, Error *err) {
 
 static Status open_resources(CudaContext *context, Error *err) {
     CUDA_TRY(context, cudaStreamCreateWithFlags(&context->stream, cudaStreamNonBlocking));
+    TRY(cuda_stage_open(context, err));
     void *memory;
     CUDA_TRY(context, cudaMalloc(&memory, SCALARS * sizeof(uint64_t)));
     context->scalars = memory;
@@ -60,6 +61,7 @@ static Status open_resources(CudaContext *context, Error *err) {
 static void device_close(void *self) {
     CudaContext *context = self;
     cuda_graphs_free(context);
+    cuda_stage_close(context);
     if (context->blas != NULL) (void)cublasDestroy(context->blas);
     if (context->stream != NULL) (void)cudaStreamDestroy(context->stream);
     (void)cudaFree(context->blas_workspace);
@@ -93,6 +95,7 @@ static void install(Backend *backend) {
     cuda_install_memory(backend);
     cuda_install_batch(backend);
     cuda_install_linear(backend);
+    cuda_install_stage(backend);
     cuda_install_head(backend);
     cuda_install_layers(backend);
     cuda_install_flat(backend);

@@ -127,6 +127,7 @@ cublasStatus_t cublasGemmStridedBatchedEx(cublasHandle_t h, cublasOperation_t ta
             A,  B,  C, at, bt, ct,  sa,  sb,  sc};
     emu::submit(h->stream, [job] {
         emu::Open open;
+        emu::count("cublas product, members", (uint64_t)job.batch);
         run(&job);
     });
     return CUBLAS_STATUS_SUCCESS;

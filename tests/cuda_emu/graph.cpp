@@ -119,6 +119,7 @@ API cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t s) {
     LOCK;
     if (!exec) return err(cudaErrorInvalidValue);
     if (is_captured(s)) return invalidate(s->capture.get(), cudaErrorStreamCaptureUnsupported, "cudaGraphLaunch");
+    count("graph launch, nodes", exec->work.size());
     for (const Work &work : exec->work)
         submit(s, work);
     return cudaSuccess;

@@ -216,6 +216,7 @@ static bool kind_ok(const void *d, const void *s, cudaMemcpyKind k) {
 }
 static void copy_now(void *d, const void *s, size_t n) {
     Open o;
+    count(!arena_contains(s) ? "copy in, bytes" : arena_contains(d) ? "copy within, bytes" : "copy out, bytes", n);
     memcpy(d, s, n);
     if (arena_contains(d)) emu_race_host_write(d, n);
 }

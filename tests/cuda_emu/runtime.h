@@ -35,6 +35,7 @@ void drain_all();
 /* Refuses, and invalidates the capture, when some stream is being captured: for calls that a capture must not meet. */
 cudaError_t forbid_capture(const char *call);
 bool is_captured(cudaStream_t stream);
+void count(const char *what, uint64_t amount); /* for EMU_COUNT (count.cpp) */
 bool capture_take(CUstream_st *stream, Work &work); /* whether the stream is captured: then the work is in its graph */
 void capture_record(CUstream_st *stream, CUevent_st *event);
 bool capture_wait(CUstream_st *stream, CUevent_st *event); /* whether this was part of a capture */

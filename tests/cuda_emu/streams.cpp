@@ -60,6 +60,7 @@ void launch_impl(const char *name, dim3 g, dim3 b, size_t smem, cudaStream_t s, 
     }
     submit(s, [=] {
         Open o;
+        count(name, 0);
         err(run_grid(name, g, b, smem, fn));
     });
 }
@@ -73,6 +74,13 @@ API cudaStreamCreateWithFlags(cudaStream_t *s, unsigned) {
 }
 API cudaStreamCreate(cudaStream_t *s) {
     return cudaStreamCreateWithFlags(s, 0);
+}
+API cudaStreamCreateWithPriority(cudaStream_t *s, unsigned flags, int) {
+    return cudaStreamCreateWithFlags(s, flags);
+}
+API cudaDeviceGetStreamPriorityRange(int *least, int *greatest) {
+    *least = 0, *greatest = -5;
+    return cudaSuccess;
 }
 API cudaStreamSynchronize(cudaStream_t s) {
     LOCK;

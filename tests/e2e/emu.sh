@@ -107,6 +107,14 @@ check "quantization-aware training on a device is refused by name" qat
 [[ $there == emu ]] || { finish && exit; }
 libraries() { on emu again --set output.overwrite=true && err_has "; 32.00 MiB more"; } # cuBLAS's workspace
 check "beyond the plan there are only the libraries" libraries
+# Three passes of two layers with seven weights; the first layer's inputs need no gradient, which spares q, k, v one dequantization.
+# A layer's products: q | k, v | o | gate, up | down forward, one each backward; the head has two.
+once() {
+    EMU_COUNT=$work/counts run 0 bench step --arch "$work/arch.json" --tokens 32 --steps 1 --device emu &&
+        awk '/dequantize_vectors/ { weights = $1 } /cublas/ { calls = $1; products = $2 } END { print "# " weights, calls, products
+            exit !(weights == 3 * (14 + 11) && products == calls + 3 * 4) }' "$work/counts"
+}
+check "a weight is dequantized once a pass; k, v and gate, up are one product" once
 old() { EMU_CAPABILITY=75 run 1 generate "$work/model" --prompt x --device emu && err_has "7.5" && err_has "BF16" && err_has "--device cpu"; }
 check "a device older than sm_80 is refused with the reason" old
 # 32 MiB of it are cuBLAS's workspace
