@@ -216,6 +216,22 @@ Status checkpoint_load(const char *run, int64_t elements, CheckpointState *state
     return status;
 }
 
+Status checkpoint_peek(const char *run, CheckpointState *state, int *found, Error *err) {
+    char *checkpoints = path_join(run, "checkpoints");
+    StepList list;
+    *found = 0;
+    Status status = list_steps(checkpoints, &list, err);
+    for (size_t i = 0; status == OK && !*found && i < list.count; i++) {
+        char *folder = step_folder(checkpoints, list.steps[i]);
+        CheckpointFile file;
+        *found = checkpoint_state_read(folder, state, &file, NULL) == OK;
+        memory_free(folder);
+    }
+    memory_free(list.steps);
+    memory_free(checkpoints);
+    return status;
+}
+
 Status checkpoint_inspect(const char *folder, CheckpointState *state, Error *err) {
     CheckpointFile file;
     Status status = verify(folder, state, &file, err);

@@ -40,6 +40,8 @@ Status checkpoint_load(const char *run, int64_t elements, CheckpointState *state
                        Error *err);
 /* Removes all but the newest `keep` checkpoints (and `also`, a step number, -1: none). */
 Status checkpoint_prune(const char *run, int64_t keep, int64_t also, Error *err);
+/* state.json alone of the newest checkpoint that has a readable one; nothing is written or removed. *found = 0: there is none. */
+Status checkpoint_peek(const char *run, CheckpointState *state, int *found, Error *err);
 /* For `inspect`: reads and verifies state.json of one checkpoint folder; params are checked against it but not kept. */
 Status checkpoint_inspect(const char *folder, CheckpointState *state, Error *err);
 

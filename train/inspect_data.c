@@ -4,6 +4,7 @@
 #include "core/file.h"
 #include "core/log.h"
 #include "core/memory.h"
+#include "train/checkpoint.h"
 #include "train/inspect.h"
 #include "train/trainer.h"
 
@@ -211,10 +212,22 @@ static Status show_step(InspectOutput *out, Trainer *trainer, int64_t step, Erro
     return OK;
 }
 
+/* Files may have changed since: then the run's examples cannot be shown any more, and others must not stand for them. */
+static Status want_same_data(const Trainer *trainer, const char *run, Error *err) {
+    CheckpointState state;
+    int found = 0;
+    TRY(checkpoint_peek(run, &state, &found, err));
+    if (!found) log_warning("%s: it has no checkpoint; whether its data are still the same cannot be said", run);
+    if (found && state.data_hash != trainer_data_hash(trainer))
+        FAIL("%s: its data are not what they were in the run (files, tokenizer or template changed)", run);
+    return OK;
+}
+
 Status inspect_step(InspectOutput *out, const char *run, int64_t step, int threads, Error *err) {
     char *path = path_join(run, "config.json");
     Trainer *trainer = memory_calloc(1, sizeof *trainer);
     Status status = open_data(trainer, path, NULL, 0, threads, err);
+    if (status == OK) status = want_same_data(trainer, run, err);
     if (status == OK) status = show_step(out, trainer, step, err);
     trainer_close(trainer);
     memory_free(trainer);

@@ -65,6 +65,7 @@ Status trainer_open_rank(Trainer *trainer, Comm *comm, const char *config_path, 
                          int override_count, int resume, int threads, Error *err);
 /* Tokenizer, data sets and stream of a trainer that has nothing but its config: what `inspect` looks at. */
 Status trainer_open_data(Trainer *trainer, const ModelConfig *model, Pool *pool, Error *err);
+uint64_t trainer_data_hash(const Trainer *trainer); /* of what it opened: ids and masks, held-out ones too */
 /* Runs to the end, or to a signal (ERR_INTERRUPTED after saving), or to too many bad steps. */
 Status trainer_run(Trainer *trainer, Error *err);
 /* qat.activations int8-static: scales from the run's first micro-batches and first values, the same after a resume. */

@@ -167,6 +167,10 @@ Status trainer_open_data(Trainer *trainer, const ModelConfig *model, Pool *pool,
     return open_stream(trainer, err);
 }
 
+uint64_t trainer_data_hash(const Trainer *trainer) {
+    return trainer->train_data.hash ^ (trainer->eval_data.count > 0 ? trainer->eval_data.hash * 3 : 0);
+}
+
 /* ---- memory ---------------------------------------------------------------------------------------------------------------- */
 
 static Status take_buffers(Trainer *trainer, Error *err) {
@@ -311,15 +315,14 @@ static Status resume_from_checkpoint(Trainer *trainer, Error *err) {
 
 static Status open_state(Trainer *trainer, Error *err) {
     Engine *engine = &trainer->engine;
-    trainer->progress = (CheckpointState){
-        .first_eval = NAN,
-        .best_eval = NAN,
-        .best_step = -1,
-        .last_eval = -1,
-        .data_hash = trainer->train_data.hash ^ (trainer->eval_data.count > 0 ? trainer->eval_data.hash * 3 : 0),
-        .weights_hash = engine->weights != NULL ? weights_hash(engine->weights) : 0,
-        .config_hash = run_config_hash(&trainer->config),
-        .elements = engine->params.elements};
+    trainer->progress = (CheckpointState){.first_eval = NAN,
+                                          .best_eval = NAN,
+                                          .best_step = -1,
+                                          .last_eval = -1,
+                                          .data_hash = trainer_data_hash(trainer),
+                                          .weights_hash = engine->weights != NULL ? weights_hash(engine->weights) : 0,
+                                          .config_hash = run_config_hash(&trainer->config),
+                                          .elements = engine->params.elements};
     engine->weights_hash = trainer->progress.weights_hash;
     TRY(trainer_ranks_check(trainer, err));
     if (!trainer->resume) return OK;

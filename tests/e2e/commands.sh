@@ -263,6 +263,14 @@ inspect_one_step() { # all four records are in every step of this run, in anothe
     run 0 inspect --step 120 "$work/run" --json && is_json && [[ $(value epoch) == 119 ]]
 }
 check "inspect --step shows the examples of a step" inspect_one_step
+inspect_other_data() {
+    local data
+    data=$(sed -nE 's/^ *"path": "(.*jsonl)".*/\1/p' "$work/run/config.json" | head -n 1)
+    cp "$data" "$work/data.kept" && sed -i '1s/apple/apples/' "$data" && ! cmp -s "$data" "$work/data.kept" || return 1
+    run 1 inspect --step 1 "$work/run" && err_has "not what they were in the run" || return 1
+    cp "$work/data.kept" "$data" && run 0 inspect --step 1 "$work/run" && err_lacks "not what they were"
+}
+check "inspect --step shows nothing where the data have changed since" inspect_other_data
 check "inspect: a step that is none" fails_with "1 to 120" inspect --step 121 "$work/run"
 check "inspect: nothing" fails_with "want a PATH" inspect
 check "inspect: --tensors of data" fails_with "--tensors" inspect --data "$work/run.json" --tensors
