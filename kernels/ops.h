@@ -329,6 +329,8 @@ typedef struct Backend {
     Status (*begin)(const Exec *exec, const Batch *batch, int64_t rows, int64_t supervised, int64_t past, int whole,
                     void *memory, Error *err);
     Status (*finish)(const Exec *exec, Error *err);
+    /* Seconds since it was opened in which a device had done all it was given and waited for begin, adamw or sum_squares. */
+    double (*idle_seconds)(const Exec *exec);
     /* Around a run of entries, between begin (with whole) and finish, whose calls are the same in every micro-batch: part_begin
      * either runs what it recorded earlier (*done 1: the entries are not called) or not; then the entries and part_end
      * follow, also after a failure. key: what the calls' arguments depend on. NULL: nothing is recorded. */

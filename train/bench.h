@@ -9,11 +9,13 @@
 
 typedef struct BenchOptions {
     const char *kind;
-    const char *model, *arch; /* one of them, for `step`; a shape for a device's operations */
-    const char *device;       /* NULL: cpu */
+    const char *model, *arch; /* one of them, for `step`; a shape for a device's operations; a model for `load` */
+    const char *device;       /* NULL: auto for step and load, cuda for a device's operations */
     const char *const *overrides;
     int override_count;
-    int64_t steps, tokens, length, threads; /* length: of the sequences; 0: the least of 512, the micro-batch and the context */
+    int64_t steps, tokens, threads;
+    int64_t length; /* of the sequences; 0: the least of 512, the micro-batch and the context */
+    int64_t rank;   /* of adapters; 0: the config's for step, 16 for optimizer */
     int json;
 } BenchOptions;
 
@@ -22,5 +24,8 @@ Status bench_step(const BenchOptions *options, Text *out, Error *err);
 
 /* One operation on a device, against the ceilings of the same run (bench_device.c): dequant, gemm, attention, loss, optimizer. */
 Status bench_device(const BenchOptions *options, Text *out, Error *err);
+
+/* Seconds from a model's files to weights where they are used, against reading the same files (bench_load.c). */
+Status bench_load(const BenchOptions *options, Text *out, Error *err);
 
 #endif

@@ -327,12 +327,12 @@ static Status norm_once(DeviceBench *b, void *context, Error *err) {
     return OK;
 }
 
-/* The parameters of adapters of rank 16 on every linear. */
+/* The parameters of adapters on every linear. */
 static Status bench_optimizer(DeviceBench *b, Error *err) {
     const ModelConfig *c = &b->model;
     int64_t width = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim;
     int64_t sides = 2 * (c->hidden + width) + 2 * (c->hidden + kv) + 3 * (c->hidden + c->intermediate);
-    Flat f = {.count = 16 * c->layers * sides};
+    Flat f = {.count = (b->options->rank > 0 ? b->options->rank : 16) * c->layers * sides};
     size_t flat = arena_align((size_t)f.count * sizeof(float));
     TRY(fresh_arena(b, 5 * flat, err));
     for (int i = 0; i < 5; i++) {

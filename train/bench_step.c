@@ -8,6 +8,7 @@
 #include "core/memory.h"
 #include "train/bench.h"
 #include "train/batches.h"
+#include "train/bench_step_device.h"
 #include "train/ceiling.h"
 #include "train/engine.h"
 #include "train/optimizer.h"
@@ -31,9 +32,11 @@ typedef struct StepBench {
     Batch batch;
     int64_t length;
     double loss_sum;
-    double best, mean; /* seconds of a step */
-    double peak;       /* FLOP/s */
-    double flops;      /* of a step */
+    double best, mean;    /* seconds of a step */
+    double peak;          /* FLOP/s */
+    double flops;         /* of a step */
+    double dequant, idle; /* shares of a step; of a device */
+    size_t in_use;        /* bytes of a device */
     KindTime kinds[KINDS_MAX];
     int kind_count;
 } StepBench;
@@ -47,7 +50,7 @@ static Status open_engine(StepBench *b, const char *folder, Error *err) {
                              .act = precision_type(config->precision),
                              .threads = (int)b->options->threads,
                              .cpu = getenv("NIBBLE_CPU"),
-                             .device = b->options->device,
+                             .device = b->options->device != NULL ? b->options->device : "auto",
                              .random_weights = b->options->arch != NULL,
                              .method = full ? METHOD_FULL : METHOD_LORA,
                              .seed = (uint64_t)config->seed,
@@ -65,8 +68,7 @@ static Status open_engine(StepBench *b, const char *folder, Error *err) {
 static Status fill_batch(StepBench *b, Error *err) {
     int64_t tokens = b->options->tokens, context = b->engine.model.context, usual = tokens < 512 ? tokens : 512;
     b->length = b->options->length > 0 ? b->options->length : context < usual ? context : usual;
-    if (b->length > tokens)
-        FAIL_USAGE("--length: want at most --tokens %lld, got %lld", (long long)tokens, (long long)b->length);
+    if (b->length > tokens) FAIL_USAGE("--seq: want at most --tokens %lld, got %lld", (long long)tokens, (long long)b->length);
     TRY(arena_create(&b->buffers, "micro-batch", batch_buffer_bytes(tokens), err));
     TRY(batch_buffer_take(&b->buffer, &b->buffers, tokens, err));
     int64_t sequences = 0, supervised = 0;
@@ -158,16 +160,22 @@ static Status measure(StepBench *b, Error *err) {
     TapePlan plan;
     tape_plan(b->tape, &plan);
     double optimizer_seconds, sum = 0.0;
+    double idle = 0.0, dense;
     b->peak = ceiling_gemm(&b->engine.backend, &b->engine.exec);
+    TRY(bench_dequantization(&b->engine, b->options->tokens, &dense, err));
     for (int64_t s = 0; s <= b->options->steps; s++) { /* the first one warms up */
         double begin = clock_seconds();
         TRY(run_step(b, s + 1, NULL, &optimizer_seconds, err));
         double seconds = clock_seconds() - begin;
+        if (s == 1) idle = bench_idle(&b->engine);
         if (s == 0) continue;
         sum += seconds;
         if (s == 1 || seconds < b->best) b->best = seconds;
     }
     b->mean = sum / (double)b->options->steps;
+    b->idle = (bench_idle(&b->engine) - idle) / sum;
+    b->dequant = dense * (b->recompute == RECOMPUTE_LAYERS ? 3.0 : 2.0) / b->mean;
+    TRY(bench_device_in_use(&b->engine, &b->in_use, err));
     double *profile = memory_calloc((size_t)plan.instructions, sizeof *profile);
     Status status = run_step(b, b->options->steps + 2, profile, &optimizer_seconds, err);
     if (status == OK) sum_kinds(b, profile, plan.instructions, optimizer_seconds);
@@ -218,7 +226,11 @@ static void print_result(const StepBench *b, Text *out) {
                   (long long)b->length, (long long)b->options->steps);
         text_addf(out, "\"seconds_mean\": %.6g, \"seconds_best\": %.6g, \"tokens_per_second\": %.6g, \"flops\": %.6g, ",
                   b->mean, b->best, tokens / b->mean, b->flops);
-        if (isfinite(b->peak)) text_addf(out, "\"gemm_flops\": %.6g, \"peak_fraction\": %.4f, ", b->peak, rate / b->peak);
+        if (isfinite(b->peak))
+            text_addf(out, "\"gemm_flops\": %.6g, \"fraction_of_gemm_peak\": %.4f, ", b->peak, rate / b->peak);
+        if (backend->on_device)
+            text_addf(out, "\"dequantization_share\": %.4f, \"idle_share\": %.4f, \"peak_bytes\": %zu, ", b->dequant, b->idle,
+                      b->in_use);
         text_adds(out, "\"kinds\": [");
         print_kinds(b, out);
         text_adds(out, "]}\n");
@@ -227,9 +239,12 @@ static void print_result(const StepBench *b, Text *out) {
     text_addf(out, "%s: method %s, base %s, %s, %d threads; %lld tokens a step in sequences of %lld\n", model, b->config.method,
               quant, backend->variant.linear, b->engine.exec.config.threads, (long long)b->batch.tokens, (long long)b->length);
     if (backend->on_device) {
-        char bytes[32];
-        text_addf(out, "device         %s, %s in its arenas\n", b->engine.device.name,
-                  format_bytes((double)engine_device_bytes(&b->engine), bytes, sizeof bytes));
+        char bytes[32], all[32];
+        text_addf(out, "device         %s, %s in its arenas, %s in use at most\n", b->engine.device.name,
+                  format_bytes((double)engine_device_bytes(&b->engine), bytes, sizeof bytes),
+                  format_bytes((double)b->in_use, all, sizeof all));
+        text_addf(out, "dequantization %.1f %% of a step if nothing hid it; idle for the host %.1f %%\n", 100.0 * b->dequant,
+                  100.0 * b->idle);
     }
     text_addf(out, "step           %.1f ms (best of %lld: %.1f ms)\nspeed          %.1f tokens/s\n", 1e3 * b->mean,
               (long long)b->options->steps, 1e3 * b->best, tokens / b->mean);
@@ -240,8 +255,23 @@ static void print_result(const StepBench *b, Text *out) {
     print_kinds(b, out);
 }
 
+/* --rank is --set lora.rank=. */
+static Status load_config(StepBench *b, Error *err) {
+    const BenchOptions *o = b->options;
+    char rank[40];
+    if (o->rank == 0) return config_load(&b->config, NULL, o->overrides, o->override_count, err);
+    const char **overrides = memory_alloc((size_t)(o->override_count + 1) * sizeof *overrides);
+    (void)snprintf(rank, sizeof rank, "lora.rank=%lld", (long long)o->rank);
+    for (int i = 0; i < o->override_count; i++)
+        overrides[i] = o->overrides[i];
+    overrides[o->override_count] = rank;
+    Status status = config_load(&b->config, NULL, overrides, o->override_count + 1, err);
+    memory_free(overrides);
+    return status;
+}
+
 static Status run_bench(StepBench *b, Text *out, Error *err) {
-    TRY(config_load(&b->config, NULL, b->options->overrides, b->options->override_count, err));
+    TRY(load_config(b, err));
     TRY(open_engine(b, b->options->arch != NULL ? b->options->arch : b->options->model, err));
     TRY(fill_batch(b, err));
     TRY(measure(b, err));

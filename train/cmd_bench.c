@@ -16,19 +16,22 @@
 
 static const CommandHelp help = {
     .usage =
-        "nibble bench ceiling | cpu | step MODEL | step --arch FILE | dequant, gemm, attention, loss, optimizer --arch FILE "
-        " [options]",
+        "nibble bench ceiling | cpu | step MODEL | step --arch FILE | load MODEL | dequant, gemm, attention, loss, optimizer "
+        "--arch FILE  [options]",
     .summary =
         "ceiling: the rate of dense FP32 and BF16 products on one thread and on all. cpu: the instruction sets that this "
         "processor\n"
         "offers and what each operation uses. step: tokens a second of an optimizer step and where its time goes;\n"
         "--arch measures a shape with random weights. dequant to optimizer: one operation of that shape on a device, in GB/s\n"
-        "or TFLOP/s and as a share of the copy bandwidth or of the largest product of the same run.",
+        "or TFLOP/s and as a share of the copy bandwidth or of the largest product of the same run. load: a model's files "
+        "into\n"
+        "memory, quantized (the device's memory where there is one), as a share of reading the same files.",
     .example =
         "nibble bench ceiling\n"
         "nibble bench step models/TinyLlama-1.1B --tokens 1024 --set lora.rank=32\n"
         "nibble bench step --arch configs/arch/smollm-135m.json --json\n"
-        "nibble bench attention --arch configs/arch/llama-3.1-8b.json --tokens 4096 --length 4096 --device cuda",
+        "nibble bench attention --arch configs/arch/llama-3.1-8b.json --seq 4096 --device cuda\n"
+        "nibble bench step --arch configs/arch/llama-3-8b.json --seq 4096 --rank 16",
 };
 
 /* ---- ceiling ------------------------------------------------------------------------------------------------------------- */
@@ -112,11 +115,12 @@ static Status check_override(const char *override, Error *err) {
 static Status check_step(const BenchOptions *o, Error *err) {
     for (int i = 0; i < o->override_count; i++)
         TRY(check_override(o->overrides[i], err));
+    if (o->rank < 0 || o->rank > 4096) FAIL_USAGE("--rank: want 1 to 4096, got %lld", (long long)o->rank);
     if ((o->model != NULL) == (o->arch != NULL)) FAIL_USAGE("bench step: want a MODEL folder or --arch FILE, one of them");
     if (o->steps < 1) FAIL_USAGE("--steps: want at least 1, got %lld", (long long)o->steps);
     if (o->tokens < 2 || o->tokens > (int64_t)1 << 20)
         FAIL_USAGE("--tokens: want 2 to 1048576, got %lld", (long long)o->tokens);
-    if (o->length != 0 && o->length < 2) FAIL_USAGE("--length: want at least 2, got %lld", (long long)o->length);
+    if (o->length != 0 && o->length < 2) FAIL_USAGE("--seq: want at least 2, got %lld", (long long)o->length);
     return OK;
 }
 
@@ -125,15 +129,40 @@ static Status check_operation(const BenchOptions *o, Error *err) {
     if (o->override_count > 0 || o->steps != STEPS) FAIL_USAGE("bench %s: --set and --steps belong to bench step", o->kind);
     if (o->tokens < 2 || o->tokens > (int64_t)1 << 20)
         FAIL_USAGE("--tokens: want 2 to 1048576, got %lld", (long long)o->tokens);
-    if (o->length < 0 || o->length > o->tokens) FAIL_USAGE("--length: want at most --tokens, got %lld", (long long)o->length);
+    if (o->rank != 0 && strcmp(o->kind, "optimizer") != 0)
+        FAIL_USAGE("bench %s: --rank belongs to step and optimizer", o->kind);
+    if (o->rank < 0 || o->rank > 4096) FAIL_USAGE("--rank: want 1 to 4096, got %lld", (long long)o->rank);
+    if (o->length < 0 || o->length > o->tokens) FAIL_USAGE("--seq: want at most --tokens, got %lld", (long long)o->length);
     return OK;
 }
 
-static Status run_kind(const char *kind, const BenchOptions *o, Text *out, Error *err) {
-    static const char *const kinds[] = {"ceiling", "cpu", "step", "dequant", "gemm", "attention", "loss", "optimizer"};
+static Status check_load(const BenchOptions *o, Error *err) {
+    static const char *const keys[] = {"method=", "precision=", "quant."};
+    if (o->model == NULL || o->arch != NULL) FAIL_USAGE("bench load: want a MODEL, a folder or a .gguf file");
+    if (o->steps != STEPS || o->tokens != 0 || o->length != 0 || o->rank != 0)
+        FAIL_USAGE("bench load: --steps, --tokens, --seq and --rank belong to bench step");
+    for (int i = 0; i < o->override_count; i++) {
+        int known = 0;
+        for (size_t k = 0; k < sizeof keys / sizeof *keys; k++)
+            known |= strncmp(o->overrides[i], keys[k], strlen(keys[k])) == 0;
+        if (!known) FAIL_USAGE("--set %.60s: bench load takes method, precision and quant.*", o->overrides[i]);
+    }
+    return OK;
+}
+
+/* Tokens of a micro-batch: one sequence, where only its length is given. */
+static BenchOptions with_tokens(const BenchOptions *options) {
+    BenchOptions out = *options;
+    if (out.tokens == 0) out.tokens = out.length > 0 ? out.length : TOKENS;
+    return out;
+}
+
+static Status run_kind(const char *kind, const BenchOptions *given, Text *out, Error *err) {
+    static const char *const kinds[] = {"ceiling", "cpu", "step", "load", "dequant", "gemm", "attention", "loss", "optimizer"};
+    const BenchOptions sized = with_tokens(given), *o = &sized;
     int step = strcmp(kind, "step") == 0;
     if (o->device != NULL) TRY(device_check_name(o->device, err));
-    for (int i = 3; i < 8; i++)
+    for (size_t i = 4; i < sizeof kinds / sizeof *kinds; i++)
         if (strcmp(kind, kinds[i]) == 0) {
             TRY(check_operation(o, err));
             return bench_device(o, out, err);
@@ -143,29 +172,35 @@ static Status run_kind(const char *kind, const BenchOptions *o, Text *out, Error
         TRY(check_step(o, err));
         return bench_step(o, out, err);
     }
+    if (strcmp(kind, "load") == 0) {
+        TRY(check_load(given, err));
+        return bench_load(given, out, err);
+    }
     int is_ceiling = strcmp(kind, "ceiling") == 0;
     if (is_ceiling || strcmp(kind, "cpu") == 0) {
-        if (o->model != NULL || o->arch != NULL || o->override_count > 0 || o->steps != STEPS || o->tokens != TOKENS ||
-            o->length != 0 || o->device != NULL)
+        if (o->model != NULL || o->arch != NULL || o->override_count > 0 || o->steps != STEPS || given->tokens != 0 ||
+            o->length != 0 || o->rank != 0 || o->device != NULL)
             FAIL_USAGE("bench %s takes only --threads and --json; the rest belongs to `nibble bench step`", kind);
         return is_ceiling ? bench_ceiling(o, out, err) : bench_cpu(o, out, err);
     }
     const char *near = nearest_word(kind, kinds, sizeof kinds / sizeof *kinds);
     FAIL_USAGE(
-        "bench \"%.60s\" is not supported yet; there are ceiling, cpu, step, dequant, gemm, attention, loss and "
+        "bench \"%.60s\" is not supported yet; there are ceiling, cpu, step, load, dequant, gemm, attention, loss and "
         "optimizer%s%s%s",
         kind, near != NULL ? " (did you mean " : "", near != NULL ? near : "", near != NULL ? "?)" : "");
 }
 
 Status command_bench(int argc, char **argv, Error *err) {
-    BenchOptions o = {.steps = STEPS, .tokens = TOKENS};
+    BenchOptions o = {.steps = STEPS};
     OptionList set = {.count = 0};
     const OptionSpec specs[] = {
         {"arch", OPTION_STRING, "FILE", "a Hugging Face config.json, the shape", &o.arch},
-        {"device", OPTION_STRING, "NAME", "cpu, cuda, emu or auto", &o.device},
-        {"set", OPTION_LIST, "KEY=VALUE", "step: sets method, precision, seed, quant.*, lora.* or train.recompute", &set},
-        {"tokens", OPTION_INTEGER, "N", "tokens of a micro-batch", &o.tokens},
-        {"length", OPTION_INTEGER, "N", "tokens of a sequence; left out: at most 512", &o.length},
+        {"device", OPTION_STRING, "NAME", "cpu, cuda, emu or auto; left out: auto, for an operation cuda", &o.device},
+        {"set", OPTION_LIST, "KEY=VALUE",
+         "step: sets method, precision, seed, quant.*, lora.* or train.recompute; load: method, precision or quant.*", &set},
+        {"tokens", OPTION_INTEGER, "N", "tokens of a micro-batch; left out: one sequence", &o.tokens},
+        {"seq", OPTION_INTEGER, "N", "tokens of a sequence; left out: at most 512", &o.length},
+        {"rank", OPTION_INTEGER, "N", "step, optimizer: rank of the adapters; left out: 16", &o.rank},
         {"steps", OPTION_INTEGER, "N", "step: how many are timed", &o.steps},
         {"threads", OPTION_INTEGER, "N", "threads; 0: all that this process may use", &o.threads},
         {"json", OPTION_FLAG, NULL, "print the result as JSON", &o.json},

@@ -99,6 +99,7 @@ static Status begin(const Exec *exec, const Batch *batch, int64_t rows, int64_t 
     place(staging, layout.positions, batch->positions, batch->tokens, sizeof *batch->positions);
     place(staging, layout.rows, batch->rows, batch->supervised, sizeof *batch->rows);
     place(staging, layout.targets, batch->targets, batch->supervised, sizeof *batch->targets);
+    CUDA_TRY(context, cuda_work(context));
     CUDA_TRY(context, cudaMemcpyAsync(there, staging, layout.nll, cudaMemcpyHostToDevice, context->stream));
     context->batch = memory;
     context->loss_there = (double *)(void *)(there + layout.loss);
@@ -118,7 +119,7 @@ static Status finish(const Exec *exec, Error *err) {
     if (loss_sum != NULL && context->nll != NULL && context->nll_count > 0)
         CUDA_TRY(context, cudaMemcpyAsync(context->nll, context->nll_there, (size_t)context->nll_count * sizeof(float),
                                           cudaMemcpyDeviceToHost, context->stream));
-    CUDA_TRY(context, cudaStreamSynchronize(context->stream));
+    CUDA_TRY(context, cuda_wait(context));
     if (loss_sum == NULL) return OK;
     double loss;
     memcpy(&loss, context->pinned, sizeof loss);

@@ -39,6 +39,11 @@ typedef struct CudaContext {
     uint64_t *pinned;          /* the same for the host to read */
     double *partials;          /* scratch of the norm, grown to the largest set of parameters before the first step */
     int64_t partials_capacity; /* doubles */
+    /* when the device ran out of work and got some again, twice: one pair is read while the other is written */
+    cudaEvent_t idle_events[2][2];
+    int idle_pair, idle_waits; /* idle_waits: nothing was given since the last wait */
+    int idle_whole;            /* the pair has both */
+    double idle_seconds;
     /* the micro-batch under way */
     const DeviceBatch *batch;
     const Batch *host_batch;
@@ -60,6 +65,12 @@ enum { SCALAR_SUM, SCALAR_NONFINITE, SCALARS = 8 };
 static inline CudaContext *context_of(const Exec *exec) {
     return exec->device;
 }
+
+/* The host waits for all that the stream has; the entry after it says that there is work again (idle.c). */
+cudaError_t cuda_wait(CudaContext *context);
+cudaError_t cuda_work(CudaContext *context);
+void cuda_idle_free(CudaContext *context);
+void cuda_install_idle(Backend *backend);
 
 /* A message with the call, the device and CUDA's own words. */
 Status cuda_failure(const CudaContext *context, const char *call, cudaError_t code, Error *err);

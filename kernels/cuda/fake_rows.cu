@@ -2,7 +2,7 @@
 // CPU's results. A block is a row: first every group's range, then eight columns a thread, which are one byte of the mask.
 #include "kernels/cuda/common.cuh"
 
-static constexpr int THREADS = 256, WARPS = THREADS / 32, GROUPS_MAX = 4096;
+static constexpr int THREADS = 256, WARPS = THREADS / 32;
 
 struct Grid {  // of one group; scale 0: it holds NaN or Inf
     float scale, zero;
@@ -10,13 +10,15 @@ struct Grid {  // of one group; scale 0: it holds NaN or Inf
 
 struct Codes {
     float low, high, levels;
-    bool symmetric;
+    float fixed;  // above 0: every group's scale
+    bool symmetric, off;
 };
 
 __device__ __forceinline__ Grid grid_of(float least, float most, bool finite, const Codes &codes) {
     if (!finite) return {0.0f, 0.0f};
     float size = fmaxf(-least, most);
     float scale = codes.symmetric ? size / (codes.levels / 2.0f) : add_rn(most, -least) / codes.levels;
+    if (codes.fixed > 0.0f) scale = codes.fixed;
     if (scale < 0x1p-23f) scale = 0x1p-23f;
     if (!(scale <= 0x1.fffffep127f)) scale = 0x1.fffffep127f;  // most - least overflowed
     float zero = 0.0f;
@@ -47,6 +49,14 @@ __global__ void __launch_bounds__(THREADS)
     if (t >= batch->tokens) return;
     const T *row = x + t * columns;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    int64_t bytes = divide_up(columns, 8);
+    if (codes.off) {
+        for (int64_t c = threadIdx.x; c < columns; c += THREADS)
+            y[t * columns + c] = row[c];
+        for (int64_t b = threadIdx.x; b < bytes; b += THREADS)
+            saved[t * bytes + b] = 0xFF;
+        return;
+    }
     if (groups >= WARPS) {  // a warp a group
         for (int64_t g = warp; g < groups; g += WARPS) {
             float least = 0.0f, most = 0.0f;
@@ -72,7 +82,6 @@ __global__ void __launch_bounds__(THREADS)
         }
     }
     __syncthreads();
-    int64_t bytes = divide_up(columns, 8);
     for (int64_t b = threadIdx.x; b < bytes; b += THREADS) {
         unsigned inside = 0;
         for (int i = 0; i < 8 && b * 8 + i < columns; i++) {
@@ -103,16 +112,17 @@ __global__ void __launch_bounds__(THREADS) fake_rows_backward(const DeviceBatch 
 
 static bool is_shape(const FakeRowsShape *s) {
     return s->rows >= 0 && s->rows <= GRID_MAX && s->columns >= 1 && s->group >= 1 && s->columns % s->group == 0 &&
-           s->bits >= 2 && s->bits <= 8;
+           (s->bits == 0 || (s->bits >= 2 && s->bits <= 8));
 }
 
 extern "C" cudaError_t cuda_fake_rows_forward(DType act, const DeviceBatch *batch, const FakeRowsShape *shape, const void *x,
                                               void *y, uint8_t *saved, cudaStream_t stream) {
     int64_t groups = is_shape(shape) ? shape->columns / shape->group : 0;
-    if (groups < 1 || groups > GROUPS_MAX) return cudaErrorInvalidValue;
+    if (groups < 1 || groups > CUDA_FAKE_GROUPS_MAX) return cudaErrorInvalidValue;
     if (shape->rows == 0) return cudaSuccess;
-    float levels = (float)((1 << shape->bits) - 1), low = -(float)(1 << (shape->bits - 1));
-    Codes codes = {low, low + levels, levels, shape->symmetric != 0};
+    int bits = shape->bits;
+    float levels = (float)((1 << bits) - 1), low = bits > 0 ? -(float)(1 << (bits - 1)) : 0.0f;
+    Codes codes = {low, low + levels, levels, shape->scale, shape->symmetric != 0, bits == 0};
     WITH_ACT(act, CU_LAUNCH((fake_rows_forward<T>), (unsigned)shape->rows, THREADS, (size_t)groups * sizeof(Grid), stream,
                             batch, shape->columns, shape->group, codes, (const T *)x, (T *)y, saved));
     return cudaGetLastError();

@@ -163,9 +163,11 @@ cudaError_t cuda_gate_forward(DType act, const DeviceBatch *batch, const GateSha
 cudaError_t cuda_gate_backward(DType act, const DeviceBatch *batch, const GateShape *shape, const void *gate, const void *up,
                                const void *dy, void *d_gate, void *d_up, cudaStream_t stream);
 
-/* ---- fake quantization of activations: up to 4,096 groups a row ------------------------------------------------------ */
+/* ---- fake quantization of activations ------------------------------------------------------------------------------- */
+#define CUDA_FAKE_GROUPS_MAX 4096 /* a row */
 
-/* The CPU's bits (a NaN may be another NaN). saved: a bit per value, rows of ceil(columns / 8) bytes. y may be x. */
+/* The CPU's bits (a NaN may be another NaN). saved: a bit per value, rows of ceil(columns / 8) bytes. y may be x. A fixed scale is
+ * part of the launch. */
 cudaError_t cuda_fake_rows_forward(DType act, const DeviceBatch *batch, const FakeRowsShape *shape, const void *x, void *y,
                                    uint8_t *saved, cudaStream_t stream);
 /* dx may be dy. */

@@ -7,6 +7,7 @@
 static void adamw(const Exec *exec, int64_t count, float *master, float *m, float *v, const float *grad, void *copy,
                   const AdamStep *step) {
     CudaContext *context = context_of(exec);
+    (void)cuda_work(context);
     (void)cuda_adamw(count, master, m, v, grad, copy, exec->config.act, step, NULL, context->stream);
 }
 
@@ -27,14 +28,15 @@ static cudaError_t grow_partials(CudaContext *context, int64_t wanted) {
 static cudaError_t read_scalar(CudaContext *context, int which) {
     cudaError_t code = cudaMemcpyAsync(context->pinned + which, context->scalars + which, sizeof(uint64_t),
                                        cudaMemcpyDeviceToHost, context->stream);
-    return code == cudaSuccess ? cudaStreamSynchronize(context->stream) : code;
+    return code == cudaSuccess ? cuda_wait(context) : code;
 }
 
 /* NaN when the device failed: no step is taken with it. */
 static double sum_squares(const Exec *exec, int64_t count, const float *x) {
     CudaContext *context = context_of(exec);
     double *sum = (double *)(void *)(context->scalars + SCALAR_SUM);
-    cudaError_t code = grow_partials(context, cuda_sum_squares_partials(count));
+    cudaError_t code = cuda_work(context);
+    if (code == cudaSuccess) code = grow_partials(context, cuda_sum_squares_partials(count));
     if (code == cudaSuccess) code = cuda_sum_squares(count, x, context->partials, sum, context->stream);
     if (code == cudaSuccess) code = read_scalar(context, SCALAR_SUM);
     return code == cudaSuccess ? *(double *)(void *)(context->pinned + SCALAR_SUM) : (double)NAN;

@@ -1,4 +1,4 @@
-/* Embedding, norm, RoPE, attention and gate: each is a launch or two. */
+/* Embedding, norm, RoPE, attention, gate and rounding: each is a launch or two. */
 #include "kernels/cuda/context.h"
 
 /* ---- checks of plans ------------------------------------------------------------------------------------------------- */
@@ -186,11 +186,36 @@ static Status gate_backward(const Exec *exec, const GateShape *shape, const Batc
     return OK;
 }
 
-/* ---- what has no kernel yet ------------------------------------------------------------------------------------------- */
+/* ---- fake quantization of activations -------------------------------------------------------------------------------- */
 
 static Status fake_rows_plan(const ExecConfig *config, const FakeRowsShape *shape, OpPlan *plan, Error *err) {
-    (void)config, (void)shape, (void)plan;
-    FAIL("fake quantization of activations is for the CPU only so far; use --device cpu");
+    TRY(check_rows("fake quantization", config, shape->rows, plan, err));
+    TRY(cuda_check_size("fake quantization", "columns", shape->columns, err));
+    if (shape->group <= 0 || shape->columns % shape->group != 0)
+        FAIL("fake quantization: groups of %lld do not divide %lld columns", (long long)shape->group,
+             (long long)shape->columns);
+    if (shape->columns / shape->group > CUDA_FAKE_GROUPS_MAX)
+        FAIL("fake quantization: a device rounds at most %d groups a row, got %lld", CUDA_FAKE_GROUPS_MAX,
+             (long long)(shape->columns / shape->group));
+    if (shape->bits < 2 || shape->bits > 8) FAIL("fake quantization: codes have 2 to 8 bits, got %d", shape->bits);
+    plan->saved = (size_t)shape->rows * (size_t)((shape->columns + 7) / 8);
+    return OK;
+}
+
+static Status fake_rows_forward(const Exec *exec, const FakeRowsShape *shape, const Batch *batch, const void *x, void *y,
+                                void *saved, void *workspace, Error *err) {
+    (void)batch, (void)workspace;
+    CudaContext *context = context_of(exec);
+    CUDA_TRY(context, cuda_fake_rows_forward(exec->config.act, context->batch, shape, x, y, saved, context->stream));
+    return OK;
+}
+
+static Status fake_rows_backward(const Exec *exec, const FakeRowsShape *shape, const Batch *batch, const void *saved,
+                                 const void *dy, void *dx, Error *err) {
+    (void)batch;
+    CudaContext *context = context_of(exec);
+    CUDA_TRY(context, cuda_fake_rows_backward(exec->config.act, context->batch, shape, saved, dy, dx, context->stream));
+    return OK;
 }
 
 void cuda_install_layers(Backend *backend) {
@@ -211,5 +236,7 @@ void cuda_install_layers(Backend *backend) {
     backend->gate_forward = gate_forward;
     backend->gate_backward = gate_backward;
     backend->fake_rows_plan = fake_rows_plan;
+    backend->fake_rows_forward = fake_rows_forward;
+    backend->fake_rows_backward = fake_rows_backward;
     backend->variant.norm = backend->variant.rope = backend->variant.attention = backend->variant.gate = "cuda";
 }

@@ -61,6 +61,7 @@ static Status open_resources(CudaContext *context, Error *err) {
 static void device_close(void *self) {
     CudaContext *context = self;
     cuda_graphs_free(context);
+    cuda_idle_free(context);
     cuda_stage_close(context);
     if (context->blas != NULL) (void)cublasDestroy(context->blas);
     if (context->stream != NULL) (void)cudaStreamDestroy(context->stream);
@@ -100,6 +101,7 @@ static void install(Backend *backend) {
     cuda_install_layers(backend);
     cuda_install_flat(backend);
     cuda_install_graphs(backend);
+    cuda_install_idle(backend);
 }
 
 __attribute__((visibility("default"))) extern const DevicePlugin nibble_device_plugin;

@@ -4,7 +4,8 @@
 
 enum { SPARE = 2 };
 
-static void check(DType act, int64_t tokens, int64_t columns, int64_t group, int bits, int symmetric, int broken) {
+static void check_fixed(DType act, int64_t tokens, int64_t columns, int64_t group, int bits, int symmetric, int broken,
+                        float scale) {
     Scope scope = {0};
     Device device = {0};
     Backend reference;
@@ -13,9 +14,10 @@ static void check(DType act, int64_t tokens, int64_t columns, int64_t group, int
     Exec exec = exec_open(act, 1);
     int64_t count = tokens * columns, bytes = (columns + 7) / 8;
     Batch batch = scope_batch(&scope, &tokens, 1, 10);
-    FakeRowsShape shape = {tokens + SPARE, columns, group, bits, symmetric};
+    FakeRowsShape shape = {tokens + SPARE, columns, group, bits, symmetric, scale}, planned = shape;
     OpPlan plan;
-    assert_ok(reference.fake_rows_plan(&exec.config, &shape, &plan, &err), &err);
+    if (bits == 0) planned.bits = 8;
+    assert_ok(reference.fake_rows_plan(&exec.config, &planned, &plan, &err), &err);
     float *values = scope_random(&scope, DTYPE_F32, count, 4.0);
     for (int64_t i = 0; i < count; i++) {
         if (i / group % 5 == 1) values[i] = fabsf(values[i]) + 1.0f;
@@ -59,6 +61,10 @@ static void check(DType act, int64_t tokens, int64_t columns, int64_t group, int
     scope_close(&scope);
 }
 
+static void check(DType act, int64_t tokens, int64_t columns, int64_t group, int bits, int symmetric, int broken) {
+    check_fixed(act, tokens, columns, group, bits, symmetric, broken, 0.0f);
+}
+
 static void quantizes_rows(void **state) {
     (void)state;
     for (int kind = 0; kind < 8; kind++) {
@@ -74,15 +80,26 @@ static void quantizes_rows(void **state) {
     }
 }
 
+static void takes_a_fixed_scale_or_none(void **state) {
+    (void)state;
+    for (int kind = 0; kind < 4; kind++) {
+        DType act = kind & 1 ? DTYPE_BF16 : DTYPE_F32;
+        check_fixed(act, 3, 72, 72, 8, 1, kind >> 1, 0.02f); /* values up to 4: some are cut */
+        check_fixed(act, 3, 72, 8, 4, 1, kind >> 1, 0.7f);
+        check(act, 3, 77, 7, 0, 1, kind >> 1); /* left out: copies */
+    }
+}
+
 static void refuses(void **state) {
     (void)state;
-    FakeRowsShape uneven = {1, 10, 3, 8, 1}, wide = {1, 8194, 2, 8, 1}, deep = {1, 8, 8, 9, 1};
+    FakeRowsShape uneven = {1, 10, 3, 8, 1, 0}, wide = {1, 8194, 2, 8, 1, 0}, deep = {1, 8, 8, 9, 1, 0};
     assert_int_equal(cuda_fake_rows_forward(DTYPE_F32, NULL, &uneven, NULL, NULL, NULL, 0), cudaErrorInvalidValue);
     assert_int_equal(cuda_fake_rows_forward(DTYPE_F32, NULL, &wide, NULL, NULL, NULL, 0), cudaErrorInvalidValue);
     assert_int_equal(cuda_fake_rows_forward(DTYPE_F32, NULL, &deep, NULL, NULL, NULL, 0), cudaErrorInvalidValue);
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(quantizes_rows), cmocka_unit_test(refuses)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(quantizes_rows), cmocka_unit_test(takes_a_fixed_scale_or_none),
+                                       cmocka_unit_test(refuses)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

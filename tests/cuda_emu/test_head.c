@@ -1,4 +1,6 @@
-/* The parts of head + loss around the products, put together with a plain product, against the reference's head_loss. */
+/* The parts of head + loss around the products, put together with a plain product, against the reference's head_loss. BF16 also by
+ * the error of a plain BF16 computation: logits stored in BF16, as a framework's head gives them, the softmax in FP32, its gradient
+ * and that of x rounded. The kernels must stay within twice that error against FP32 on the same values. */
 #include "tests/cuda_emu/device.h"
 
 typedef struct Run {
@@ -27,6 +29,79 @@ static void product_back(DType act, const void *dz, int64_t stride, const void *
                 sum += element_of(act, dz, j * stride + v) * element_of(act, w, v * run->hidden + c);
             dtype_convert((char *)in + (size_t)(j * run->hidden + c) * dtype_size(act), act, &sum, DTYPE_F64, 1);
         }
+}
+
+static const float *widened(Scope *scope, const void *values, int64_t count) {
+    float *wide = scope_nan(scope, DTYPE_F32, count);
+    dtype_convert(wide, DTYPE_F32, values, DTYPE_BF16, count);
+    return wide;
+}
+
+/* nll [supervised] and dx [tokens, hidden] */
+static void plain(Scope *scope, const Run *run, const Batch *batch, const void *x, const void *w, float *nll, float *dx) {
+    float *z = scope_nan(scope, DTYPE_F32, run->vocab);
+    for (int64_t i = 0; i < run->tokens * run->hidden; i++)
+        dx[i] = 0.0f;
+    for (int64_t j = 0; j < batch->supervised; j++) {
+        int64_t t = batch->rows[j];
+        float most = -INFINITY, sum = 0.0f;
+        product(DTYPE_BF16, (const bf16 *)x + t * run->hidden, w, run, 1, z);
+        for (int64_t v = 0; v < run->vocab; v++)
+            z[v] = bf16_round(z[v]), most = fmaxf(most, z[v]);
+        for (int64_t v = 0; v < run->vocab; v++)
+            sum += expf(z[v] - most);
+        nll[j] = logf(sum) + most - z[batch->targets[j]];
+        for (int64_t v = 0; v < run->vocab; v++)
+            z[v] = bf16_round(batch->grad_scale * (expf(z[v] - most) / sum - (v == batch->targets[j] ? 1.0f : 0.0f)));
+        for (int64_t c = 0; c < run->hidden; c++) {
+            double d = 0.0;
+            for (int64_t v = 0; v < run->vocab; v++)
+                d += (double)z[v] * element_of(DTYPE_BF16, w, v * run->hidden + c);
+            dx[t * run->hidden + c] = bf16_round((float)d);
+        }
+    }
+}
+
+static void within_twice(const char *what, const Run *run, const float *got, const float *by_plain, const float *exact,
+                         int64_t count) {
+    double ours = 0.0, theirs = 0.0;
+    for (int64_t i = 0; i < count; i++) {
+        ours += ((double)got[i] - (double)exact[i]) * ((double)got[i] - (double)exact[i]);
+        theirs += ((double)by_plain[i] - (double)exact[i]) * ((double)by_plain[i] - (double)exact[i]);
+    }
+    if (!(sqrt(ours) <= 2.0 * sqrt(theirs)))
+        fail_msg("%s, vocabulary %lld: error %g, that of plain BF16 is %g", what, (long long)run->vocab, sqrt(ours),
+                 sqrt(theirs));
+}
+
+/* What came from the device: nll [supervised], dx BF16 [tokens, hidden]. */
+static void check_error(Scope *scope, const Run *run, const Batch *batch, const void *x, const void *w, const float *nll,
+                        const void *dx) {
+    Backend reference;
+    Error err = {0};
+    OpPlan plan;
+    cpu_backend_reference(&reference);
+    Exec exec = exec_open(DTYPE_F32, 1);
+    int64_t count = run->tokens * run->hidden;
+    HeadShape shape = {.rows = run->tokens,
+                       .hidden = run->hidden,
+                       .vocab = run->vocab,
+                       .supervised = batch->supervised,
+                       .format = WEIGHT_F32,
+                       .need_dx = 1};
+    WeightView weight = {
+        .format = WEIGHT_F32, .rows = run->vocab, .cols = run->hidden, .data = widened(scope, w, run->vocab * run->hidden)};
+    float *exact_nll = scope_nan(scope, DTYPE_F32, batch->supervised), *exact_dx = scope_nan(scope, DTYPE_F32, count);
+    float *plain_nll = scope_nan(scope, DTYPE_F32, batch->supervised), *plain_dx = scope_nan(scope, DTYPE_F32, count);
+    double loss = 0.0;
+    assert_ok(reference.head_plan(&exec.config, &shape, &plan, &err), &err);
+    assert_ok(reference.head_loss(&exec, &shape, batch, widened(scope, x, count), &weight, &loss, exact_nll, exact_dx, NULL,
+                                  scope_scratch(scope, plan.forward_workspace), &err),
+              &err);
+    exec_close(&exec);
+    plain(scope, run, batch, x, w, plain_nll, plain_dx);
+    within_twice("nll", run, nll, plain_nll, exact_nll, run->vocab > 1 ? batch->supervised : 0); /* of one word: 0 */
+    within_twice("dx", run, widened(scope, dx, count), plain_dx, exact_dx, count);
 }
 
 typedef struct Chunk {
@@ -98,6 +173,13 @@ static void check(const Run *run) {
     assert_close("loss", DTYPE_F64, &got, &loss, 1, 3e-6, "sums of FP32 losses");
     device_compare("dx", run->act, dev_dx, dx, count, 0, run->act == DTYPE_BF16 ? 0x1p-6 : 2e-5,
                    "the gradient of the logits is rounded to BF16, and its product is");
+    if (run->act == DTYPE_BF16) {
+        float *got_nll = scope_nan(&scope, DTYPE_F32, batch.supervised);
+        void *got_dx = scope_nan(&scope, DTYPE_BF16, count);
+        device_read(got_nll, dev_nll, (size_t)batch.supervised * sizeof *got_nll);
+        device_read(got_dx, dev_dx, (size_t)count * sizeof(bf16));
+        check_error(&scope, run, &batch, x, w, got_nll, got_dx);
+    }
     exec_close(&exec);
     device_close(&device);
     scope_close(&scope);
