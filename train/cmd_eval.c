@@ -8,10 +8,12 @@
 #include "core/text.h"
 #include "data/packing.h"
 #include "data/safetensors.h"
+#include "train/comm.h"
 #include "train/commands.h"
 #include "train/eval_options.h"
 #include "train/evaluate.h"
 #include "train/exact_match.h"
+#include "train/launch.h"
 #include "train/perplexity.h"
 #include "train/signals.h"
 #include "train/suite.h"
@@ -29,7 +31,8 @@ static const CommandHelp help = {
         "first tokens; the end-of-text token is not scored). With --max-length plain text is cut into pieces and ended as in\n"
         "training. --exact-match: greedy answers compared with the data's, surrounding white space aside.\n"
         "--suite mmlu:FOLDER: multiple choice by log-likelihood; --suite gsm8k:FILE: greedy answers, their numbers compared.\n"
-        "--logits OUT.safetensors --ids 1,2,3: the FP32 tensor \"logits\" [tokens, vocabulary] of a sequence.",
+        "--logits OUT.safetensors --ids 1,2,3: the FP32 tensor \"logits\" [tokens, vocabulary] of a sequence.\n"
+        "Ranks that mpirun, srun or torchrun start share the work of a loss or perplexity.",
     .example =
         "nibble eval models/TinyLlama-1.1B --data wikitext2_raw_test.txt --window 2048 --stride 512 --quant nf4\n"
         "nibble eval models/TinyLlama-1.1B --adapter runs/first/adapter --data test.jsonl --exact-match --limit 100",
@@ -313,8 +316,17 @@ static Status run_suite(Evaluation *e, Text *out, Error *err) {
     return status;
 }
 
+/* Only a loss is a sum over micro-batches that ranks can share. */
+static Status check_ranks(const EvalOptions *o, Error *err) {
+    const char *mode = o->logits != NULL ? "--logits" : o->suite != NULL ? "--suite" : "--exact-match";
+    if (comm_size(o->model.comm) == 1 || (o->logits == NULL && o->suite == NULL && !o->exact_match)) return OK;
+    FAIL_USAGE("%s runs as one process, and this is rank %d of %d: leave the launcher out", mode, comm_rank(o->model.comm),
+               comm_size(o->model.comm));
+}
+
 static Status run_evaluation(Evaluation *e, Text *out, Error *err) {
     const EvalOptions *o = e->options;
+    TRY(check_ranks(o, err));
     TRY(model_options_check(&o->model, e->folder, &e->model, err));
     if (o->logits != NULL) return run_logits(e, err);
     TRY(tokenizer_open(&e->tokenizer, e->folder, err));
@@ -331,6 +343,38 @@ static Status run_evaluation(Evaluation *e, Text *out, Error *err) {
     if (!isfinite(e->result.loss)) FAIL("%s: the loss is not finite; the model or its quantization is broken", o->data);
     print_loss(e, out);
     return OK;
+}
+
+#define PATIENCE_S 1800.0 /* with a rank that reads a model more slowly than others */
+
+static Status evaluate_all(const EvalOptions *o, const char *folder, Error *err) {
+    Evaluation *e = memory_calloc(1, sizeof *e);
+    e->options = o;
+    e->folder = folder;
+    Text out = {0};
+    Status status = run_evaluation(e, &out, err);
+    if (status == OK && out.length > 0 && comm_rank(o->model.comm) == 0) (void)fwrite(out.data, 1, out.length, stdout);
+    text_free(&out);
+    evaluation_free(e);
+    return status;
+}
+
+/* As one process, or as one of the ranks that a launcher started: rank 0 speaks. */
+static Status run_command(EvalOptions *o, const char *folder, Error *err) {
+    Comm *comm;
+    int is_device = strcmp(o->model.device, "cuda") == 0 || strcmp(o->model.device, "emu") == 0;
+    TRY(comm_open(&comm, is_device ? o->model.device : NULL, err));
+    signals_install();
+    o->model.comm = comm;
+    o->model.threads = launch_threads(comm, o->model.threads);
+    comm_set_timeout(comm, PATIENCE_S);
+    comm_set_place(comm, 0, "evaluation");
+    if (comm != NULL) log_rank(comm_rank(comm), comm_rank(comm) == 0);
+    Status status = evaluate_all(o, folder, err);
+    if (comm_told(comm) && err != NULL) err->text[0] = 0;
+    comm_set_end(comm, status);
+    comm_close(comm, status == OK || status == ERR_INTERRUPTED ? NULL : err != NULL ? err->text : "");
+    return status;
 }
 
 Status command_eval(int argc, char **argv, Error *err) {
@@ -361,14 +405,5 @@ Status command_eval(int argc, char **argv, Error *err) {
     TRY(options_parse(argc, argv, &help, specs, sizeof specs / sizeof *specs, &folder, 1, 1, &count, &helped, err));
     if (helped) return OK;
     TRY(eval_options_check(&o, err));
-    signals_install();
-    Evaluation *e = memory_calloc(1, sizeof *e);
-    e->options = &o;
-    e->folder = folder;
-    Text out = {0};
-    Status status = run_evaluation(e, &out, err);
-    if (status == OK && out.length > 0) (void)fwrite(out.data, 1, out.length, stdout);
-    text_free(&out);
-    evaluation_free(e);
-    return status;
+    return run_command(&o, folder, err);
 }

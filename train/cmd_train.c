@@ -1,5 +1,4 @@
 /* nibble train */
-#include <sched.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -95,19 +94,6 @@ static Status launch_on_gpus(const TrainOptions *options, int argc, char **argv,
     return status;
 }
 
-/* Ranks of one machine share its processors, unless the launcher has given each its own. */
-static int threads_of(const Comm *comm, int64_t asked) {
-    if (asked > 0 || comm == NULL) return (int)asked;
-    cpu_set_t set;
-    long online = sysconf(_SC_NPROCESSORS_ONLN);
-    if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) < online) return 0;
-    Pool *pool;
-    if (pool_create(&pool, 0, NULL) != OK) return 1;
-    int all = pool_threads(pool) / comm_local_size(comm);
-    pool_free(pool);
-    return all > 1 ? all : 1;
-}
-
 static Status run(const TrainOptions *options, Comm *comm, const char *path, const char *const *overrides, int count,
                   Error *err) {
     RankLog log;
@@ -117,7 +103,7 @@ static Status run(const TrainOptions *options, Comm *comm, const char *path, con
         log_info("rank %d of %d, number %d of %d on this machine, through %s", comm_rank(comm), comm_size(comm),
                  comm_local_rank(comm), comm_local_size(comm), comm_transport(comm));
     Status status =
-        trainer_open_rank(trainer, comm, path, overrides, count, options->resume, threads_of(comm, options->threads), err);
+        trainer_open_rank(trainer, comm, path, overrides, count, options->resume, launch_threads(comm, options->threads), err);
     if (status == OK) status = rank_log_open(&log, comm, trainer->config.output.path, err);
     if (status == OK) status = trainer_run(trainer, err);
     if (status != OK && err != NULL && comm != NULL) log_note("ended: %s", err->text);

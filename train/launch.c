@@ -3,6 +3,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/in.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,6 +15,7 @@
 
 #include "core/log.h"
 #include "core/memory.h"
+#include "core/pool.h"
 #include "core/text.h"
 #include "train/comm.h"
 #include "train/rank_board.h"
@@ -36,6 +38,18 @@ char **launch_words(int argc, char **argv, const char *name, int *count) {
         words[(*count)++] = argv[i];
     }
     return words;
+}
+
+int launch_threads(const Comm *comm, int64_t asked) {
+    if (asked > 0 || comm == NULL) return (int)asked;
+    cpu_set_t set;
+    long online = sysconf(_SC_NPROCESSORS_ONLN);
+    if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) < online) return 0;
+    Pool *pool;
+    if (pool_create(&pool, 0, NULL) != OK) return 1;
+    int all = pool_threads(pool) / comm_local_size(comm);
+    pool_free(pool);
+    return all > 1 ? all : 1;
 }
 
 /* ---- children --------------------------------------------------------------------------------------------------------------------- */

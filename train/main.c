@@ -8,28 +8,30 @@
 #include <unistd.h>
 
 #include "core/text.h"
+#include "train/comm.h"
 #include "train/commands.h"
 
 typedef struct Command {
     const char *name;
     Status (*run)(int argc, char **argv, Error *err);
     const char *summary;
+    int alone; /* as one of several ranks it would do the same work again, over the others' files */
 } Command;
 
 static const Command commands[] = {
-    {"train", command_train, "fine-tune a model as a config says; writes a run folder"},
-    {"quantize", command_quantize, "a Hugging Face folder to a 4-bit or 8-bit one that transformers loads"},
-    {"export", command_export, "merge adapters, write another format, and say what survived"},
-    {"eval", command_eval, "loss and perplexity of a model on a file"},
-    {"generate", command_generate, "continue a prompt"},
-    {"chat", command_chat, "talk to a model"},
-    {"plan", command_plan, "memory and speed of a run, without weights"},
-    {"inspect", command_inspect, "what is in a model, an adapter, a checkpoint or the data"},
-    {"compare", command_compare, "quantization experiments under one harness"},
-    {"distill-data", command_distill_data, "text sampled from a model"},
-    {"synth", command_synth, "a model folder of any shape with random weights"},
-    {"bench", command_bench, "kernels and whole steps against the machine's own limits"},
-    {"config", command_config, "the JSON Schema, the defaults, a check without running"},
+    {"train", command_train, "fine-tune a model as a config says; writes a run folder", 0},
+    {"quantize", command_quantize, "a Hugging Face folder to a 4-bit or 8-bit one that transformers loads", 1},
+    {"export", command_export, "merge adapters, write another format, and say what survived", 1},
+    {"eval", command_eval, "loss and perplexity of a model on a file", 0},
+    {"generate", command_generate, "continue a prompt", 1},
+    {"chat", command_chat, "talk to a model", 1},
+    {"plan", command_plan, "memory and speed of a run, without weights", 0},
+    {"inspect", command_inspect, "what is in a model, an adapter, a checkpoint or the data", 0},
+    {"compare", command_compare, "quantization experiments under one harness", 1},
+    {"distill-data", command_distill_data, "text sampled from a model", 1},
+    {"synth", command_synth, "a model folder of any shape with random weights", 1},
+    {"bench", command_bench, "kernels and whole steps against the machine's own limits", 0},
+    {"config", command_config, "the JSON Schema, the defaults, a check without running", 0},
 };
 enum { COMMAND_COUNT = sizeof commands / sizeof *commands };
 
@@ -56,6 +58,14 @@ static Status find_command(const char *name, const Command **command, Error *err
     FAIL_USAGE("\"%.60s\" is not a command; `nibble --help` lists them", name);
 }
 
+static Status refuse_ranks(const char *command, Error *err) {
+    CommLaunch launch;
+    TRY(comm_launch_read(&launch, err));
+    if (launch.size == 1) return OK;
+    FAIL_USAGE("nibble %s runs as one process, and this is rank %d of %d (%s's environment variables): leave the launcher out",
+               command, launch.rank, launch.size, launch.by);
+}
+
 static Status dispatch(int argc, char **argv, Error *err) {
     static char help_option[] = "--help";
     const Command *command = NULL;
@@ -74,6 +84,7 @@ static Status dispatch(int argc, char **argv, Error *err) {
         return OK;
     }
     TRY(find_command(is_help ? argv[2] : word, &command, err));
+    if (command->alone && !is_help) TRY(refuse_ranks(command->name, err));
     if (!is_help) return command->run(argc - 1, argv + 1, err);
     char *arguments[] = {argv[2], help_option, NULL};
     return command->run(2, arguments, err);

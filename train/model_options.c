@@ -87,17 +87,20 @@ Status model_options_open(Engine *engine, const ModelOptions *options, const cha
                           .device = options->device,
                           .weights = model_options_weights(options),
                           .rounding = &rounding,
+                          .comm = options->comm,
                           .method = METHOD_FROZEN};
     WeightBytes bytes;
     TRY(weights_plan(model, &open.weights, model->dtype, &bytes, err));
-    size_t left = memory_available(), need = bytes.arena + (bytes.staging > extra ? bytes.staging : extra);
+    size_t left = memory_available() / (size_t)comm_local_size(options->comm),
+           need = bytes.arena + (bytes.staging > extra ? bytes.staging : extra);
     if (need > left) {
         char want[32], have[32];
         FAIL("%s: needs %s and %s are left; try --quant nf4, or fewer tokens", folder,
              format_bytes((double)need, want, sizeof want), format_bytes((double)left, have, sizeof have));
     }
     memset(engine, 0, sizeof *engine);
-    return engine_open(engine, &open, err);
+    TRY(engine_open(engine, &open, err));
+    return comm_attach(options->comm, engine->device.context, err);
 }
 
 int model_stop_ids(const Tokenizer *tokenizer, const ModelConfig *model, int32_t ids[STOP_IDS_MAX]) {

@@ -10,6 +10,7 @@ typedef struct ModelOptions {
     const char *device, *adapter, *quant, *precision, *activations, *kv_cache;
     int no_double_quant;
     int64_t threads;
+    Comm *comm; /* of the engine, or NULL */
 } ModelOptions;
 #define MODEL_OPTIONS_DEFAULT \
     { .device = "auto", .quant = "none", .precision = "bf16" }

@@ -18,7 +18,8 @@
 #include "train/evaluate.h"
 
 /* tape: EVAL, with rows (and supervised) of `rows` >= window; buffer: of that capacity. 1 <= stride <= window. dataset: whole
- * documents. Stops early with ERR_INTERRUPTED when a signal is pending. */
+ * documents. The engine's ranks take turns with micro-batches; all get the result, the same number for any of them. Stops
+ * early with ERR_INTERRUPTED when a signal is pending on one of them. */
 Status perplexity_sliding(Engine *engine, const Tape *tape, const Dataset *documents, int64_t window, int64_t stride,
                           int64_t rows, BatchBuffer *buffer, EvalResult *result, Error *err);
 
