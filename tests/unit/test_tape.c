@@ -105,7 +105,10 @@ static Status run_small(const Tape *tape, Source *source, int with_backward, flo
                    .rows = rows,
                    .targets = targets,
                    .grad_scale = scale};
-    WeightSource handed = {source, source_acquire, source_release, with_backward ? source_backward : NULL};
+    WeightSource handed = {.self = source,
+                           .acquire = source_acquire,
+                           .release = source_release,
+                           .backward = with_backward ? source_backward : NULL};
     Exec exec = {.config = {DTYPE_F32, 1}};
     TapePlan plan;
     tape_plan(tape, &plan);
