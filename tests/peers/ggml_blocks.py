@@ -10,6 +10,9 @@ ggml-alloc.c, ggml-backend.cpp, ggml-backend-meta.cpp, ggml-opt.cpp, ggml-thread
 `-O2 -DNDEBUG -ffp-contract=off -fPIC -shared` and no -march. Without --ggml only the gguf package is compared with (it decodes
 every type, and quantizes those with blocks of 32).
 
+--stock LIB: also a build as it is shipped or made for this machine, with FMA where the compiler likes: blocks that differ are counted, at
+most 1 % of a type's, and the RMS error of both has to be equal within 0.1 %.
+
 Golden file: "NGB1", i32 tensors; for each i32 rows, cols, cases, f32 x[rows*cols], f32 importance[cols]; for each case i32 type,
 is_weighted, i64 bytes, the blocks and, unless weighted, f32 decoded[rows*cols].
 """
@@ -132,6 +135,31 @@ def compare(args, ours, ggml):
     return failed
 
 
+def compare_stock(args, ours, stock):
+    """A build with FMA rounds otherwise: how many blocks become others, and what that does to the error."""
+    counts, failed = {}, 0
+    for title, x in tensors(args.assets):
+        if title == "edges":  # one block in four is a tie there
+            continue
+        importance = (np.random.default_rng(len(title)).standard_normal(x.shape[1]) ** 2).astype(np.float32)
+        for name in TYPES:
+            size = gguf.GGML_QUANT_SIZES[number(name)][1]
+            for weights in (None, importance)[: 1 if name in UNWEIGHTED else 2]:
+                both = [ours.run("quantize", name, x.shape, x, weights, np.uint8), stock.quantize(name, x, weights).view(np.uint8).ravel()]
+                row = counts.setdefault((name, weights is not None), [0, 0, 0.0, 0.0])
+                row[0] += int(np.any(both[0].reshape(-1, size) != both[1].reshape(-1, size), 1).sum())
+                row[1] += both[0].size // size
+                for i, data in enumerate(both):  # relative to the tensor: some have far larger values than others
+                    error = np.subtract(ours.run("dequantize", name, x.shape, data, None, np.float32).reshape(x.shape), x, dtype=np.float64)
+                    row[2 + i] += (error**2).sum() / np.square(x, dtype=np.float64).sum()
+    for (name, weighted), (differ, blocks, a, b) in sorted(counts.items()):
+        rms = abs((a / b) ** 0.5 - 1) if b > 0 else 0.0
+        good = differ <= 0.01 * blocks and rms <= 1e-3
+        failed += not good
+        print("%s %-5s%-9s %6d of %8d blocks differ (%.3f %%); RMS error differs by %.5f %%" % ("ok" if good else "FAILED", name, " weighted" if weighted else "", differ, blocks, 100 * differ / blocks, 100 * rms))
+    return failed
+
+
 def compare_decoding(ours, ggml, name, data, shape, what):
     failed = 0
     got = ours.run("dequantize", name, shape, data, None, np.float32)
@@ -183,6 +211,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("build")
     parser.add_argument("--ggml")
+    parser.add_argument("--stock")
     parser.add_argument("--assets", default="../shared/assets")
     parser.add_argument("--golden")
     args = parser.parse_args()
@@ -193,6 +222,8 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         ours = Ours(args.build, folder)
         failed = compare(args, ours, ggml) + random_blocks(ours, ggml)
+        if args.stock:
+            failed += compare_stock(args, ours, Ggml(args.stock))
     print("ggml_blocks: %d comparisons failed" % failed)
     return failed > 0
 
