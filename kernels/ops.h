@@ -210,6 +210,23 @@ typedef struct AdamStep {
     int64_t step; /* t, from 1 */
 } AdamStep;
 
+/* ---- weights on their way to a device (Backend.load_*) ---- */
+typedef struct LoadPlan {
+    int slots; /* buffers on the way */
+    size_t slot_bytes;
+    int64_t constants;       /* blocks of the largest nested weight */
+    int32_t weights;         /* how many are loaded */
+    const float *nested_map; /* [256] */
+} LoadPlan;
+typedef struct LoadPart {
+    const WeightView *to; /* NF4, FP4, INT8 or INT4; where its codes and constants will lie */
+    int32_t weight;       /* 0 to LoadPlan.weights - 1 */
+    int slot;
+    const void *from;      /* pinned; not to be touched until load_wait(slot) */
+    DType type;            /* F32, BF16 or F16 */
+    int64_t first, values; /* of the flattened weight, in order; first: where a block, group or row begins */
+} LoadPart;
+
 /* Which implementation fills an entry, for tests and `bench`: "ref", "avx2", "avx512", "cuda". */
 typedef struct BackendVariant {
     const char *linear, *attention, *norm, *rope, *gate, *head, *adamw, *quantize;
@@ -321,6 +338,19 @@ typedef struct Backend {
     Status (*copy_in)(const Exec *exec, void *to, const void *from, size_t bytes, Error *err);
     Status (*copy_out)(const Exec *exec, void *to, const void *from, size_t bytes, Error *err);
     Status (*fill)(const Exec *exec, void *to, int byte, size_t bytes, Error *err);
+    /* Host memory that the device copies from without waiting, and that entries may be given as a weight (they read it there). */
+    Status (*pinned_take)(const Exec *exec, const char *what, size_t bytes, void **out, Error *err);
+    void (*pinned_give)(const Exec *exec, void *memory);
+    /* Loading. begin takes buffers; part and copy start work on what lies in pinned memory; wait returns when a slot's latest
+     * work is done; end waits for all and gives the buffers back. Results have LoadPlan.weights elements: nested_offset of
+     * each weight, and where its first NaN or Inf was (-1: nowhere); both may be NULL, after a failure. */
+    Status (*load_begin)(const Exec *exec, const LoadPlan *plan, Error *err);
+    Status (*load_part)(const Exec *exec, const LoadPart *part, Error *err);
+    Status (*load_copy)(const Exec *exec, void *to, const void *from, size_t bytes, int slot, Error *err);
+    Status (*load_wait)(const Exec *exec, int slot, Error *err);
+    Status (*load_end)(const Exec *exec, float *offsets, int64_t *bad, Error *err);
+    /* All of a weight as type act, in order with the entries. */
+    Status (*make_dense)(const Exec *exec, const WeightView *weight, void *to, Error *err);
     Status (*copy_within)(const Exec *exec, void *to, const void *from, size_t bytes, Error *err); /* device to device */
     /* Around the entries of one micro-batch: begin copies the batch to memory [batch_bytes] on the device (past: as in
      * attention_cached); finish waits, adds to loss_sum and fills nll. Between them the host does not wait. whole: entries may

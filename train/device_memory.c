@@ -22,6 +22,21 @@ void device_arena_free(Arena *arena, const Backend *backend, const Exec *exec) {
     memset(arena, 0, sizeof *arena);
 }
 
+Status pinned_arena_create(Arena *arena, const Backend *backend, const Exec *exec, const char *name, size_t bytes, Error *err) {
+    *arena = (Arena){.name = name};
+    size_t capacity = arena_align(bytes ? bytes : 1);
+    void *base;
+    TRY(backend->pinned_take(exec, name, capacity, &base, err));
+    arena->base = base;
+    arena->capacity = capacity;
+    return OK;
+}
+
+void pinned_arena_free(Arena *arena, const Backend *backend, const Exec *exec) {
+    if (arena->base != NULL) backend->pinned_give(exec, arena->base);
+    memset(arena, 0, sizeof *arena);
+}
+
 Status mirror_create(Arena *mirror, const Arena *host, const Backend *backend, const Exec *exec, Error *err) {
     memset(mirror, 0, sizeof *mirror);
     if (!backend->on_device || host->base == NULL) return OK;

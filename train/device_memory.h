@@ -26,6 +26,10 @@ static inline void *mirror_at(const Arena *mirror, const Arena *host, const void
     return mirror->base + ((const uint8_t *)pointer - host->base);
 }
 
+/* Host memory that a device reads and copies from as it lies (Backend.pinned_take). The backend has memory of its own. */
+Status pinned_arena_create(Arena *arena, const Backend *backend, const Exec *exec, const char *name, size_t bytes, Error *err);
+void pinned_arena_free(Arena *arena, const Backend *backend, const Exec *exec);
+
 /* Zeroes `bytes` where the entries find them. */
 Status device_clear(void *memory, size_t bytes, const Backend *backend, const Exec *exec, Error *err);
 

@@ -192,12 +192,13 @@ static Status open_frozen(Engine *engine, const EngineOptions *options, Error *e
         TRY(adapter_create(&engine->adapter, &engine->params, options->config, &engine->model, err));
     if (options->config != NULL) TRY(add_scales(engine, options->config, err));
     WeightOptions stored = options->weights;
+    if (engine->backend.on_device) stored.exec = &engine->exec;
     if (options->config != NULL && options->config->distributed.shard_base) {
         stored.ranks = comm_size(options->comm);
         stored.comm = options->comm;
     }
     if (options->random_weights)
-        TRY(weights_random(&engine->weights, &engine->model, &stored, options->seed, err));
+        TRY(weights_random(&engine->weights, &engine->model, &stored, &engine->backend, options->seed, err));
     else
         TRY(weights_load(&engine->weights, options->model, &engine->model, &stored, &engine->backend, engine->pool, err));
     engine->source = engine->base = weights_source(engine->weights);

@@ -268,13 +268,17 @@ static const char *token_text(const Trainer *trainer, int32_t id) {
     return text != NULL ? text : "a token without a name";
 }
 
-static void warn_of_untrained_tokens(const Trainer *trainer) {
-    if (trainer->engine.weights == NULL) return; /* method full trains the embeddings as well */
-    WeightView embedding = weights_view(trainer->engine.weights, WEIGHT_EMBED);
+static Status warn_of_untrained_tokens(const Trainer *trainer, Error *err) {
+    if (trainer->engine.weights == NULL) return OK; /* method full trains the embeddings as well */
+    WeightView embedding;
+    void *copy;
     int64_t count = 0;
     const int32_t *ids = dataset_used_ids(&trainer->train_data, &count);
-    EmbeddingFaults faults = embedding_check(&embedding, ids, count);
-    if (faults.example < 0) return;
+    Status status = weights_host_view(trainer->engine.weights, WEIGHT_EMBED, &embedding, &copy, err);
+    EmbeddingFaults faults = {.example = -1};
+    if (status == OK) faults = embedding_check(&embedding, ids, count);
+    memory_free(copy);
+    if (faults.example < 0) return status;
     char other[96] = "is near zero";
     if (faults.equal_to >= 0) (void)snprintf(other, sizeof other, "equals that of %.60s", token_text(trainer, faults.equal_to));
     log_warning(
@@ -282,6 +286,7 @@ static void warn_of_untrained_tokens(const Trainer *trainer) {
         "the embedding of %.60s (id %d) %s; a template whose tokens the base knows may suit it better",
         (long long)(faults.zero + faults.equal), (long long)faults.used, token_text(trainer, faults.example),
         (int)faults.example, other);
+    return OK;
 }
 
 static Status resume_from_checkpoint(Trainer *trainer, Error *err) {
@@ -385,7 +390,7 @@ Status trainer_open_rank(Trainer *trainer, Comm *comm, const char *config_path, 
     TRY(open_rest(trainer, threads, err));
     TRY(open_engine(trainer, threads, err));
     TRY(comm_attach(comm, trainer->engine.device.context, err));
-    warn_of_untrained_tokens(trainer);
+    TRY(warn_of_untrained_tokens(trainer, err));
     TRY(open_tapes(trainer, err));
     TRY(take_buffers(trainer, err));
     TRY(check_plan(trainer, err));

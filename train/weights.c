@@ -80,25 +80,25 @@ static Status load_shard(ModelWeights *weights, const TensorFiles *files, const 
     return shards_read(files, &weights->config, weights->entries, shards, backend, pool, err);
 }
 
+/* Straight to the device where it can quantize what the files hold. */
+static Status load_whole(ModelWeights *weights, const TensorFiles *files, const WeightOptions *options, const Backend *backend,
+                         Pool *pool, Error *err) {
+    TRY(weights_reserve(weights, options, backend, err));
+    if (options->exec != NULL && stream_suits(weights->entries, weights->count))
+        TRY(device_arena_create(&weights->mirror, backend, options->exec, "weights", weights->arena.capacity, err));
+    weights->mirror.used = weights->mirror.base != NULL ? weights->arena.used : 0;
+    ModelWeights *streamed = weights->mirror.base != NULL ? weights : NULL;
+    return weights_read(files, &weights->config, weights->entries, streamed, backend, pool, err);
+}
+
 static Status load(ModelWeights *weights, const TensorFiles *files, const char *folder, const WeightOptions *options,
                    const Backend *backend, Pool *pool, Error *err) {
     const ModelConfig *config = &weights->config;
     weights_decide(config, options, config->dtype, weights->entries);
     TRY(weights_check(files, folder, config, options, weights->entries, err));
     log_origin(folder, config, options, weights->entries);
-    Arena count;
-    WeightBytes bytes;
-    arena_count(&count, "weights");
-    Status status;
-    if (options->ranks > 1) {
-        TRY_GOTO(load_shard(weights, files, options, backend, pool, err));
-        goto done;
-    }
-    TRY_GOTO(weights_take(config, weights->entries, &count, &bytes, err));
-    TRY_GOTO(arena_create(&weights->arena, "weights", bytes.arena, err));
-    TRY_GOTO(weights_take(config, weights->entries, &weights->arena, &bytes, err));
-    TRY_GOTO(weights_read(files, config, weights->entries, backend, pool, err));
-done:
+    Status status = options->ranks > 1 ? load_shard(weights, files, options, backend, pool, err)
+                                       : load_whole(weights, files, options, backend, pool, err);
     if (status != OK) error_prefix(err, "%s", folder);
     return status;
 }
@@ -111,6 +111,9 @@ Status weights_load(ModelWeights **out, const char *folder, const ModelConfig *c
     ModelWeights *weights = memory_calloc(1, sizeof *weights);
     weights->config = *config;
     weights->count = weight_count(config);
+    weights->act = options->act;
+    weights->backend = backend;
+    weights->exec = options->exec;
     weights->entries = memory_calloc((size_t)weights->count, sizeof *weights->entries);
     Status status = load(weights, files, folder, options, backend, pool, err);
     tensors_close(files);
@@ -124,12 +127,29 @@ Status weights_load(ModelWeights **out, const char *folder, const ModelConfig *c
 
 /* ---- on a device ---- */
 
+static Status make_dense(ModelWeights *weights, Error *err) {
+    size_t bytes = 0;
+    for (int32_t id = 0; id < weights->count; id++)
+        if (weights->entries[id].resident) bytes += weight_dense_bytes(&weights->entries[id], weights->act);
+    if (bytes == 0) return OK;
+    TRY(device_arena_create(&weights->dense, weights->backend, weights->exec, "dequantized layers", bytes, err));
+    for (int32_t id = 0; id < weights->count; id++) {
+        WeightEntry *entry = &weights->entries[id];
+        if (!entry->resident) continue;
+        WeightView view = weight_stored_view(weights, entry);
+        TRY(arena_take(&weights->dense, weight_dense_bytes(entry, weights->act), &entry->dequantized, err));
+        TRY(weights->backend->make_dense(weights->exec, &view, entry->dequantized, err));
+    }
+    return OK;
+}
+
 Status weights_to_device(ModelWeights *weights, const Backend *backend, const Exec *exec, Error *err) {
-    if (!backend->on_device || weights->mirror.base != NULL) return OK;
+    if (!backend->on_device || weights->dense.base != NULL) return OK;
     weights->backend = backend;
     weights->exec = exec;
-    TRY(mirror_create(&weights->mirror, &weights->arena, backend, exec, err));
-    return arena_drop(&weights->arena, err);
+    if (weights->mirror.base == NULL) TRY(mirror_create(&weights->mirror, &weights->arena, backend, exec, err));
+    TRY(arena_drop(&weights->arena, err));
+    return make_dense(weights, err);
 }
 
 /* Where the entries of the backend find what an entry of ours calls p; tables that are not in the arena stay where they are. */
@@ -157,6 +177,8 @@ static WeightView view_there(const ModelWeights *weights, WeightView view) {
 void weights_free(ModelWeights *weights) {
     if (weights == NULL) return;
     if (weights->mirror.base != NULL) device_arena_free(&weights->mirror, weights->backend, weights->exec);
+    if (weights->dense.base != NULL) device_arena_free(&weights->dense, weights->backend, weights->exec);
+    if (weights->pinned.base != NULL) pinned_arena_free(&weights->pinned, weights->backend, weights->exec);
     arena_free(&weights->arena);
     shards_free(weights->shards);
     memory_free(weights->entries);
@@ -164,6 +186,14 @@ void weights_free(ModelWeights *weights) {
 }
 
 static WeightView entry_view(const ModelWeights *weights, const WeightEntry *entry) {
+    if (!entry->resident) return weight_stored_view(weights, entry);
+    return (WeightView){.format = weights->act == DTYPE_F32 ? WEIGHT_F32 : WEIGHT_BF16,
+                        .rows = entry->rows,
+                        .cols = entry->cols,
+                        .data = entry->dequantized};
+}
+
+WeightView weight_stored_view(const ModelWeights *weights, const WeightEntry *entry) {
     if (entry->quantized) return view_there(weights, quantized_view(&entry->tensor));
     WeightFormat dense = entry->dense == DTYPE_BF16 ? WEIGHT_BF16 : WEIGHT_F32;
     return (WeightView){.format = entry->ggml != 0 ? WEIGHT_GGML : dense,
@@ -177,6 +207,19 @@ WeightView weights_view(const ModelWeights *weights, int32_t id) {
     if (id == WEIGHT_HEAD && weights->config.tied_embeddings) id = WEIGHT_EMBED;
     if (id < 0 || id >= weights->count || !weights->entries[id].present) return (WeightView){0};
     return entry_view(weights, &weights->entries[id]);
+}
+
+Status weights_host_view(const ModelWeights *weights, int32_t id, WeightView *view, void **copy, Error *err) {
+    *copy = NULL;
+    *view = weights_view(weights, id);
+    if (weights->mirror.base == NULL || view->data == NULL) return OK;
+    const uint8_t *data = view->data, *base = weights->mirror.base;
+    if (data < base || data >= base + weights->mirror.capacity) return OK;
+    size_t bytes = (size_t)(view->rows * view->cols) * (view->format == WEIGHT_BF16 ? sizeof(bf16) : sizeof(float));
+    if (view->format != WEIGHT_BF16 && view->format != WEIGHT_F32) FAIL("internal error: the host reads a packed weight");
+    *copy = memory_alloc(bytes);
+    view->data = *copy;
+    return weights->backend->copy_out(weights->exec, *copy, data, bytes, err);
 }
 
 /* An entry as it lies in memory now: a linear of a split base is waited for, and lies where it was gathered. */
@@ -239,6 +282,10 @@ static void hash_part(WeightsHash *h, const void *bytes, size_t length) {
         return;
     }
     const uint8_t *from = there(w, bytes);
+    if (from == bytes) { /* in host memory */
+        hash_update(&h->hash, bytes, length);
+        return;
+    }
     for (size_t done = 0; done < length && !h->failed; done += HASH_PIECE) {
         size_t count = length - done < HASH_PIECE ? length - done : HASH_PIECE;
         h->failed = w->backend->copy_out(w->exec, h->piece, from + done, count, NULL) != OK;
@@ -307,11 +354,15 @@ uint64_t weights_step_bytes(const WeightBytes *bytes, int64_t layers, int ranks,
 }
 
 WeightFormat weights_linear_format(const ModelWeights *weights) {
-    return weights_view(weights, weight_id(0, LAYER_Q)).format;
+    return weight_stored_view(weights, &weights->entries[weight_id(0, LAYER_Q)]).format;
 }
 
 size_t weights_device_bytes(const ModelWeights *weights) {
-    return weights->mirror.capacity;
+    return weights->mirror.capacity + weights->dense.capacity;
+}
+
+size_t weights_pinned_bytes(const ModelWeights *weights) {
+    return weights->pinned.capacity;
 }
 
 size_t weights_bytes(const ModelWeights *weights) {

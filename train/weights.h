@@ -54,6 +54,13 @@ int32_t weight_count(const ModelConfig *config);
  * 0 when this model has no such weight (no bias, no q/k norm; a tied head is the embedding under another number). */
 int weight_describe(const ModelConfig *config, int32_t id, char *name, size_t capacity, int64_t *rows, int64_t *cols);
 
+/* What does not lie on the device as it is stored. The bits of a run do not depend on it. */
+typedef struct WeightPlaces {
+    int pinned_embedding;  /* in pinned host memory, unless it is the head too */
+    int64_t pinned_layers; /* linears of so many first layers: the same; they are read there, a product ahead of their own */
+    int64_t dense_layers;  /* linears of so many last layers: on the device, and dequantized once for all beside that */
+} WeightPlaces;
+
 typedef struct WeightOptions {
     DType act;           /* F32 or BF16: the run's precision */
     WeightFormat linear; /* NF4, FP4, INT8, INT4, or BF16 / F32 for dense (the file's type then decides as above) */
@@ -62,32 +69,41 @@ typedef struct WeightOptions {
     int linears_only;   /* leave out embedding, head, norms and biases (nibble quantize copies those) */
     int ranks;          /* the layers' linears are split over so many; 0, 1: not */
     Comm *comm;         /* the ranks, where weights are loaded */
+    /* on a device */
+    const Exec *exec; /* the device's, where weights are loaded; NULL: the CPU's */
+    WeightPlaces places;
 } WeightOptions;
 
 /* Exact bytes by kind, from the config alone. file_dtype: what the folder's dense tensors are stored in. */
 typedef struct WeightBytes {
     size_t linear, constants, embedding, head, norms; /* head 0 when tied; constants: scales, absmax, nested parts */
     size_t gathered;                                  /* of a split base: room for three whole layers */
+    size_t pinned, dense;                             /* WeightPlaces: host memory; dequantized layers on the device */
     size_t arena;                                     /* what loading reserves for them, alignment included */
     size_t staging;                                   /* loading's own buffers on top, gone afterwards */
 } WeightBytes;
 Status weights_plan(const ModelConfig *config, const WeightOptions *options, DType file_dtype, WeightBytes *bytes, Error *err);
 
 typedef struct ModelWeights ModelWeights;
-/* backend: its quantize_4bit and dequantize are used. Logs what a reader should know (an INT8 folder was
+/* backend: the CPU's, or that of options->exec, which quantizes the weights where they will lie if the folder holds numbers
+ * of 16 or 32 bits (else the CPU reads them, and weights_to_device copies). Both are borrowed for the weights' life. Logs what a reader should know (an INT8 folder was
  * dequantized; a pre-quantized folder overrides the config's type). */
 Status weights_load(ModelWeights **out, const char *folder, const ModelConfig *config, const WeightOptions *options,
                     const Backend *backend, Pool *pool, Error *err);
 /* Made up from the seed, at full speed and without a file, for measurements. */
-Status weights_random(ModelWeights **out, const ModelConfig *config, const WeightOptions *options, uint64_t seed, Error *err);
+Status weights_random(ModelWeights **out, const ModelConfig *config, const WeightOptions *options, const Backend *backend,
+                      uint64_t seed, Error *err);
 void weights_free(ModelWeights *weights); /* NULL is fine */
 /* The frozen weight as it lies in memory; valid as long as the weights. rows 0 when the model has none. */
 WeightView weights_view(const ModelWeights *weights, int32_t id);
-/* Copies everything to the backend's device, when it has one, and drops the host's copy: views then point there. backend and
- * exec are borrowed for the weights' life. */
+/* What is not on the backend's device yet goes there, when it has one, and the host's copy is dropped: views then point there.
+ * backend and exec are borrowed for the weights' life. */
 Status weights_to_device(ModelWeights *weights, const Backend *backend, const Exec *exec, Error *err);
-/* Bytes on the device; 0 on the CPU. */
+/* Bytes on the device; 0 on the CPU. Bytes of pinned host memory. */
 size_t weights_device_bytes(const ModelWeights *weights);
+size_t weights_pinned_bytes(const ModelWeights *weights);
+/* The same of a dense weight for the host to read; *copy is to be freed (NULL: it lies in host memory). */
+Status weights_host_view(const ModelWeights *weights, int32_t id, WeightView *view, void **copy, Error *err);
 /* A source that hands these views out. */
 WeightSource weights_source(ModelWeights *weights);
 /* XXH3 over all bytes in a fixed order, read back from a device or gathered from all ranks, who all call (0 when that fails). */

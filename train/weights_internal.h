@@ -6,6 +6,7 @@
  *   weights_bnb.c      bitsandbytes' tensors: quant_state, constants, LLM.int8
  *   weights_grouped.c  folders of GPTQ, AWQ and compressed-tensors
  *   weights_load.c     reader thread, staging, quantizing
+ *   weights_stream.c   the same with a device that quantizes
  *   weights_shard.c    a base that is split over the ranks
  *   weights.c          the loaded weights as a source
  */
@@ -37,6 +38,9 @@ typedef struct WeightEntry {
     void *data;    /* dense, and the blocks */
     QuantSpec spec;
     QuantizedTensor tensor; /* quantized */
+    int pinned;             /* in ModelWeights.pinned instead of the arena */
+    int resident;           /* also dequantized, once and for all, */
+    void *dequantized;      /* here on the device; NULL: not yet */
     /* where it comes from; valid while the files are open */
     WeightOrigin origin;
     const TensorInfo *file;          /* X.weight or X.bias */
@@ -52,6 +56,9 @@ struct ModelWeights {
     WeightEntry *entries; /* [count], by number */
     Arena arena;          /* pointers of the entries lead here */
     Arena mirror;         /* the same on a device; then `arena` has addresses, and no memory */
+    Arena pinned;         /* what the device reads in host memory */
+    Arena dense;          /* on the device: layers that are dequantized already */
+    DType act;
     const Backend *backend;
     const Exec *exec;
     struct WeightShards *shards; /* train/weights_shard.h; NULL: everything lies here */
@@ -70,8 +77,15 @@ int weight_is_vector(int32_t id); /* a norm or a bias */
 DType weight_dense_type(int32_t id, DType act, DType file_dtype);
 /* What the options (or a pre-quantized folder) make of every weight, from the config alone. entries: [weight_count]. */
 void weights_decide(const ModelConfig *config, const WeightOptions *options, DType file_dtype, WeightEntry *entries);
-/* Takes every weight's storage from the arena (or counts it) and adds up the bytes. */
-Status weights_take(const ModelConfig *config, WeightEntry *entries, Arena *arena, WeightBytes *bytes, Error *err);
+/* Takes every weight's storage from the arenas (or counts it) and adds up the bytes. pinned may be NULL where none is. */
+Status weights_take(const ModelConfig *config, WeightEntry *entries, Arena *arena, Arena *pinned, WeightBytes *bytes,
+                    Error *err);
+/* Makes both arenas, and the device's, and takes the storage: for entries that were decided on. */
+Status weights_reserve(ModelWeights *weights, const WeightOptions *options, const Backend *backend, Error *err);
+/* Bytes of a linear as a dense matrix of type act. */
+size_t weight_dense_bytes(const WeightEntry *entry, DType act);
+/* The entry as it is stored, and where the backend's entries find it. */
+WeightView weight_stored_view(const ModelWeights *weights, const WeightEntry *entry);
 
 /* Finds every weight in the folder and checks its shape and type; names what is missing, wrong or unexpected. Fills in the
  * origins, and changes the storage where the folder is pre-quantized. */
@@ -113,8 +127,29 @@ size_t stage_bytes(const WeightEntry *entry, DType file_dtype);
 /* All buffers, and the FP32 constants of the largest double-quantized weight. */
 size_t weights_staging(const WeightEntry *entries, int32_t count, DType file_dtype);
 
-/* Fills the storage of every entry from the files. */
-Status weights_read(const TensorFiles *files, const ModelConfig *config, WeightEntry *entries, const Backend *backend,
-                    Pool *pool, Error *err);
+/* `count` rows of type `type`, from row `row` of the entry on, as its dense type; refuses NaN and Inf. */
+Status weight_convert_rows(Pool *pool, const WeightEntry *entry, const void *rows, DType type, int64_t row, int64_t count,
+                           void *to, Error *err);
+
+/* Rows on their way to a device, through slots of pinned memory that are used in turn. */
+typedef struct WeightStream WeightStream;
+#define STREAM_SLOTS 4
+/* Whether all that the files hold can go that way: numbers of 16 or 32 bits, whose blocks end where slots end. */
+int stream_suits(const WeightEntry *entries, int32_t count);
+/* order: the entries that come, in this order. */
+Status stream_open(WeightStream **out, ModelWeights *weights, const int32_t *order, int32_t count, Pool *pool, Error *err);
+int64_t stream_rows(const WeightEntry *entry);
+void *stream_slot(const WeightStream *stream, int slot);
+/* Starts the work on rows that lie in a slot; the place is the entry's in order[]. stream_wait: the slot may be filled again. */
+Status stream_part(WeightStream *stream, int32_t place, int64_t row, int64_t rows, int slot, Error *err);
+Status stream_wait(WeightStream *stream, int slot, Error *err);
+/* Waits for everything and completes the entries; refuses NaN and Inf by their place. */
+Status stream_finish(WeightStream *stream, Error *err);
+void stream_close(WeightStream *stream); /* NULL is fine */
+
+/* Fills the storage of every entry from the files: through a stream to the mirror of `streamed`, whose entries they are,
+ * or (NULL) into host memory. */
+Status weights_read(const TensorFiles *files, const ModelConfig *config, WeightEntry *entries, ModelWeights *streamed,
+                    const Backend *backend, Pool *pool, Error *err);
 
 #endif

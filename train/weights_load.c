@@ -4,7 +4,7 @@
  *   caller + pool    stage -> codes and constants, or converted values
  *
  * Both sides walk the same list of pieces (whole rows of one weight, at most STAGE_BYTES), so only two counters pass between
- * them. Pre-quantized 4-bit weights need no work and are read straight into their places first.
+ * them. For a device that quantizes, stages are slots of pinned memory, and the caller only starts the work (weights_stream.c). Pre-quantized 4-bit weights need no work and are read straight into their places first.
  */
 #include <math.h>
 #include <pthread.h>
@@ -29,12 +29,14 @@ typedef struct Loader {
     int drop_cache;
     Pool *pool;
     Quantizer *quantizer;
-    float *scales;  /* SCB of the INT8 weight at hand */
-    float *decoded; /* one stage of INT8 in FP32 */
+    WeightStream *stream; /* NULL: everything is done here */
+    float *scales;        /* SCB of the INT8 weight at hand */
+    float *decoded;       /* one stage of INT8 in FP32 */
 
     pthread_mutex_t mutex;
     pthread_cond_t changed;
-    uint8_t *stages[STAGE_COUNT];
+    uint8_t *stages[STREAM_SLOTS];
+    int stage_count;
     int64_t filled, emptied; /* pieces, ever */
     int cancelled;           /* the caller gave up */
     Status read_status;
@@ -51,7 +53,7 @@ static int next_piece(const Loader *loader, Piece *piece) {
     }
     if (piece->place == loader->order_count) return 0;
     const WeightEntry *entry = &loader->entries[loader->order[piece->place]];
-    int64_t rows = stage_rows(entry, entry->file->dtype);
+    int64_t rows = loader->stream != NULL ? stream_rows(entry) : stage_rows(entry, entry->file->dtype);
     piece->rows = entry->rows - piece->row < rows ? entry->rows - piece->row : rows;
     return 1;
 }
@@ -71,13 +73,13 @@ static void *reader_main(void *argument) {
     Status status = OK;
     for (int64_t number = 0; status == OK && next_piece(loader, &piece); number++) {
         pthread_mutex_lock(&loader->mutex);
-        while (number - loader->emptied >= STAGE_COUNT && !loader->cancelled)
+        while (number - loader->emptied >= loader->stage_count && !loader->cancelled)
             pthread_cond_wait(&loader->changed, &loader->mutex);
         int stop = loader->cancelled;
         pthread_mutex_unlock(&loader->mutex);
         if (stop) break;
         Error error = {0};
-        status = read_piece(loader, &piece, loader->stages[number % STAGE_COUNT], &error);
+        status = read_piece(loader, &piece, loader->stages[number % loader->stage_count], &error);
         pthread_mutex_lock(&loader->mutex);
         if (status == OK)
             loader->filled = number + 1;
@@ -150,17 +152,12 @@ static void convert_item(void *context, int64_t item, int worker) {
     }
 }
 
-/* Rows into a dense weight. */
-static Status convert_rows(const Loader *loader, WeightEntry *entry, const void *rows, DType type, const Piece *piece,
-                           Error *err) {
-    int64_t first = piece->row * entry->cols;
-    Convert job = {.from = rows,
-                   .to = (uint8_t *)entry->data + (size_t)first * dtype_size(entry->dense),
-                   .from_type = type,
-                   .to_type = entry->dense,
-                   .values = piece->rows * entry->cols,
-                   .bad = INT64_MAX};
-    pool_run(loader->pool, convert_item, &job, (job.values + CONVERT_VALUES - 1) / CONVERT_VALUES);
+Status weight_convert_rows(Pool *pool, const WeightEntry *entry, const void *rows, DType type, int64_t row, int64_t count,
+                           void *to, Error *err) {
+    int64_t first = row * entry->cols;
+    Convert job = {
+        .from = rows, .to = to, .from_type = type, .to_type = entry->dense, .values = count * entry->cols, .bad = INT64_MAX};
+    pool_run(pool, convert_item, &job, (job.values + CONVERT_VALUES - 1) / CONVERT_VALUES);
     if (job.bad == INT64_MAX) return OK;
     int64_t at = first + job.bad;
     FAIL("row %lld, column %lld is NaN or Inf%s; a weight must be finite", (long long)(at / entry->cols),
@@ -197,7 +194,9 @@ static Status process_piece(Loader *loader, const Piece *piece, const uint8_t *s
         rows = loader->decoded;
         type = DTYPE_F32;
     }
-    if (!entry->quantized) return convert_rows(loader, entry, rows, type, piece, err);
+    if (!entry->quantized)
+        return weight_convert_rows(loader->pool, entry, rows, type, piece->row, piece->rows,
+                                   (uint8_t *)entry->data + (size_t)(piece->row * entry->cols) * dtype_size(entry->dense), err);
     if (piece->row == 0) TRY(quantizer_begin(loader->quantizer, &entry->tensor, err));
     TRY(quantizer_rows(loader->quantizer, rows, type, piece->rows, err));
     return piece->row + piece->rows == entry->rows ? quantizer_finish(loader->quantizer, err) : OK;
@@ -207,14 +206,19 @@ static Status process_all(Loader *loader, Error *err) {
     Piece piece = {0};
     for (int64_t number = 0; next_piece(loader, &piece); number++) {
         TRY(wait_filled(loader, number, err));
-        Status status = process_piece(loader, &piece, loader->stages[number % STAGE_COUNT], err);
+        int slot = (int)(number % loader->stage_count);
+        Status status = loader->stream != NULL ? stream_part(loader->stream, piece.place, piece.row, piece.rows, slot, err)
+                                               : process_piece(loader, &piece, loader->stages[slot], err);
         if (status != OK) {
             error_prefix(err, "%s", loader->entries[loader->order[piece.place]].file->name);
             return status;
         }
-        mark_emptied(loader);
+        /* the device works on this one while the one before it becomes free */
+        if (loader->stream != NULL && number > 0)
+            TRY(stream_wait(loader->stream, (int)((number - 1) % loader->stage_count), err));
+        if (loader->stream == NULL || number > 0) mark_emptied(loader);
     }
-    return OK;
+    return loader->stream != NULL ? stream_finish(loader->stream, err) : OK;
 }
 
 /* ---- the whole ---- */
@@ -299,13 +303,22 @@ static Status take_buffers(Loader *loader, const Backend *backend, Error *err) {
     }
     for (int i = 0; i < STAGE_COUNT; i++)
         loader->stages[i] = memory_alloc(stage);
+    loader->stage_count = STAGE_COUNT;
     loader->decoded = memory_alloc(decoded * sizeof(float));
     loader->scales = memory_alloc(scales * sizeof(float));
     return quantizer_create(&loader->quantizer, backend, loader->pool, constants, err);
 }
 
-Status weights_read(const TensorFiles *files, const ModelConfig *config, WeightEntry *entries, const Backend *backend,
-                    Pool *pool, Error *err) {
+static Status take_slots(Loader *loader, ModelWeights *weights, Error *err) {
+    TRY(stream_open(&loader->stream, weights, loader->order, loader->order_count, loader->pool, err));
+    for (int i = 0; i < STREAM_SLOTS; i++)
+        loader->stages[i] = stream_slot(loader->stream, i);
+    loader->stage_count = STREAM_SLOTS;
+    return OK;
+}
+
+Status weights_read(const TensorFiles *files, const ModelConfig *config, WeightEntry *entries, ModelWeights *streamed,
+                    const Backend *backend, Pool *pool, Error *err) {
     int32_t count = weight_count(config);
     Loader loader = {.files = files, .entries = entries, .pool = pool, .drop_cache = should_drop_cache(files)};
     loader.order = memory_calloc((size_t)count, sizeof *loader.order);
@@ -314,11 +327,12 @@ Status weights_read(const TensorFiles *files, const ModelConfig *config, WeightE
     Status status;
     TRY_GOTO(read_prequantized(&loader, config, count, err));
     qsort_r(loader.order, (size_t)loader.order_count, sizeof *loader.order, compare_places, entries);
-    TRY_GOTO(take_buffers(&loader, backend, err));
+    TRY_GOTO(streamed != NULL ? take_slots(&loader, streamed, err) : take_buffers(&loader, backend, err));
     TRY_GOTO(run_threads(&loader, err));
 done:
     quantizer_free(loader.quantizer);
-    for (int i = 0; i < STAGE_COUNT; i++)
+    stream_close(loader.stream);
+    for (int i = 0; i < STAGE_COUNT && streamed == NULL; i++)
         memory_free(loader.stages[i]);
     memory_free(loader.decoded);
     memory_free(loader.scales);

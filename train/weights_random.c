@@ -59,19 +59,18 @@ static void fill_dense(uint64_t *state, int32_t id, WeightEntry *entry) {
     }
 }
 
-Status weights_random(ModelWeights **out, const ModelConfig *config, const WeightOptions *options, uint64_t seed, Error *err) {
+Status weights_random(ModelWeights **out, const ModelConfig *config, const WeightOptions *options, const Backend *backend,
+                      uint64_t seed, Error *err) {
     ModelWeights *weights = memory_calloc(1, sizeof *weights);
     weights->config = *config;
     weights->count = weight_count(config);
     weights->entries = memory_calloc((size_t)weights->count, sizeof *weights->entries);
     weights_decide(config, options, config->dtype, weights->entries);
-    Arena count;
-    WeightBytes bytes;
-    arena_count(&count, "weights");
+    weights->act = options->act;
+    weights->backend = backend;
+    weights->exec = options->exec;
     Status status;
-    TRY_GOTO(weights_take(config, weights->entries, &count, &bytes, err));
-    TRY_GOTO(arena_create(&weights->arena, "weights", bytes.arena, err));
-    TRY_GOTO(weights_take(config, weights->entries, &weights->arena, &bytes, err));
+    TRY_GOTO(weights_reserve(weights, options, backend, err));
     uint64_t state = seed * 2 + 1;
     for (int32_t id = 0; id < weights->count; id++) {
         WeightEntry *entry = &weights->entries[id];

@@ -81,7 +81,7 @@ static Status read_some(const TensorFiles *files, const ModelConfig *config, Wei
         int ours = layer < 0 ? !weight_is_linear(id) : weight_is_linear(id) && id >= first && id < first + LAYER_WEIGHTS;
         if (!ours) copy[id].present = 0;
     }
-    return weights_read(files, config, copy, backend, pool, err);
+    return weights_read(files, config, copy, NULL, backend, pool, err);
 }
 
 /* This rank's layer of the round into slot 0. */

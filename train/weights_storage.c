@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "quant/ggml.h"
+#include "train/device_memory.h"
 #include "train/weights_internal.h"
 #include "train/weights_shard.h"
 
@@ -36,6 +37,14 @@ static void decide_gguf(const ModelConfig *config, int32_t id, const WeightOptio
                                                         : DTYPE_F32);
 }
 
+static void decide_place(const ModelConfig *config, int32_t id, const WeightPlaces *places, WeightEntry *entry) {
+    entry->pinned = id == WEIGHT_EMBED && places->pinned_embedding && !config->tied_embeddings;
+    if (!weight_is_linear(id)) return;
+    int64_t layer = (id - WEIGHT_GLOBALS) / LAYER_WEIGHTS;
+    entry->pinned = layer < places->pinned_layers;
+    entry->resident = entry->quantized && layer >= config->layers - places->dense_layers;
+}
+
 void weights_decide(const ModelConfig *config, const WeightOptions *options, DType file_dtype, WeightEntry *entries) {
     int32_t count = weight_count(config);
     QuantSpec spec = {.format = options->linear, .double_quant = options->double_quant, .block_size = options->block_size};
@@ -59,6 +68,7 @@ void weights_decide(const ModelConfig *config, const WeightOptions *options, DTy
         int was_int8 = weight_is_linear(id) && config->prequant == PREQUANT_BNB_8BIT;
         entry->dense = weight_dense_type(id, options->act, was_int8 ? DTYPE_F32 : file_dtype);
         if (config->gguf.is_file && !weight_is_vector(id)) decide_gguf(config, id, options, entry);
+        decide_place(config, id, &options->places, entry);
     }
 }
 
@@ -109,27 +119,52 @@ Status weight_take_entry(const ModelConfig *config, int32_t id, WeightEntry *ent
     return status;
 }
 
-Status weights_take(const ModelConfig *config, WeightEntry *entries, Arena *arena, WeightBytes *bytes, Error *err) {
+size_t weight_dense_bytes(const WeightEntry *entry, DType act) {
+    return arena_align((size_t)(entry->rows * entry->cols) * dtype_size(act));
+}
+
+Status weights_take(const ModelConfig *config, WeightEntry *entries, Arena *arena, Arena *pinned, WeightBytes *bytes,
+                    Error *err) {
     memset(bytes, 0, sizeof *bytes);
     for (int32_t id = 0; id < weight_count(config); id++) {
         WeightEntry *entry = &entries[id];
         if (!entry->present) continue;
-        size_t before = arena->used;
-        TRY(weight_take_entry(config, id, entry, arena, err));
-        weight_add_bytes(id, entry, arena->used - before, bytes);
+        Arena *from = entry->pinned ? pinned : arena;
+        size_t before = from->used;
+        TRY(weight_take_entry(config, id, entry, from, err));
+        if (entry->pinned)
+            bytes->pinned += from->used - before;
+        else
+            weight_add_bytes(id, entry, from->used - before, bytes);
     }
     return OK;
+}
+
+Status weights_reserve(ModelWeights *weights, const WeightOptions *options, const Backend *backend, Error *err) {
+    const ModelConfig *config = &weights->config;
+    Arena arena, pinned;
+    WeightBytes bytes;
+    arena_count(&arena, "weights");
+    arena_count(&pinned, "weights in host memory");
+    TRY(weights_take(config, weights->entries, &arena, &pinned, &bytes, err));
+    TRY(arena_create(&weights->arena, "weights", bytes.arena, err));
+    if (bytes.pinned > 0)
+        TRY(pinned_arena_create(&weights->pinned, backend, options->exec, "weights in host memory", bytes.pinned, err));
+    return weights_take(config, weights->entries, &weights->arena, &weights->pinned, &bytes, err);
 }
 
 Status weights_plan(const ModelConfig *config, const WeightOptions *options, DType file_dtype, WeightBytes *bytes, Error *err) {
     int32_t count = weight_count(config);
     WeightEntry *entries = memory_calloc((size_t)count, sizeof *entries);
     weights_decide(config, options, file_dtype, entries);
-    Arena arena;
+    Arena arena, pinned;
     arena_count(&arena, "weights");
+    arena_count(&pinned, "weights in host memory");
     WeightShards shards = {.comm = NULL};
     Status status = options->ranks > 1 ? shards_take(config, entries, options->ranks, &arena, &shards, bytes, err)
-                                       : weights_take(config, entries, &arena, bytes, err);
+                                       : weights_take(config, entries, &arena, &pinned, bytes, err);
+    for (int32_t id = 0; id < count; id++)
+        if (entries[id].resident) bytes->dense += weight_dense_bytes(&entries[id], options->act);
     memory_free(shards.own);
     memory_free(shards.offsets);
     bytes->staging = weights_staging(entries, count, file_dtype);

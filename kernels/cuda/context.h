@@ -25,6 +25,18 @@ typedef struct CudaStage {
 } CudaStage;
 #define STAGES_MAX 2
 
+/* Weights being loaded (load.c). */
+#define LOAD_SLOTS_MAX 8
+typedef struct CudaLoad {
+    LoadPlan plan;
+    uint8_t *slots;   /* device: [plan.slots, plan.slot_bytes] */
+    float *constants; /* device: FP32 constants of the nested weight at hand */
+    float *offsets;   /* device: [plan.weights] */
+    uint64_t *bad;    /* device: [plan.weights] */
+    float *tables;    /* pinned: NF4's and FP4's 16 values, the nested map */
+    cudaEvent_t done[LOAD_SLOTS_MAX];
+} CudaLoad;
+
 typedef struct CudaContext {
     int index;
     char name[96];
@@ -55,6 +67,7 @@ typedef struct CudaContext {
     int whole;                        /* products take all rows of the capacity, so that their shapes never change */
     int64_t id_limit, position_limit; /* what the embedding and RoPE of this micro-batch took; 0: neither has run */
     CudaGraph graphs[GRAPHS_MAX], *capturing;
+    CudaLoad load;
     /* pinned copy of the micro-batch; grown when a larger capacity comes */
     uint8_t *staging;
     size_t staging_bytes;
@@ -87,6 +100,7 @@ void cuda_install_memory(Backend *backend);
 void cuda_install_batch(Backend *backend);
 void cuda_install_linear(Backend *backend);
 void cuda_install_stage(Backend *backend);
+void cuda_install_load(Backend *backend);
 void cuda_install_head(Backend *backend);
 void cuda_install_layers(Backend *backend);
 void cuda_install_flat(Backend *backend);

@@ -97,6 +97,7 @@ static void install(Backend *backend) {
     cuda_install_batch(backend);
     cuda_install_linear(backend);
     cuda_install_stage(backend);
+    cuda_install_load(backend);
     cuda_install_head(backend);
     cuda_install_layers(backend);
     cuda_install_flat(backend);

@@ -85,6 +85,13 @@ static Status stage(const Exec *exec, const LinearShape *shape, const LinearOper
     return OK;
 }
 
+static Status make_dense(const Exec *exec, const WeightView *weight, void *to, Error *err) {
+    CudaContext *context = context_of(exec);
+    CUDA_TRY(context, cuda_dequantize(weight, 0, weight->rows * weight->cols, to, exec->config.act, context->stream));
+    return OK;
+}
+
 void cuda_install_stage(Backend *backend) {
+    backend->make_dense = make_dense;
     backend->stage = stage;
 }
