@@ -2,36 +2,63 @@
 # gpu.sh [test|bench|all]: on a machine with a GPU, tests and measures what build/gpu holds (make gpu-bundle), in under nine minutes,
 # and ends with one table. It needs a driver and the CUDA libraries; a toolkit's compute-sanitizer and a Python with PyTorch,
 # transformers and PEFT are used where they are. build/gpu may have been made on another machine and carried here.
+# NIBBLE_TEST_DEVICE=emu BUNDLE=FOLDER tries the script itself where there is no GPU; give it a tiny ARCH and few TOKENS. FOLDER holds
+# nibble, its plugin and test_* programs.
 set -u
 cd "$(dirname "$0")/../.." || exit 2
 part=${1:-all}
-out=build/gpu/results
-nibble=build/gpu/nibble
+device=${NIBBLE_TEST_DEVICE:-cuda}
+bundle=${BUNDLE:-build/gpu}
+arch=${ARCH:-configs/arch/llama-3-8b.json}
+shapes=${ARCH:-configs/arch/llama-3-8b.json configs/arch/qwen2.5-0.5b.json configs/arch/qwen2.5-7b.json}
+small=${ARCH:-configs/arch/qwen2.5-0.5b.json}
+huge=${ARCH:-configs/arch/llama-3-70b.json}
+tokens=${TOKENS:-4096}
 python=${PEERS_PYTHON:-python3}
+nibble=$bundle/nibble
+case $part in
+    test | bench | all) ;;
+    *) echo "gpu.sh: want test, bench or all, got $part" >&2 && exit 2 ;;
+esac
+[[ -x $nibble ]] || { echo "gpu.sh: $bundle is empty: make gpu-bundle fills it, where nvcc is" >&2; exit 1; }
+out=$bundle/results
+scratch=$(mktemp -d) || exit 2
+trap 'rm -rf "$scratch"' EXIT
 mkdir -p "$out"
-export LD_LIBRARY_PATH=$PWD/build/gpu:${LD_LIBRARY_PATH:-}
+export NIBBLE_PLUGINS=$PWD/$bundle
+[[ $bundle != /* ]] || NIBBLE_PLUGINS=$bundle
+export LD_LIBRARY_PATH=$NIBBLE_PLUGINS:${LD_LIBRARY_PATH:-}
 for folder in $("$python" -c 'import glob, site; print(" ".join(glob.glob(site.getsitepackages()[0] + "/nvidia/*/lib")))' 2>/dev/null); do
     LD_LIBRARY_PATH+=:$folder # cuBLAS as PyTorch's wheels bring it
 done
-[[ -x $nibble ]] || { echo "gpu.sh: build/gpu is empty: make gpu-bundle fills it, where nvcc is" >&2; exit 1; }
-if ! "$nibble" bench optimizer --arch configs/arch/qwen2.5-0.5b.json --tokens 2 --device cuda >"$out/probe" 2>&1; then
+if ! "$nibble" bench optimizer --arch "$small" --tokens 2 --device "$device" >"$out/probe" 2>&1; then
     echo "skipped: $(tail -n 1 "$out/probe")"
     echo "0 passed, 0 failed, 1 skipped"
     exit 0
 fi
 rows=()
-row() { rows+=("$(printf '%-58s %s' "$1" "$2")"); }
+row() { rows+=("$(printf '%-46s %s' "$1" "$2")"); }
 start=$SECONDS passed=0 failed=0
-left() { echo $((530 - (SECONDS - start))); } # seconds
+left() { echo $((525 - (SECONDS - start))); } # seconds
+limit() { local most=$1 now; now=$(left); echo $((now < most ? now : most)); }
 
 one() { # NAME SECONDS COMMAND...
-    local name=$1 limit=$2 log
+    local name=$1 most log begin=$SECONDS status
+    most=$(limit "$2")
     shift 2
     log=$out/${name//[^a-z0-9]/-}.log
-    ((limit > $(left))) && limit=$(left)
-    if ((limit > 5)) && timeout "$limit" "$@" >"$log" 2>&1 && ! grep -q '^not ok' "$log"; then
+    if ((most < 5)); then
+        row "$name" "not run: no time is left"
+        return
+    fi
+    timeout "$most" "$@" >"$log" 2>&1
+    status=$?
+    if ((status == 0)) && ! grep -q '^not ok' "$log"; then
         passed=$((passed + 1))
-        row "$name" "passed"
+        row "$name" "passed ($((SECONDS - begin)) s)"
+    elif ((status == 124)); then
+        failed=$((failed + 1))
+        row "$name" "FAILED: not done after $most s ($log)"
     else
         failed=$((failed + 1))
         row "$name" "FAILED ($log)"
@@ -39,53 +66,101 @@ one() { # NAME SECONDS COMMAND...
     fi
 }
 
-if [[ $part != bench ]]; then
-    for program in build/gpu/test_*; do CMOCKA_MESSAGE_OUTPUT=TAP one "$(basename "$program")" 60 "$program"; done
-    sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
-    if [[ -n $sanitizer ]]; then
-        for tool in memcheck racecheck; do
-            for name in test_dequantize test_norm test_attention test_lora; do
-                [[ -x build/gpu/$name ]] && one "$tool $name" 60 "$sanitizer" --tool "$tool" --error-exitcode 9 "build/gpu/$name"
-            done
-        done
-    else
-        row "compute-sanitizer" "not installed"
-    fi
-    NIBBLE=$nibble NIBBLE_PLUGINS=$PWD/build/gpu NIBBLE_TEST_DEVICE=cuda one "training, evaluation, generation on the device" 150 bash tests/e2e/emu.sh
-fi
+tests() {
+    local program
+    for program in "$bundle"/test_*; do
+        [[ -x $program ]] && CMOCKA_MESSAGE_OUTPUT=TAP one "$(basename "$program")" 60 "$program"
+    done
+    NIBBLE=$nibble NIBBLE_TEST_DEVICE=$device one "training, evaluation, generation on the device" 150 bash tests/e2e/emu.sh
+}
 
-number() { sed -nE "s/.*\"$1\": ([-+.e0-9]+).*/\1/p" "$2" | head -n 1; }
-if [[ $part != test ]]; then
-    arch=configs/arch/llama-3-8b.json
-    for kind in dequant gemm attention loss optimizer; do
-        (($(left) > 60)) || break
-        if timeout 60 "$nibble" bench "$kind" --arch "$arch" --tokens 4096 --length 4096 --device cuda >"$out/$kind.txt" 2>&1; then
-            while IFS= read -r line; do row "8B: $kind" "$line"; done < <(tail -n +2 "$out/$kind.txt")
-            row "8B: $kind, ceilings" "$(head -n 1 "$out/$kind.txt")"
-        else
-            row "8B: $kind" "FAILED: $(tail -n 1 "$out/$kind.txt")"
-        fi
-    done
-    for shape in llama-3-8b qwen2.5-0.5b qwen2.5-7b; do
-        (($(left) > 90)) || break
-        log=$out/step-$shape.json
-        if timeout 120 "$nibble" bench step --arch "configs/arch/$shape.json" --tokens 4096 --length 4096 --set lora.rank=16 --device cuda --json \
-            >"$log" 2>"$log.err"; then
-            row "$shape: step, 4096 tokens" "$(number tokens_per_second "$log") tokens/s, $(number peak_fraction "$log") of the GEMM peak, $(number device_bytes "$log") bytes"
-        else
-            row "$shape: step" "FAILED: $(tail -n 1 "$log.err")"
-        fi
-    done
-    if "$python" -c 'import torch, transformers, peft' 2>/dev/null; then
-        for options in "" "--compile"; do
-            (($(left) > 60)) || break
-            # shellcheck disable=SC2086 # a word or none
-            row "PEFT ${options:-eager}: 8B step" "$(timeout $(($(left) < 150 ? $(left) : 150)) "$python" tests/peers/bench_gpu.py --arch "$arch" --tokens 4096 --rank 16 $options 2>"$out/peft.err" | tail -n 1)"
-        done
-    else
-        row "PEFT" "not measured: no PyTorch, transformers and PEFT in $python"
+sanitize() {
+    local sanitizer tool name
+    sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
+    if [[ -z $sanitizer ]]; then
+        row "compute-sanitizer" "not installed"
+        return
     fi
-fi
+    for tool in memcheck racecheck; do
+        for name in test_dequantize test_norm test_attention test_lora; do
+            [[ -x $bundle/$name ]] && one "$tool $name" 60 "$sanitizer" --tool "$tool" --error-exitcode 9 "$bundle/$name"
+        done
+    done
+}
+
+number() { sed -nE "s/.*\"$1\": ([-+.e0-9]+).*/\1/p" "$2" 2>/dev/null | head -n 1; }
+word() { sed -nE "s/.*\"$1\": \"?([^\",}]+).*/\1/p" "$2" 2>/dev/null | head -n 1; }
+times() { awk -v a="$1" -v b="$2" 'BEGIN { if (b > 0) printf "%.2f", a / b; else printf "?" }'; }
+gib() { awk -v bytes="${1:-0}" 'BEGIN { printf "%.2f GiB", bytes / 1073741824 }'; }
+
+operations() {
+    local kind line
+    for kind in dequant gemm attention loss optimizer; do
+        (($(left) > 60)) || { row "$kind" "not measured: no time is left" && continue; }
+        if timeout "$(limit 60)" "$nibble" bench "$kind" --arch "$arch" --seq "$tokens" --device "$device" >"$out/$kind.txt" 2>"$out/$kind.err"; then
+            while IFS= read -r line; do row "$kind" "$line"; done < <(tail -n +2 "$out/$kind.txt")
+            row "$kind, ceilings" "$(head -n 1 "$out/$kind.txt")"
+        else
+            row "$kind" "FAILED: $(tail -n 1 "$out/$kind.err")"
+        fi
+    done
+}
+
+step() { # NAME ARCH TOKENS SECONDS: leaves $out/step-NAME.json
+    local log=$out/step-$1.json
+    (($(left) > 40)) || { row "step of $1" "not measured: no time is left" && return; }
+    if timeout "$(limit "$4")" "$nibble" bench step --arch "$2" --seq "$3" --rank 16 --device "$device" --json >"$log" 2>"$log.err"; then
+        row "step of $1, $3 tokens" "$(number tokens_per_second "$log") tokens/s, $(number fraction_of_gemm_peak "$log") of the GEMM peak"
+        row "" "dequantization $(number dequantization_share "$log") of it, idle $(number idle_share "$log"), arenas $(gib "$(number device_bytes "$log")"), in use $(gib "$(number peak_bytes "$log")")"
+    else
+        row "step of $1" "FAILED: $(tail -n 1 "$log.err")"
+    fi
+}
+
+loading() {
+    (($(left) > 60)) || { row "load" "not measured: no time is left" && return; }
+    if timeout "$(limit 60)" "$nibble" synth --arch "$small" --out "$scratch/model" >"$out/synth.txt" 2>&1 &&
+        timeout "$(limit 60)" "$nibble" bench load "$scratch/model" --device "$device" >"$out/load.txt" 2>"$out/load.err"; then
+        row "load $(basename "$small" .json)" "$(tail -n 1 "$out/load.txt")"
+    else
+        row "load" "FAILED: $(cat "$out/synth.txt" "$out/load.err" 2>/dev/null | tail -n 1)"
+    fi
+}
+
+# PEFT on the same shape, side by side: eager and compiled; BF16 where bitsandbytes is missing.
+peer() {
+    local options log ours
+    if ! "$python" -c 'import torch, transformers, peft; assert torch.cuda.is_available()' 2>/dev/null; then
+        row "PEFT" "not measured: no PyTorch with CUDA, transformers and PEFT in $python"
+        return
+    fi
+    ours=$(number tokens_per_second "$out/step-$(basename "$arch" .json).json")
+    for options in "" "--compile"; do
+        log=$out/peft${options}.json
+        (($(left) > 40)) || { row "PEFT ${options:-eager}" "not measured: no time is left" && continue; }
+        # shellcheck disable=SC2086 # a word or none
+        if timeout "$(limit 120)" "$python" tests/peers/bench_gpu.py --arch "$arch" --tokens "$tokens" --rank 16 $options >"$log" 2>"$log.err"; then
+            row "PEFT ${options:-eager}, $(word base "$log")" \
+                "$(number tokens_per_second "$log") tokens/s, $(gib "$(number peak_bytes "$log")"); nibble is $(times "$ours" "$(number tokens_per_second "$log")") times as fast"
+        else
+            row "PEFT ${options:-eager}" "FAILED: $(tail -n 1 "$log.err")"
+        fi
+    done
+}
+
+measurements() {
+    local shape
+    operations
+    for shape in $shapes; do step "$(basename "$shape" .json)" "$shape" "$tokens" 90; done
+    peer
+    step "$(basename "$arch" .json)-short" "$arch" $((tokens / 2)) 60
+    loading
+    step "$(basename "$huge" .json)-huge" "$huge" $((tokens / 4)) 120
+}
+
+[[ $part == bench ]] || tests
+[[ $part == test ]] || measurements
+[[ $part == bench ]] || sanitize
 echo
 printf '%s\n' "${rows[@]}" | tee "$out/table.txt"
 echo "$((SECONDS - start)) s"
