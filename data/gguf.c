@@ -12,9 +12,9 @@
 Status gguf_open(GgufFile **out, const char *path, Error *err) {
     GgufFile *file = memory_calloc(1, sizeof *file);
     *out = NULL;
-    file->path = memory_strdup(path);
+    file->path = file_is_folder(path) ? path_join(path, GGUF_MODEL_FILE) : memory_strdup(path);
     file->fd = -1;
-    Status status = file_open(path, &file->fd, &file->size, err);
+    Status status = file_open(file->path, &file->fd, &file->size, err);
     if (status == OK) status = gguf_header_read(file, err);
     if (status == OK)
         *out = file;

@@ -71,7 +71,9 @@ typedef struct GgufTensor {
 
 typedef struct GgufFile GgufFile;
 
-/* Opens and checks everything but the tensors' data. */
+#define GGUF_MODEL_FILE "model.gguf"
+
+/* Opens and checks everything but the tensors' data. Of a folder: the GGUF_MODEL_FILE in it. */
 Status gguf_open(GgufFile **file, const char *path, Error *err);
 void gguf_close(GgufFile *file); /* NULL is fine */
 const char *gguf_path(const GgufFile *file);

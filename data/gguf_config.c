@@ -73,7 +73,7 @@ static Status read_architecture(Meta *m, Error *err) {
             if (gguf_find(m->file, "general.type") == NULL) return OK;
             TRY(gguf_get_string(m->file, "general.type", &type, err));
             if (type.length == 5 && memcmp(type.bytes, "model", 5) == 0) return OK;
-            FAIL("%s: want a model, got general.type \"%.*s\"; an adapter is exported from a PEFT folder, not run from GGUF",
+            FAIL("%s: want a model, got general.type \"%.*s\"; give it as --adapter, with the model that it was trained on",
                  path, (int)(type.length < 40 ? type.length : 40), type.bytes);
         }
     FAIL("%s: general.architecture: want llama, qwen2 or qwen3, got \"%.*s\"", path, (int)(name.length < 40 ? name.length : 40),

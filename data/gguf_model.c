@@ -7,10 +7,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "core/file.h"
 #include "core/memory.h"
 #include "data/safetensors_private.h"
 
-int gguf_is_file(const char *path) {
+static int begins_as_gguf(const char *path) {
     char magic[4];
     struct stat info;
     if (stat(path, &info) != 0 || !S_ISREG(info.st_mode)) return 0;
@@ -18,6 +19,15 @@ int gguf_is_file(const char *path) {
     if (fd < 0) return 0;
     int found = pread(fd, magic, sizeof magic, 0) == (ssize_t)sizeof magic && memcmp(magic, "GGUF", sizeof magic) == 0;
     (void)close(fd);
+    return found;
+}
+
+int gguf_is_file(const char *path) {
+    if (!file_is_folder(path)) return begins_as_gguf(path);
+    char *config = path_join(path, "config.json"), *file = path_join(path, GGUF_MODEL_FILE);
+    int found = !file_exists(config) && begins_as_gguf(file);
+    memory_free(config);
+    memory_free(file);
     return found;
 }
 

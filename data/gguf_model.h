@@ -17,7 +17,7 @@
 #include "data/hf_config.h"
 #include "data/safetensors.h"
 
-/* Whether `path` is a file that begins as GGUF files do. */
+/* Whether `path` is a file that begins as GGUF files do, or a folder that holds GGUF_MODEL_FILE, which is one, and no config.json. */
 int gguf_is_file(const char *path);
 
 /* The model's config.json. */

@@ -232,10 +232,10 @@ Status tensors_open(TensorFiles **files, const char *path, const char *stem, Err
     TensorFiles *set = memory_calloc(1, sizeof *set);
     *files = NULL;
     Status status;
-    if (file_is_folder(path)) {
-        status = folder_open(set, path, stem != NULL ? stem : "model", err);
-    } else if (gguf_is_file(path)) {
+    if (gguf_is_file(path) && (stem == NULL || !file_is_folder(path))) {
         status = gguf_add(set, path, err);
+    } else if (file_is_folder(path)) {
+        status = folder_open(set, path, stem != NULL ? stem : "model", err);
     } else {
         status = file_add(set, memory_strdup(path), NULL, err);
         if (status == OK) status = tensors_add(set, err);

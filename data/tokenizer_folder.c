@@ -120,6 +120,11 @@ static Status find_file(const char *path, char **folder, char **file, Form *form
         memory_free(*file);
         *file = NULL;
     }
+    *form = FORM_GGUF;
+    if (gguf_is_file(path)) {
+        *file = memory_strdup(path);
+        return OK;
+    }
     FAIL(
         "%s: want a tokenizer: tokenizer.json, tokenizer.model (SentencePiece or tiktoken), or vocab.json with merges.txt; got "
         "none of them",

@@ -1,4 +1,4 @@
-/* LoRA adapters: made from a config, read from and written to PEFT folders.
+/* LoRA adapters: made from a config, read from and written to PEFT folders, and read from llama.cpp's LoRA files.
  *
  * A PEFT folder is adapter_config.json + adapter_model.safetensors; names are
  * "base_model.model." + module path + ".lora_A.weight" [r, in] / ".lora_B.weight" [out, r]. What is written are exactly the
@@ -18,7 +18,8 @@
 Status adapter_create(Adapter *adapter, ParamSet *params, const Config *config, const ModelConfig *model, Error *err);
 /* The same from a PEFT folder: ranks from the tensors' shapes, scales from r, lora_alpha, use_rslora, rank_pattern and
  * alpha_pattern. Refused by name: DoRA, lora_bias, modules_to_save, bias other than "none", embeddings, fan_in_fan_out,
- * anything else that would change the computation. dropout is 0. */
+ * anything else that would change the computation. dropout is 0. folder may also be a GGUF file with a LoRA adapter, or a folder
+ * with one (adapter_gguf.h), here and in what follows. */
 Status adapter_read(Adapter *adapter, ParamSet *params, const char *folder, const ModelConfig *model, Error *err);
 /* The same, but a DoRA adapter is accepted (adapter->dora). */
 Status adapter_read_for_merge(Adapter *adapter, ParamSet *params, const char *folder, const ModelConfig *model, Error *err);

@@ -5,6 +5,7 @@
 
 #include "core/file.h"
 #include "data/safetensors.h"
+#include "train/adapter_gguf.h"
 #include "train/adapter_internal.h"
 #include "train/adapter_peft.h"
 #include "train/output_folder.h"
@@ -89,6 +90,7 @@ static Status read_structure(Adapter *adapter, const char *folder, const TensorF
 
 static Status read_folder(Adapter *adapter, ParamSet *params, const char *folder, const ModelConfig *model, int dora_is_fine,
                           Error *err) {
+    if (adapter_is_gguf(folder)) return adapter_gguf_read(adapter, params, folder, model, err);
     memset(adapter, 0, sizeof *adapter);
     TensorFiles *files;
     TRY(tensors_open(&files, folder, "adapter_model", err));
@@ -162,6 +164,7 @@ Status adapter_read_magnitudes(const Adapter *adapter, const char *folder, const
 
 Status adapter_read_values(const Adapter *adapter, const ParamSet *params, const char *folder, const ModelConfig *model,
                            float *master, Error *err) {
+    if (adapter_is_gguf(folder)) return adapter_gguf_values(params, folder, model, master, err);
     TensorFiles *files;
     TRY(tensors_open(&files, folder, "adapter_model", err));
     Status status = OK;

@@ -10,12 +10,13 @@
 #define NIBBLE_TRAIN_EXPORT_GGUF_H
 
 #include "data/gguf.h"
+#include "train/adapter_gguf.h"
 #include "train/export.h"
 #include "train/export_gguf_mix.h"
 #include "train/gguf_names.h"
 
-#define EXPORT_GGUF_FILE "model.gguf" /* in the folder */
-#define EXPORT_LORA_GGUF_FILE "adapter.gguf"
+#define EXPORT_GGUF_FILE GGUF_MODEL_FILE /* in the folder */
+#define EXPORT_LORA_GGUF_FILE ADAPTER_GGUF_FILE
 
 Status gguf_put_model(GgufWriter *writer, const ModelConfig *config, const char *name, const GgufMix *mix, Error *err);
 /* llama3: what each inverse frequency is divided by; overwrites factors [head_dim / 2] (rope_freqs.weight). */

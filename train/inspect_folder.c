@@ -6,9 +6,11 @@
 
 #include "core/file.h"
 #include "core/memory.h"
+#include "data/gguf_model.h"
 #include "data/hf_config.h"
 #include "data/template.h"
 #include "data/tokenizer.h"
+#include "train/adapter_gguf.h"
 #include "train/checkpoint.h"
 #include "train/config.h"
 #include "train/inspect.h"
@@ -279,6 +281,13 @@ static Status inspect_run(InspectOutput *out, const char *folder, Error *err) {
     return status;
 }
 
+static Status inspect_gguf_inside(InspectOutput *out, const char *folder, const char *name, Error *err) {
+    char *path = path_join(folder, name);
+    Status status = inspect_gguf(out, path, err);
+    memory_free(path);
+    return status;
+}
+
 Status inspect_path(InspectOutput *out, const char *path, Error *err) {
     if (!file_exists(path)) FAIL("%s: there is no such file or folder", path);
     inspect_string(out, "path", path);
@@ -290,6 +299,8 @@ Status inspect_path(InspectOutput *out, const char *path, Error *err) {
         return add_tensors(out, path, NULL, err);
     }
     if (has(path, "adapter_config.json")) return inspect_adapter(out, path, err);
+    if (gguf_is_file(path)) return inspect_gguf(out, path, err);
+    if (adapter_is_gguf(path)) return inspect_gguf_inside(out, path, ADAPTER_GGUF_FILE, err);
     if (has(path, "state.json")) return inspect_checkpoint(out, path, err);
     if (has(path, "config.json") && (has(path, "metrics.jsonl") || has(path, "checkpoints")))
         return inspect_run(out, path, err);

@@ -124,6 +124,11 @@ static void add_tensors(InspectOutput *out, const GgufFile *file) {
 static void add_use(InspectOutput *out, const GgufFile *file) {
     Text config = {0};
     Error why = {0};
+    GgufString type = {0};
+    if (gguf_get_string(file, "general.type", &type, &why) == OK && type.length == 7 && memcmp(type.bytes, "adapter", 7) == 0) {
+        inspect_string(out, "runs_here", "as --adapter, with the model that it was trained on");
+        return;
+    }
     int runs = gguf_config_text(file, &config, &why) == OK;
     inspect_string(out, "runs_here", runs ? "yes" : why.text);
     text_free(&config);

@@ -35,11 +35,23 @@ same_but_name() { # general.name is the folder's
 }
 mkdir -p "$work/one" "$work/two"
 check "the number of threads changes no byte" same_but_name
+loss_of() { run 0 eval "$@" --data "$work/data.jsonl" --precision f32 --json && grep -o '"loss": [0-9.]*' "$work/out"; }
 lora() {
     export_to lora --adapter "$adapter" --format lora-gguf && out_has "read back: every value" && run 0 inspect "$work/lora/adapter.gguf" &&
         out_has "blk.0.ffn_down.weight.lora_a" && out_has "adapter.lora.alpha"
 }
 check "lora-gguf holds A and B under their weights' names" lora
+lora_as_adapter() { # the same numbers: the run's loss to the last digit, and the same merge
+    local own file folder
+    own=$(loss_of "$model" --adapter "$adapter") && file=$(loss_of "$model" --adapter "$work/lora/adapter.gguf") && folder=$(loss_of "$model" --adapter "$work/lora") &&
+        [[ -n $own && $own == "$file" && $own == "$folder" ]] || { echo "# $own, $file, $folder"; return 1; }
+    export_to m1 --adapter "$adapter" --onto original --format hf --dtype f32 --no-verify && export_to m2 --adapter "$work/lora" --onto original --format hf --dtype f32 --no-verify &&
+        cmp "$work/m1/model.safetensors" "$work/m2/model.safetensors" && run 0 inspect "$work/lora" && out_has "as --adapter" &&
+        run 0 generate "$model" --adapter "$work/lora" --prompt say --max-tokens 2 && run 1 eval "$work/lora/adapter.gguf" --data "$work/data.jsonl" && err_has "give it as --adapter"
+}
+check "a GGUF adapter is read where a PEFT folder is" lora_as_adapter
+folder_as_model() { [[ $(loss_of "$work/f32") == "$(loss_of "$work/f32/model.gguf")" ]] && run 0 inspect "$work/f32" && out_has "runs here" && run 0 generate "$work/f32" --prompt say --max-tokens 2; }
+check "the folder that was written is a model too" folder_as_model
 refusals() {
     fails_with "--gguf-type: want" export "$model" --format gguf --gguf-type Q9 --out "$work/no" &&
         fails_with "belongs to --format gguf" export "$model" --format hf --gguf-type Q8_0 --out "$work/no" &&
@@ -63,7 +75,6 @@ kept_blocks() {
     done
 }
 check "an unmodified GGUF file exported to its own type is the same file" kept_blocks
-loss_of() { run 0 eval "$@" --data "$work/data.jsonl" --precision f32 --json && grep -o '"loss": [0-9.]*' "$work/out"; }
 same_loss() {
     local folder file
     folder=$(loss_of "$model") && file=$(loss_of "$work/f32/model.gguf") && [[ -n $folder && $folder == "$file" ]] || { echo "# $folder, $file"; false; }

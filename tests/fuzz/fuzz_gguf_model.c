@@ -1,5 +1,5 @@
 /* A whole GGUF file as MODEL: what nibble does with one before it computes. The config that stands for its metadata, the tensors
- * under their names with their rows in order, the tokenizer and the files that an export would write of it, the weights.
+ * under their names with their rows in order, the tokenizer and the files that an export would write of it, the weights. And as an adapter.
  */
 #include <stdint.h>
 #include <stdio.h>
@@ -11,6 +11,8 @@
 #include "core/memory.h"
 #include "data/gguf_model.h"
 #include "data/tokenizer.h"
+#include "tests/support/model_folder.h"
+#include "train/adapter.h"
 #include "train/weights.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -84,6 +86,24 @@ static void tokenize(const char *path) {
     gguf_close(file);
 }
 
+/* As an adapter of a small model. */
+static void adapt(const char *path) {
+    static const char text[] = TINY_CONFIG("llama", "");
+    Error err;
+    Adapter adapter = {0};
+    ParamSet params = {0};
+    ModelConfig *model = memory_alloc(sizeof *model);
+    if (model_config_parse("config", text, sizeof text - 1, model, &err) != OK) abort();
+    if (gguf_is_file(path) && adapter_read(&adapter, &params, path, model, &err) == OK) {
+        float *values = memory_calloc((size_t)params.elements, sizeof *values);
+        (void)adapter_read_values(&adapter, &params, path, model, values, &err);
+        memory_free(values);
+    }
+    adapter_free(&adapter);
+    params_free(&params);
+    memory_free(model);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     int fd = memfd_create("fuzz", 0);
     if (fd < 0 || write(fd, data, size) != (ssize_t)size) abort();
@@ -102,6 +122,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         }
     }
     tokenize(path);
+    adapt(path);
     memory_free(config);
     (void)close(fd);
     return 0;
