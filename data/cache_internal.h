@@ -27,13 +27,13 @@ typedef struct CacheFrame {
     uint64_t checksum;      /* of those bytes */
 } CacheFrame;
 
-/* The start of the file "meta"; then CacheFileMeta[files], the reason of the first skip, and a checksum of all before it. */
+/* The start of the file "meta"; then CacheFileMeta[files], the reasons for skipping, and a checksum of all before it. */
 typedef struct CacheMeta {
     uint64_t magic, version, key;
     int64_t sequences, tokens, files, shards, largest_frame; /* largest_frame: in tokens */
     int64_t records, skipped_bad, skipped_untrained, truncated, split, dropped, trained_tokens, longest;
     int64_t with_tools;
-    int64_t first_skip; /* bytes of text; -1: nothing was skipped */
+    int64_t skip_reasons; /* bytes of text; -1: nothing was skipped */
     uint64_t counts[SECTION_COUNT], checksums[SECTION_COUNT];
 } CacheMeta;
 

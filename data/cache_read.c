@@ -97,7 +97,7 @@ static Status read_meta(TokenCache *cache, uint64_t key, Error *err) {
     if (checksum != hash_bytes(cache->text, length - sizeof checksum))
         FAIL("%s: the file meta does not match its checksum", cache->folder);
     if (m->key != key) FAIL("%s: holds other data than its name says", cache->folder);
-    size_t text = m->first_skip < 0 ? 0 : (size_t)m->first_skip;
+    size_t text = m->skip_reasons < 0 ? 0 : (size_t)m->skip_reasons;
     if (m->files < 1 || size_mul((size_t)m->files, sizeof(CacheFileMeta), &files) || files > length || text > length ||
         sizeof *m + files + text + sizeof checksum != length)
         FAIL("%s: the file meta has not the length it wants", cache->folder);
@@ -345,8 +345,8 @@ static Status describe_files(const TokenCache *cache, Dataset *out, Error *err) 
         memcpy(out->files[f].template_name, file.template_name, sizeof file.template_name);
     }
     if (total != cache->meta.sequences) FAIL("%s: its files have not all of its sequences", cache->folder);
-    if (cache->meta.first_skip < 0) return OK;
-    out->first_skip = memory_format("%.*s", (int)cache->meta.first_skip, at);
+    if (cache->meta.skip_reasons < 0) return OK;
+    out->skip_reasons = memory_format("%.*s", (int)cache->meta.skip_reasons, at);
     return OK;
 }
 

@@ -198,7 +198,7 @@ static Status write_meta(CacheWriter *writer, const Dataset *d, uint64_t key, Er
                       .trained_tokens = writer->trained_tokens,
                       .longest = writer->longest,
                       .with_tools = d->with_tools,
-                      .first_skip = d->first_skip == NULL ? -1 : (int64_t)strlen(d->first_skip)};
+                      .skip_reasons = d->skip_reasons == NULL ? -1 : (int64_t)strlen(d->skip_reasons)};
     Text text = {0};
     for (int s = 0; s < SECTION_COUNT; s++) {
         meta.counts[s] = writer->sections[s].count;
@@ -210,7 +210,7 @@ static Status write_meta(CacheWriter *writer, const Dataset *d, uint64_t key, Er
         memcpy(file.template_name, d->files[f].template_name, sizeof file.template_name);
         text_add(&text, (const char *)&file, sizeof file);
     }
-    if (d->first_skip != NULL) text_adds(&text, d->first_skip);
+    if (d->skip_reasons != NULL) text_adds(&text, d->skip_reasons);
     uint64_t checksum = hash_bytes(text.data, text.length);
     text_add(&text, (const char *)&checksum, sizeof checksum);
     char *path = path_join(writer->folder, "meta");

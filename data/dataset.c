@@ -30,6 +30,7 @@ typedef struct Run {
     uint64_t bytes_before, bytes_total; /* on disk: of the files before this one; of all */
     double begin, reported;             /* clock */
     CacheWriter *writer;                /* NULL: the sequences go to out */
+    SkipKinds skips;
     Dataset *out;
 } Run;
 
@@ -109,10 +110,8 @@ static Status collect_slot(Run *run, Slot *slot, Error *err) {
         return error_set(err, slot->status, "%s (set data.on_error to \"skip\" to leave out bad records)", slot->reason);
     }
     out->skipped_bad++;
-    if (out->first_skip == NULL) {
-        out->first_skip = slot->reason;
-        slot->reason = NULL;
-    }
+    skips_add(&run->skips, slot->reason);
+    slot->reason = NULL;
     return OK;
 }
 
@@ -306,12 +305,14 @@ static Status check_result(const DatasetOptions *options, const Dataset *d, Erro
     if (d->count > 0) return OK;
     if (d->records == 0) FAIL("%s%s: there are no records in it", path, more);
     FAIL(
-        "%s%s: nothing in it is trained: of %lld records %lld were bad%s%s%s, %lld were dropped for their length, and %lld had "
+        "%s%s: nothing in it is trained: of %lld records %lld were bad%s%.*s%s, %lld were dropped for their length, and %lld "
+        "had "
         "no trained token (%lld of them or others were cut at data.max_length %lld; raise it if answers come late, and look at "
         "data.train_on and at empty texts)",
-        path, more, (long long)d->records, (long long)d->skipped_bad, d->first_skip != NULL ? " (first: " : "",
-        d->first_skip != NULL ? d->first_skip : "", d->first_skip != NULL ? ")" : "", (long long)d->dropped,
-        (long long)d->skipped_untrained, (long long)d->truncated, (long long)options->max_length);
+        path, more, (long long)d->records, (long long)d->skipped_bad, d->skip_reasons != NULL ? " (" : "",
+        d->skip_reasons != NULL ? (int)strcspn(d->skip_reasons, "\n") : 0, d->skip_reasons != NULL ? d->skip_reasons : "",
+        d->skip_reasons != NULL ? ")" : "", (long long)d->dropped, (long long)d->skipped_untrained, (long long)d->truncated,
+        (long long)options->max_length);
 }
 
 static Status read_file(Run *run, const DatasetFile *file, Error *err) {
@@ -379,8 +380,10 @@ Status dataset_read_into(const DatasetOptions *options, Dataset *out, CacheWrite
     run.begin = run.reported = clock_seconds();
     for (int64_t f = 0; f < names.file_count; f++)
         TRY_GOTO(read_file(&run, &names.files[f], err));
+    out->skip_reasons = skips_print(&run.skips);
     TRY_GOTO(check_result(options, out, err));
 done:
+    skips_free(&run.skips);
     for (int w = 0; w < run.workers; w++)
         encode_scratch_free(&run.scratch[w]);
     memory_free(run.scratch);

@@ -82,7 +82,7 @@ typedef struct Dataset {
     int64_t records, skipped_bad, skipped_untrained, truncated, split, dropped, trained_tokens, longest;
     int64_t with_tools; /* records with definitions, calls or results of tools */
     uint64_t hash;      /* of the sequences' hashes in order, and of weights other than 1 */
-    char *first_skip;   /* why the first bad record was skipped; NULL when none was */
+    char *skip_reasons; /* why bad records were skipped: a line for the first of each kind; NULL when none was */
 } Dataset;
 
 /* Reads and tokenizes everything, or finds it tokenized in options->cache. JSONL, JSON array, CSV or plain text by extension and first byte, each file with its own

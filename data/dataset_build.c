@@ -155,7 +155,7 @@ void dataset_free(Dataset *dataset) {
     for (int64_t f = 0; f < dataset->file_count; f++)
         memory_free(dataset->files[f].path);
     memory_free(dataset->files);
-    memory_free(dataset->first_skip);
+    memory_free(dataset->skip_reasons);
     *dataset = (Dataset){0};
 }
 
@@ -226,7 +226,7 @@ static void copy_chosen(const Dataset *all, const uint8_t *held, uint8_t which, 
     out->truncated = all->truncated;
     out->split = all->split;
     out->dropped = all->dropped;
-    if (all->first_skip != NULL) out->first_skip = memory_strdup(all->first_skip);
+    if (all->skip_reasons != NULL) out->skip_reasons = memory_strdup(all->skip_reasons);
     dataset_finish(out);
 }
 

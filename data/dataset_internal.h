@@ -56,6 +56,17 @@ void record_file_consume(RecordFile *file, size_t bytes);
 Status table_open(RecordFile *file, Error *err); /* reads the first row */
 Status table_next(RecordFile *file, RecordBytes *bytes, int *found, Error *err);
 
+/* ---- dataset_skips.c ---- */
+#define SKIP_KINDS 6
+typedef struct SkipKinds {
+    char *reasons[SKIP_KINDS]; /* owned */
+    int64_t times[SKIP_KINDS], others;
+    int count;
+} SkipKinds;
+void skips_add(SkipKinds *skips, char *reason); /* takes it over */
+char *skips_print(const SkipKinds *skips);      /* a line each; NULL when there are none; memory_free */
+void skips_free(SkipKinds *skips);
+
 /* ---- dataset_encode.c ---- */
 typedef struct EncodeRules { /* one for the whole data set */
     const Tokenizer *tokenizer;

@@ -120,6 +120,23 @@ static void add_lengths(InspectOutput *out, const Dataset *data) {
     text_adds(&out->text, out->json ? "]" : "");
 }
 
+/* One a line in the data set's text. */
+static void add_reasons(InspectOutput *out, const char *lines) {
+    inspect_key(out, "skip_reasons");
+    text_adds(&out->text, out->json ? "[" : "\n");
+    for (const char *line = lines; *line != 0;) {
+        size_t length = strcspn(line, "\n");
+        text_adds(&out->text, out->json ? (line > lines ? ", " : "") : "  ");
+        if (out->json)
+            text_add_json_string(&out->text, line, length);
+        else
+            text_add(&out->text, line, length);
+        text_adds(&out->text, out->json ? "" : "\n");
+        line += length + (line[length] != 0);
+    }
+    text_adds(&out->text, out->json ? "]" : "");
+}
+
 static void add_figures(InspectOutput *out, const Trainer *trainer) {
     const Dataset *data = &trainer->train_data;
     Text name = {0};
@@ -140,7 +157,7 @@ static void add_figures(InspectOutput *out, const Trainer *trainer) {
     inspect_integer(out, "split", data->split);
     inspect_integer(out, "dropped", data->dropped);
     inspect_integer(out, "skipped_bad", data->skipped_bad);
-    if (data->first_skip != NULL) inspect_string(out, "first_skip", data->first_skip);
+    if (data->skip_reasons != NULL) add_reasons(out, data->skip_reasons);
     inspect_integer(out, "skipped_untrained", data->skipped_untrained);
     inspect_integer(out, "micro_batches", pack_count(trainer->stream.plan));
     inspect_number(out, "packing_fill", pack_fill(trainer->stream.plan));

@@ -80,8 +80,12 @@ static void log_data(const char *what, const char *path, const Dataset *data) {
         if (data->files[f].count == 0)
             log_warning("%s: nothing in it is trained: none of its %lld records is left", data->files[f].path,
                         (long long)data->files[f].records);
-    if (data->skipped_bad > 0)
-        log_warning("%s: %lld bad records were skipped, the first: %s", path, (long long)data->skipped_bad, data->first_skip);
+    if (data->skipped_bad > 0) log_warning("%s: %lld bad records were skipped:", path, (long long)data->skipped_bad);
+    for (const char *line = data->skipped_bad > 0 ? data->skip_reasons : NULL; line != NULL && *line != 0;) {
+        int length = (int)strcspn(line, "\n");
+        log_warning("  %.*s", length, line);
+        line += length + (line[length] != 0);
+    }
     if (data->skipped_untrained > 0)
         log_warning("%s: %lld records were dropped because nothing trained is left in them", path,
                     (long long)data->skipped_untrained);

@@ -251,6 +251,13 @@ inspect_controls() { # data cannot write to the terminal: no escape sequence and
     run 0 inspect --data "$work/run.json" --set data.path="$work/controls.jsonl" --json && is_json && out_has '\u001b[31mred'
 }
 check "inspect --data shows control characters as such" inspect_controls
+inspect_reasons() {
+    printf '{"text": "a"}\n{"text": 7}\n[1]\n{"text": 8}\n{"text": "b"}\n' >"$work/reasons.jsonl"
+    run 0 inspect --data "$work/run.json" --set data.path="$work/reasons.jsonl" --set data.on_error=skip --json && is_json &&
+        [[ $(value skipped_bad) == 3 ]] && out_has 'line 2: text: want a string, got an integer (and 1 more like it)", "' || return 1
+    run 0 inspect --data "$work/run.json" --set data.path="$work/reasons.jsonl" --set data.on_error=skip && out_has "line 3: a record: want an object" && err_has "3 bad records were skipped"
+}
+check "inspect --data counts what was skipped by reason" inspect_reasons
 inspect_ends() {
     echo '{"messages": [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": "It is."}]}' >"$work/ends.jsonl"
     run 0 inspect --data "$work/run.json" --set data.path="$work/ends.jsonl" --set data.template=llama3 && err_has "<|eot_id|>, which is no token of this model" || return 1

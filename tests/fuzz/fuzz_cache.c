@@ -47,7 +47,7 @@ static void must(int good) {
 static void write_good(void) {
     CacheWriter *writer;
     Error err;
-    Dataset d = {.records = SEQUENCES, .skipped_bad = 1, .first_skip = memory_strdup("line 3: no")};
+    Dataset d = {.records = SEQUENCES, .skipped_bad = 1, .skip_reasons = memory_strdup("line 3: no")};
     dataset_add_file(&d, "one", 1);
     dataset_add_file(&d, "two", 1);
     d.files[0].count = 10;

@@ -53,8 +53,8 @@ static void check_equal(const Dataset *a, const Dataset *b) {
     assert_int_equal(a->longest, b->longest);
     assert_int_equal(a->layout, b->layout);
     assert_string_equal(a->template_name, b->template_name);
-    assert_int_equal(a->first_skip == NULL, b->first_skip == NULL);
-    if (a->first_skip != NULL) assert_string_equal(a->first_skip, b->first_skip);
+    assert_int_equal(a->skip_reasons == NULL, b->skip_reasons == NULL);
+    if (a->skip_reasons != NULL) assert_string_equal(a->skip_reasons, b->skip_reasons);
     assert_memory_equal(a->start, b->start, ((size_t)a->count + 1) * sizeof *a->start);
     assert_memory_equal(a->record, b->record, (size_t)a->count * sizeof *a->record);
     for (int64_t i = a->count; i-- > 0;) { /* backwards: no frame is where the reader left it */

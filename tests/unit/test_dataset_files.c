@@ -78,8 +78,8 @@ static void test_malformed_records(void **state) {
         assert_int_equal(d.count, 2);
         assert_int_equal(d.records, 3);
         assert_int_equal(d.skipped_bad, 1);
-        assert_non_null(d.first_skip);
-        if (strstr(d.first_skip, cases[i].wanted) == NULL) fail_msg("\"%s\" is not in: %s", cases[i].wanted, d.first_skip);
+        assert_non_null(d.skip_reasons);
+        if (strstr(d.skip_reasons, cases[i].wanted) == NULL) fail_msg("\"%s\" is not in: %s", cases[i].wanted, d.skip_reasons);
         assert_int_equal(d.record[1], 3);
         dataset_free(&d);
         text_clear(&text);
@@ -92,6 +92,39 @@ static void test_malformed_records(void **state) {
         }
         text_free(&text);
     }
+    tokenizer_close(tokenizer);
+}
+
+/* Reasons that differ in numbers alone are of one kind; kinds are shown by their first. */
+static void test_reasons(void **state) {
+    (void)state;
+    static const char good[] = "{\"text\":\"Hi\"}\n";
+    Tokenizer *tokenizer = make_tokenizer(0, NULL);
+    DatasetOptions options = defaults(tokenizer);
+    Text text = {0};
+    options.on_error = ON_ERROR_SKIP;
+    for (int i = 0; i < 40; i++) /* three kinds: 19, 10, 1 */
+        text_addf(&text, "%s%s", i == 39 ? "Nonsense\n" : i % 2 ? "{\"text\":7}\n" : i % 4 ? "[1]\n" : "", good);
+    Dataset d = must_read("r.jsonl", text.data, options);
+    assert_int_equal(d.count, 40);
+    assert_int_equal(d.skipped_bad, 30);
+    int lines = 1;
+    for (const char *c = d.skip_reasons; *c != 0; c++)
+        lines += *c == '\n';
+    assert_int_equal(lines, 3);
+    assert_non_null(strstr(d.skip_reasons, "line 2: text: want a string"));
+    assert_non_null(strstr(d.skip_reasons, "(and 18 more like it)\n"));
+    assert_non_null(strstr(d.skip_reasons, "(and 9 more like it)\n"));
+    assert_non_null(strstr(d.skip_reasons, "want a value, got 'N'"));
+    dataset_free(&d);
+    text_clear(&text);
+    for (int i = 0; i < 9; i++) /* more kinds than are kept */
+        text_addf(&text, "{\"text\":%c}\n%s", 'a' + i, good);
+    d = must_read("r.jsonl", text.data, options);
+    assert_int_equal(d.skipped_bad, 9);
+    assert_non_null(strstr(d.skip_reasons, "\nand 3 more, for other reasons"));
+    dataset_free(&d);
+    text_free(&text);
     tokenizer_close(tokenizer);
 }
 
@@ -202,8 +235,8 @@ static void test_threads_agree(void **state) {
         assert_int_equal(b->count, a->count);
         assert_memory_equal(b->ids, a->ids, (size_t)a->tokens * sizeof *a->ids);
         assert_memory_equal(b->record, a->record, (size_t)a->count * sizeof *a->record);
-        assert_string_equal(b->first_skip, a->first_skip);
-        assert_non_null(strstr(b->first_skip, "line 4"));
+        assert_string_equal(b->skip_reasons, a->skip_reasons);
+        assert_non_null(strstr(b->skip_reasons, "line 4"));
     }
     for (int i = 0; i < 3; i++)
         dataset_free(&results[i]);
@@ -339,9 +372,13 @@ static void test_real_data(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_forms_agree),     cmocka_unit_test(test_malformed_records),
-                                       cmocka_unit_test(test_malformed_files), cmocka_unit_test(test_templates_are_chosen),
-                                       cmocka_unit_test(test_threads_agree),   cmocka_unit_test(test_split),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_forms_agree),
+                                       cmocka_unit_test(test_malformed_records),
+                                       cmocka_unit_test(test_malformed_files),
+                                       cmocka_unit_test(test_reasons),
+                                       cmocka_unit_test(test_templates_are_chosen),
+                                       cmocka_unit_test(test_threads_agree),
+                                       cmocka_unit_test(test_split),
                                        cmocka_unit_test(test_real_data)};
     return cmocka_run_group_tests(tests, scratch_make, scratch_remove);
 }

@@ -449,7 +449,7 @@ static void check_one(const Source *source, const Dataset *d, int64_t sequence, 
         for (size_t i = 0; i < length; i++)
             wanted += i > 0 && plan.wanted[i];
         if (!is_read && wanted > 0)
-            fail_msg("%s: was not read: %s", source->name, d->first_skip != NULL ? d->first_skip : plan.text);
+            fail_msg("%s: was not read: %s", source->name, d->skip_reasons != NULL ? d->skip_reasons : plan.text);
         if (is_read)
             compare(source, d, sequence, &plan, adds_bos, ends && !written, is_wanted(talk, options->train_on, last), counts);
     }
