@@ -167,7 +167,7 @@ static Status check_qat(ConfigLoader *loader, Error *err) {
     if (config->qat.learn_scales && !symmetric)
         FAIL_USAGE("%s: scales can be learned for symmetric integer grids only (qat.weights int2, int3, int4, int8)",
                    place(loader, "qat.learn_scales", where, sizeof where));
-    if (is(config->qat.scales, "mse") && !symmetric)
+    if (!is(config->qat.scales, "absmax") && !symmetric)
         FAIL_USAGE("%s: scales can be searched for symmetric integer grids only (qat.weights int2, int3, int4, int8)",
                    place(loader, "qat.scales", where, sizeof where));
     if (!is(config->qat.activations, "int8-static")) {

@@ -165,9 +165,10 @@ const ConfigKey config_keys[] = {
     {"qat.double_quant", KEY_BOOL, AT(qat.double_quant), .fallback = "true",
      .help = "nf4: quantize the block constants as well."},
     {"qat.scales", KEY_CHOICE, AT(qat.scales), .fallback = "\"absmax\"", .choices = LIST("absmax", "mse", "gptq"),
-     .pending = LIST("gptq"), .pending_reason = "take mse, which searches for each group's best range",
-     .help = "Where scales come from. absmax: from the weights as they are in each step (q4_k: ggml's search). mse: symmetric "
-             "integer grids: the range with the least squared error for the base's own values, found once."},
+     .help =
+         "Where scales come from. absmax: from the weights as they are in each step (q4_k: ggml's search). mse: symmetric "
+         "integer grids: the range with the least squared error for the base's own values, found once. gptq: the scales of a "
+         "base that is a folder of gptq or compressed-tensors with the same bits and groups: the run starts on its grid."},
     {"qat.learn_scales", KEY_BOOL, AT(qat.learn_scales), .fallback = "false",
      .help = "Symmetric integer grids: train the scales as well (LSQ), each as a factor on the scale of the base's own group."},
     {"qat.activations", KEY_CHOICE, AT(qat.activations), .fallback = "\"none\"",

@@ -39,7 +39,7 @@ static void trained_on_integers(const QatOptions *qat, TrainedOn *out) {
     GroupInt integers = {
         .bits = grid->bits, .symmetric = grid->symmetric, .group = grid->group, .scale_type = grid->scale_type};
     out->grid = quant_spec_grouped(&integers);
-    out->scales = (qat->learn_scales || qat->search_scales) && qat->mode == QAT_MERGED;
+    out->scales = (qat->learn_scales || qat->scales != SCALES_ABSMAX) && qat->mode == QAT_MERGED;
 }
 
 static void trained_on_blocks(const Config *config, const QatOptions *qat, TrainedOn *out) {

@@ -21,7 +21,9 @@ Status qat_options(const Config *config, QatOptions *options, Error *err) {
     options->start_step = config->qat.start_step;
     options->ramp_steps = config->qat.ramp_steps;
     options->learn_scales = config->qat.learn_scales;
-    options->search_scales = strcmp(config->qat.scales, "mse") == 0;
+    options->scales = strcmp(config->qat.scales, "mse") == 0    ? SCALES_MSE
+                      : strcmp(config->qat.scales, "gptq") == 0 ? SCALES_BASE
+                                                                : SCALES_ABSMAX;
     size_t i = 0;
     while (i < sizeof grids / sizeof *grids && strcmp(grids[i].name, config->qat.weights) != 0)
         i++;
@@ -46,7 +48,7 @@ Status qat_activations(const Config *config, const ModelConfig *model, Activatio
 
 typedef struct Widest {
     int64_t cols, rank_by_cols, rank, nf4_constants, groups;
-    int64_t constants[LAYER_LINEARS]; /* searched scales of a layer's linears */
+    int64_t constants[LAYER_LINEARS]; /* scales of a layer's linears that stay */
     size_t slot_group, workspace, nf4;
 } Widest;
 
@@ -90,7 +92,7 @@ static Status measure_tiles(const QatShape *shape, int64_t rows, int64_t cols, W
 
 /* Whether scales are not made anew in each step. */
 static int keeps_scales(const QatOptions *options) {
-    return options->learn_scales || options->search_scales;
+    return options->learn_scales || options->scales != SCALES_ABSMAX;
 }
 
 /* Whether dV is wanted: for A and B, or for scales. */
@@ -100,6 +102,7 @@ static int forms_gradients(const QatOptions *options) {
 
 static Status measure(const QatShape *shape, Widest *widest, size_t slots[LAYER_LINEARS], Error *err) {
     memset(widest, 0, sizeof *widest);
+    TRY(qat_scales_check(&shape->options, shape->model, err));
     for (int kind = 0; kind < LAYER_LINEARS; kind++) {
         int32_t id = weight_id(0, (LayerWeight)kind);
         int64_t rows, cols;
@@ -115,7 +118,7 @@ static Status measure(const QatShape *shape, Widest *widest, size_t slots[LAYER_
         if (shape->options.grid.grid == FAKE_NF4) TRY(measure_nf4(shape, rows, cols, widest, err));
         int64_t groups = cols / (shape->options.grid.group > 0 ? shape->options.grid.group : cols);
         if (keeps_scales(&shape->options) && groups > widest->groups) widest->groups = groups;
-        widest->constants[kind] = shape->options.search_scales ? rows * groups : 0;
+        widest->constants[kind] = shape->options.scales != SCALES_ABSMAX ? rows * groups : 0;
         if (!forms_gradients(&shape->options)) continue;
         TRY(measure_tiles(shape, rows, cols, widest, err));
         for (int64_t layer = 0; shape->options.mode == QAT_MERGED && layer < shape->model->layers; layer++) {
@@ -236,7 +239,7 @@ Status qat_open(Qat **out, const QatShape *shape, ModelWeights *weights, const P
     qat->pool = pool;
     qat_set_step(qat, 0);
     Status status = open_memory(qat, err);
-    if (status == OK && qat->memory.first != NULL) qat_scales_search(qat);
+    if (status == OK && qat->memory.first != NULL) status = qat_scales_search(qat, err);
     if (status != OK) {
         qat_free(qat);
         qat = NULL;

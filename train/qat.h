@@ -28,13 +28,19 @@
 
 #define QAT_TILE 64 /* rows of a weight's gradient that exist at a time; a multiple of every NF4 block whatever the width */
 
+typedef enum QatScales {
+    SCALES_ABSMAX, /* from the values as they are */
+    SCALES_MSE,    /* that suit the base's own values best (quant/clip.h), found once */
+    SCALES_BASE,   /* those of a base that is in groups of integers itself, as GPTQ has written them */
+} QatScales;
+
 typedef struct QatOptions {
     QatMode mode;
     FakeQuant grid;
     int64_t start_step; /* operands are not quantized before it */
     int64_t ramp_steps;
     int learn_scales;
-    int search_scales; /* integer grids: scales that suit the base's own values best (quant/clip.h, MSE), found once */
+    QatScales scales; /* integer grids */
 } QatOptions;
 
 /* What the config's qat section says. */

@@ -16,7 +16,7 @@ typedef struct QatWorker { /* rows of one thread, as wide as the widest linear *
 /* What lies in the arena. */
 typedef struct QatMemory {
     void *slot[LAYER_LINEARS]; /* operands, type act; linears that are never held together share their memory */
-    float *first;              /* searched: s0 of every group, [layers, first_layer] */
+    float *first;              /* SCALES_MSE, SCALES_BASE: s0 of every group, [layers, first_layer] */
     int64_t first_kind[LAYER_LINEARS], first_layer;
     float *tile;        /* FP32 [QAT_TILE, widest in] */
     float *a;           /* FP32 copy of the adapter's A at hand */
@@ -49,7 +49,7 @@ typedef struct QatLinear {
     float scale;
     int64_t a, b;   /* offsets in the flat buffers */
     int64_t theta;  /* learned scales: offset, -1 where not learned */
-    int64_t first;  /* searched scales: where they lie in QatMemory.first, -1 where not searched */
+    int64_t first;  /* where its scales lie in QatMemory.first, -1 where they are made anew */
     int64_t groups; /* scales in a row, of either kind */
 } QatLinear;
 

@@ -60,13 +60,47 @@ static void search_row(void *context, int64_t row, int worker) {
     }
 }
 
-void qat_scales_search(Qat *qat) {
+/* ---- scales of the base --------------------------------------------------------------------------------------------------- */
+
+Status qat_scales_check(const QatOptions *options, const ModelConfig *model, Error *err) {
+    if (options->scales != SCALES_BASE) return OK;
+    const GroupedConfig *base = &model->grouped;
+    if (!prequant_is_grouped(model->prequant))
+        FAIL_USAGE(
+            "qat.scales gptq: the model is not in groups of integers; make such a folder with nibble export --format gptq or "
+            "compressed-tensors, --calibration FILE");
+    if (base->zeros || base->ordered || base->bits != options->grid.bits || base->group != options->grid.group)
+        FAIL_USAGE(
+            "qat.scales gptq: want a model with %d bits in groups of %lld, symmetric, columns in order; it has %d bits in "
+            "groups of %lld%s%s",
+            options->grid.bits, (long long)options->grid.group, base->bits, (long long)base->group,
+            base->zeros ? ", zero points" : "", base->ordered ? ", columns ordered" : "");
+    return OK;
+}
+
+static Status take_scales(Qat *qat, const QatLinear *linear, Error *err) {
+    const WeightView *base = &linear->base;
+    if (base->format != WEIGHT_GROUPED || base->zeros != NULL || base->group_index != NULL ||
+        base->block_size != linear->cols / linear->groups) {
+        char name[WEIGHT_NAME_MAX];
+        (void)weight_describe(qat->shape.model, linear->id, name, sizeof name, NULL, NULL);
+        FAIL_USAGE("qat.scales gptq: %s is not in symmetric groups of integers in this model, as other weights are", name);
+    }
+    memcpy(qat->memory.first + linear->first, base->scales, (size_t)(linear->rows * linear->groups) * sizeof(float));
+    return OK;
+}
+
+Status qat_scales_search(Qat *qat, Error *err) {
     for (int64_t layer = 0; layer < qat->shape.model->layers; layer++)
         for (int kind = 0; kind < LAYER_LINEARS; kind++) {
             Search search = {.qat = qat};
             (void)qat_linear(qat, weight_id(layer, (LayerWeight)kind), &search.linear);
-            pool_run(qat->pool, search_row, &search, search.linear.rows);
+            if (qat->shape.options.scales == SCALES_BASE)
+                TRY(take_scales(qat, &search.linear, err));
+            else
+                pool_run(qat->pool, search_row, &search, search.linear.rows);
         }
+    return OK;
 }
 
 /* ---- the file -------------------------------------------------------------------------------------------------------------- */

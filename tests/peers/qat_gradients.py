@@ -217,6 +217,16 @@ def compare_torchao():
         inside = w.abs() < w.abs().reshape(64, 8, 32).amax(2).repeat_interleave(32, 1)
         far = (((theirs - ours).abs() > 1e-6 * ours.abs()) & inside).float().mean()
         checks.at_most(f"torchao {'symmetric' if symmetric else 'asymmetric'}: part of values apart but for the greatest", float(far), 1e-3)
+    x = torch.randn(512, 384) * torch.logspace(-6, 4, 512)[:, None]
+    x[0], x[1], x[2], x[3] = 0, x[1].abs(), -x[2].abs(), 1e-30
+    for bits in (4, 8):  # activations, keys and values: the same formula
+        low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+        for symmetric, mapping in ((True, MappingType.SYMMETRIC), (False, MappingType.ASYMMETRIC)):
+            scale, zero = choose_qparams_affine(x, mapping, (1, 384), torch.int8, low, high, torch.finfo(torch.float32).eps,
+                                                torch.float32, torch.int32)
+            theirs = _fake_quantize_affine(x, (1, 384), scale, zero, torch.int8, low, high)
+            checks.true(f"torchao rows of int{bits} {'symmetric' if symmetric else 'asymmetric'}", torch.equal(theirs, fake_rows(x, symmetric, bits)),
+                        "values apart")
 
 
 for grid in GRIDS:

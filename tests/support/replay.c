@@ -156,6 +156,7 @@ Status replay_open(Trainer *trainer, const ReplayOptions *options, const ReplayD
     trainer->step.sequences = memory_alloc((size_t)data->data.count * sizeof(int64_t));
     trainer->step.begin = memory_alloc((size_t)(accumulation + 1) * sizeof(int64_t));
     trainer->step.epoch = memory_calloc((size_t)accumulation, sizeof(int64_t));
+    trainer->losses = memory_calloc((size_t)accumulation, sizeof *trainer->losses);
     trainer->steps = data->steps;
     return OK;
 }
@@ -194,6 +195,7 @@ void replay_close(Trainer *trainer) {
     memory_free(trainer->step.sequences);
     memory_free(trainer->step.begin);
     memory_free(trainer->step.epoch);
+    memory_free(trainer->losses);
     engine_close(&trainer->engine);
     config_free(&trainer->config);
     memset(trainer, 0, sizeof *trainer);

@@ -33,6 +33,7 @@ typedef struct Base {
 } Base;
 
 #define ADAPTER "lora.dropout=0.25", "lora.rank=5"
+/* Rounded activations are not among them: a sum in another order may round to the next integer. */
 static const Base bases[] = {
     {{"method=lora", ADAPTER}},
     {{ADAPTER, "quant.type=nf4", "quant.double_quant=false"}},
@@ -43,6 +44,7 @@ static const Base bases[] = {
     {{"method=full"}},
     {{"method=lora", "lora.rank=5", "qat.mode=merged", "qat.weights=int4"}},
     {{"method=lora", "lora.rank=5", "qat.mode=merged", "qat.weights=nf4"}},
+    {{"method=lora", "lora.rank=5", "qat.mode=merged", "qat.weights=int3", "qat.learn_scales=true", "qat.scales=mse"}},
     {{"lora.rank=5", "qat.mode=merged", "qat.weights=q4_0"}},
     {{ADAPTER, "qat.mode=separate", "qat.weights=int3", "qat.symmetric=false"}},
 };
