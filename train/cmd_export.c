@@ -170,6 +170,10 @@ static Status check_options(ExportOptions *o, MergeOptions *merging, const GgufM
     TRY(export_calibrate_check(o, err));
     TRY(check_dtype(o, err));
     TRY(export_grouped_check(o, err));
+    if (o->shard_size < 0 || o->shard_size > 1000000)
+        FAIL_USAGE("--shard-size: want 1 to 1000000 million bytes, got %lld", (long long)o->shard_size);
+    if (o->shard_size != 0 && o->format != EXPORT_HF && !export_is_grouped(o->format))
+        FAIL_USAGE("--shard-size belongs to --format hf, gptq, awq and compressed-tensors");
     if (o->out == NULL) FAIL_USAGE("want --out DIR");
     if (o->onto != NULL && strcmp(o->onto, "original") != 0 && strcmp(o->onto, "dequantized") != 0)
         FAIL_USAGE("--onto: want original or dequantized, got \"%.60s\"", o->onto);
@@ -301,8 +305,8 @@ static Status run(Export *export, Error *err) {
 Status command_export(int argc, char **argv, Error *err) {
     ExportOptions o = {0};
     const OptionSpec specs[] = {
-        {"adapter", OPTION_LIST, "DIR", "a PEFT folder to merge, for example runs/first/adapter; DIR:W merges W times it",
-         &o.adapters},
+        {"adapter", OPTION_LIST, "DIR",
+         "a PEFT folder (or GGUF adapter) to merge, for example runs/first/adapter; DIR:W merges W times it", &o.adapters},
         {"weight", OPTION_LIST, "W", "factor of an adapter, in their order; left out: 1", &o.weights},
         {"format", OPTION_STRING, "FORMAT", FORMATS, &o.format_name},
         {"out", OPTION_STRING, "DIR", "the folder to write", &o.out},
@@ -329,6 +333,8 @@ Status command_export(int argc, char **argv, Error *err) {
         {"asym", OPTION_FLAG, NULL, "zero points (awq unless --sym)", &o.asymmetric},
         {"activations", OPTION_STRING, "TYPE", "compressed-tensors: int8 writes W8A8, served with int8 per token",
          &o.activations},
+        {"shard-size", OPTION_INTEGER, "N",
+         "hf, gptq, awq, compressed-tensors: files of at most N million bytes; left out: 5000", &o.shard_size},
         {"eval", OPTION_STRING, "FILE", "loss and most likely tokens before and after, on this file", &o.eval},
         {"no-verify", OPTION_FLAG, NULL, "do not read the result back", &o.no_verify},
         {"threads", OPTION_INTEGER, "N", "threads; 0: all that this process may use", &o.threads},

@@ -43,6 +43,7 @@ typedef struct ExportOptions {
     char *paths[MERGE_MAX_ADAPTERS]; /* of adapters that were given with a weight */
     int no_verify, overwrite, json, symmetric, asymmetric;
     int64_t bits, group; /* grouped integers; 0: not given */
+    int64_t shard_size;  /* million bytes of a file; 0: not given */
     int64_t threads;
     /* filled in by the check */
     Quantizing quantizing;
@@ -124,6 +125,8 @@ Status export_quantize_linear(Export *export, int32_t id, QuantizedTensor *out, 
 
 /* The type in which export_hf_write stores a weight; DTYPE_COUNT: the file's tensor is not copied (part of a quantized one). */
 DType export_hf_type(const Export *export, const TensorInfo *tensor, int32_t id);
+/* Of a safetensors file at most, as --shard-size says or huggingface_hub splits. */
+uint64_t export_shard_bytes(const Export *export);
 /* Into an empty folder. */
 Status export_hf_write(Export *export, const char *folder, Error *err);
 Status export_nf4_write(Export *export, const char *folder, Error *err);

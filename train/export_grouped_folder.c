@@ -11,7 +11,6 @@
 #include "train/output_folder.h"
 #include "train/weights.h"
 
-#define SHARD_BYTES ((uint64_t)5000000000) /* as huggingface_hub splits */
 #define PARTS_PER_WEIGHT 5
 #define PIECE_BYTES ((size_t)2 << 20)
 
@@ -304,7 +303,7 @@ Status export_grouped_folder(const GroupedFolder *grouped, const char *folder, E
                 .stored_less = export->options->format == EXPORT_GPTQ && !export->spec.zeros};
     export->bytes = 0;
     list_parts(&f);
-    Status status = tensors_write_sharded(folder, NULL, SHARD_BYTES, f.specs, f.count, produce, &f, err);
+    Status status = tensors_write_sharded(folder, NULL, export_shard_bytes(export), f.specs, f.count, produce, &f, err);
     if (status == OK) status = write_settings(&f, folder, err);
     for (int64_t i = 0; i < f.count; i++)
         memory_free(f.parts[i].name);

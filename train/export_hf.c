@@ -8,8 +8,7 @@
 #include "train/output_folder.h"
 #include "train/weights.h"
 
-#define SHARD_BYTES ((uint64_t)5000000000) /* as huggingface_hub splits */
-
+#define USUAL_SHARD_SIZE 5000 /* million bytes */
 #define NAME_MAX_BYTES 192
 
 typedef struct Writer {
@@ -148,6 +147,11 @@ static Status produce(void *context, const TensorSpec *spec, TensorWriter *write
     return write_merged(w, id, spec, writer, err);
 }
 
+uint64_t export_shard_bytes(const Export *export) {
+    int64_t size = export->options->shard_size;
+    return (uint64_t)(size != 0 ? size : USUAL_SHARD_SIZE) * 1000000;
+}
+
 static void take_buffers(Writer *w) {
     size_t values = MERGE_SLAB_BYTES / sizeof(float);
     for (int64_t i = 0; i < w->count; i++) {
@@ -168,7 +172,7 @@ Status export_hf_write(Export *export, const char *folder, Error *err) {
     const ModelConfig *model = merge_model(export->merge);
     DType type = export->options->format == EXPORT_HF && export->options->dtype_given ? export->options->dtype : model->dtype;
     export->type = type;
-    Status status = tensors_write_sharded(folder, NULL, SHARD_BYTES, w.specs, w.count, produce, &w, err);
+    Status status = tensors_write_sharded(folder, NULL, export_shard_bytes(export), w.specs, w.count, produce, &w, err);
     if (status == OK) status = output_folder_write_config(export->options->model, folder, type, 1, err);
     if (status == OK) status = output_folder_copy_settings(export->options->model, folder, err);
     memory_free(w.base);

@@ -17,7 +17,7 @@ typedef struct ModelOptions {
 
 /* Entries of an OptionSpec table. */
 #define MODEL_OPTION_SPECS(o)                                                                                             \
-    {"adapter", OPTION_STRING, "DIR", "a PEFT folder, for example runs/first/adapter", &(o)->adapter},                    \
+    {"adapter", OPTION_STRING, "DIR", "a PEFT folder, for example runs/first/adapter, or a GGUF adapter", &(o)->adapter}, \
         {"quant", OPTION_STRING, "TYPE", "quantize on load: none, nf4, fp4, int8 or int4", &(o)->quant},                  \
         {"activations", OPTION_STRING, "TYPE", "inputs of linears: none, int8, int8-asymmetric; else as the model says",  \
          &(o)->activations},                                                                                              \

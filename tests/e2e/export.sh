@@ -61,6 +61,18 @@ typed() {
     done
 }
 check "--dtype" typed
+shards() { # a model of several files, from one and from several, whole
+    sed -e 's/"hidden_size": 64/"hidden_size": 512/' -e 's/"intermediate_size": [0-9]*/"intermediate_size": 1024/' "$work/arch.json" >"$work/wide.json"
+    "$nibble" synth --arch "$work/wide.json" --out "$work/wide" 2>/dev/null && run 0 export "$work/wide" --format hf --shard-size 4 --out "$work/shards" || return 1
+    [[ $(find "$work/shards" -name 'model-*-of-*.safetensors' | wc -l) -gt 2 && -e $work/shards/model.safetensors.index.json ]] || return 1
+    run 0 export "$work/shards" --format hf --out "$work/joined" && cmp "$work/joined/model.safetensors" "$work/wide/model.safetensors" &&
+        run 0 export "$work/shards" --format gptq --shard-size 1 --out "$work/shards-gptq" && [[ -e $work/shards-gptq/model.safetensors.index.json ]] &&
+        run 0 export "$work/shards-gptq" --format gptq --out "$work/joined-gptq" && run 0 export "$work/wide" --format gptq --out "$work/wide-gptq" &&
+        cmp "$work/joined-gptq/model.safetensors" "$work/wide-gptq/model.safetensors" &&
+        fails_with "--shard-size belongs to" export "$work/wide" --format gguf --shard-size 4 --out "$work/no" &&
+        fails_with "--shard-size: want" export "$work/wide" --format hf --shard-size -1 --out "$work/no"
+}
+check "--shard-size splits what is written, and any number of files is read" shards
 threads_agree() {
     export_to t1 --adapter "$adapter" --format hf --dtype bf16 --threads 1 && export_to t3 --adapter "$adapter" --format hf --dtype bf16 --threads 3 &&
         [[ $(digest "$work/t1") == "$(digest "$work/t3")" ]]
