@@ -192,6 +192,7 @@ static void print_ranks(const Report *r, Text *out) {
               (long long)p->rounds);
     print_sent("sums of gradients", p->sent[COMM_GRADIENTS], out);
     print_sent("layers of the base", p->sent[COMM_BASE], out);
+    print_sent("what it has stepped", p->sent[COMM_TRAINED], out);
     print_sent("losses and signals", p->sent[COMM_CONTROL], out);
 }
 
@@ -264,9 +265,10 @@ static void print_json(const Report *r, Text *out) {
               (long long)r->config.train.micro_batch_tokens, (long long)r->largest[0], (long long)r->largest[1]);
     text_addf(out, "\"trained\": %lld, \"max_length\": %lld, \"flops_per_token\": %.6g, \"threads\": %d, ",
               (long long)p->trained, (long long)p->max_length, p->flops_per_token, r->threads);
-    text_addf(out, "\"ranks\": %d, \"sent_in_a_step\": {\"gradients\": %llu, \"base\": %llu, \"control\": %llu}, ", p->ranks,
-              (unsigned long long)p->sent[COMM_GRADIENTS], (unsigned long long)p->sent[COMM_BASE],
-              (unsigned long long)p->sent[COMM_CONTROL]);
+    text_addf(
+        out, "\"ranks\": %d, \"sent_in_a_step\": {\"gradients\": %llu, \"base\": %llu, \"control\": %llu, \"stepped\": %llu}, ",
+        p->ranks, (unsigned long long)p->sent[COMM_GRADIENTS], (unsigned long long)p->sent[COMM_BASE],
+        (unsigned long long)p->sent[COMM_CONTROL], (unsigned long long)p->sent[COMM_TRAINED]);
     json_number(out, "gemm_flops", r->gemm_peak);
     text_addf(out, ", \"assumed_fraction\": %g, ", ASSUMED_FRACTION);
     json_number(out, "tokens_per_second", r->tokens_per_second);

@@ -29,7 +29,7 @@
 typedef struct Comm Comm;
 
 /* Why bytes were sent: counted apart, so that a plan can be checked. */
-typedef enum CommPurpose { COMM_CONTROL, COMM_GRADIENTS, COMM_BASE, COMM_STATE, COMM_PURPOSES } CommPurpose;
+typedef enum CommPurpose { COMM_CONTROL, COMM_GRADIENTS, COMM_BASE, COMM_TRAINED, COMM_STATE, COMM_PURPOSES } CommPurpose;
 
 /* Where a buffer lies: in the host's memory, or in that of the device that the ranks compute on (the host's too, on the CPU). */
 typedef enum CommMemory { COMM_HOST, COMM_DEVICE } CommMemory;

@@ -123,22 +123,25 @@ static Status see_one_device(int local_rank, Error *err) {
     return OK;
 }
 
-/* Ranks that MPI started find each other through it; others through rank 0's address, which torchrun's variables and our own
- * launcher give. */
-static Status meet(Comm *comm, int mpi, Error *err) {
+/* Through MPI, which started them: they also hear of each other through it. */
+static Status meet_through_mpi(Comm *comm, Error *err) {
     char error[COMM_PLUGIN_ERROR] = "";
-    if (mpi) {
-        TRY(open_transport(&comm->bootstrap, &comm->place, "libnibble_mpi.so", err));
-        comm->place.local_rank = comm->bootstrap->place.local_rank;
-        comm->place.local_size = comm->bootstrap->place.local_size;
-        int failed = comm->place.rank == 0 && comm->plugin->make_id(comm->place.id, error) != 0;
-        TRY(comm_agree(comm->bootstrap, failed ? error_set(err, ERR_FAILED, "%s", error) : OK, err));
-        comm->place.has_id = 1;
-        return comm_broadcast(comm->bootstrap, comm->place.id, sizeof comm->place.id, 0, COMM_CONTROL, err);
-    }
+    TRY(open_transport(&comm->bootstrap, &comm->place, "libnibble_mpi.so", err));
+    comm->place.local_rank = comm->bootstrap->place.local_rank;
+    comm->place.local_size = comm->bootstrap->place.local_size;
+    int failed = comm->place.rank == 0 && comm->plugin->make_id(comm->place.id, error) != 0;
+    TRY(comm_agree(comm->bootstrap, failed ? error_set(err, ERR_FAILED, "%s", error) : OK, err));
+    comm->place.has_id = 1;
+    return comm_broadcast(comm->bootstrap, comm->place.id, sizeof comm->place.id, 0, COMM_CONTROL, err);
+}
+
+/* GPU ranks find each other at rank 0's address where they are given one, as torchrun and our own launcher do. */
+static Status meet(Comm *comm, int mpi, Error *err) {
     const char *address = getenv("MASTER_ADDR"), *port = getenv("MASTER_PORT");
+    int given = address != NULL && port != NULL;
+    if (mpi && !given) return meet_through_mpi(comm, err);
     if (comm->place.size == 1 || getenv("NCCL_COMM_ID") != NULL) return OK;
-    if (address == NULL || port == NULL)
+    if (!given)
         FAIL_USAGE("GPU ranks want MASTER_ADDR and MASTER_PORT, the address of rank 0, as torchrun and --gpus set them");
     char id[320];
     (void)snprintf(id, sizeof id, "%.255s:%.10s", address, port);

@@ -75,8 +75,20 @@ static void mark_missing(Comm *comm, double since) {
         if (r != comm->place.rank && comm->heard[r] < since) comm->lost[r] = 1;
 }
 
+/* GPU ranks of torchrun or plain srun share neither a board nor a second transport. */
+static int can_hear(const Comm *comm) {
+    return comm->board != NULL || comm->bootstrap != NULL || comm->plugin->send_sign != NULL;
+}
+
 static Status check_missing(Comm *comm, double begin, double now, Error *err) {
     if (now - begin <= comm->timeout) return OK;
+    if (!can_hear(comm)) {
+        comm->broken = 1;
+        FAIL(
+            "at step %lld, %s: what all ranks do together was not done within %.0f s (distributed.timeout_s): one of them is "
+            "dead, hanging, or cut off; logs/ in the run folder has how far each came",
+            (long long)comm->step, comm->phase, comm->timeout);
+    }
     char names[256];
     double since = now - comm->timeout;
     int count = name_missing(comm, since, names, sizeof names);
@@ -90,7 +102,7 @@ static Status check_missing(Comm *comm, double begin, double now, Error *err) {
 
 /* A launcher that lost a rank sends SIGTERM to the others, and SIGKILL soon after: what is known is said before. */
 static void speak_before_the_end(Comm *comm, double begin, double now) {
-    if (!signals_pending() || comm->signal_seen < 0.0) return;
+    if (!signals_pending() || comm->signal_seen < 0.0 || !can_hear(comm)) return;
     if (comm->signal_seen == 0.0) comm->signal_seen = now;
     if (now - comm->signal_seen < SIGNAL_PATIENCE_S || now - begin < SIGNAL_PATIENCE_S) return;
     char names[256];

@@ -80,7 +80,7 @@ typedef struct Config {
         int learn_scales;
     } qat;
     struct {
-        int shard_base;
+        int shard_base, shard_optimizer;
         double timeout_s;
         int64_t check_every; /* steps between comparisons of what the ranks hold; 0: only at the end */
     } distributed;

@@ -192,6 +192,9 @@ const ConfigKey config_keys[] = {
     {"distributed.shard_base", KEY_BOOL, AT(distributed.shard_base), .fallback = "false",
      .help = "Split the frozen base over the ranks: each holds 1/N of the layers' packed weights and gathers them, two layers "
              "ahead, as they are needed. Changes no number."},
+    {"distributed.shard_optimizer", KEY_BOOL, AT(distributed.shard_optimizer), .fallback = "false",
+     .help = "Split the optimizer over the ranks: each has the moments of 1/N of what is trained, steps that, and gathers the "
+             "rest. Changes no number."},
     {"distributed.timeout_s", KEY_NUMBER, AT(distributed.timeout_s), .fallback = "120", RANGE(1, 86400),
      .help = "Seconds without a sign of life after which a rank is taken for dead, and the others stop."},
     {"distributed.check_every", KEY_INTEGER, AT(distributed.check_every), .fallback = "100", RANGE(0, STEPS_MAX),

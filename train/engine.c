@@ -107,8 +107,15 @@ static Status copy_weights(Engine *engine, const EngineOptions *options, Error *
     return OK;
 }
 
+static void split_optimizer(ParamSet *params, const EngineOptions *options) {
+    if (options->config == NULL || !options->config->distributed.shard_optimizer) return;
+    params->ranks = comm_size(options->comm);
+    params->rank = comm_rank(options->comm);
+}
+
 static Status open_full(Engine *engine, const EngineOptions *options, Error *err) {
     TRY(full_params(&engine->params, &engine->model, &engine->weight_gradient, err));
+    split_optimizer(&engine->params, options);
     TRY(params_state_create(&engine->state, &engine->params, options->act, options->optimizer, err));
     if (options->random_weights)
         draw_weights(engine, options->seed);
@@ -204,6 +211,7 @@ static Status open_frozen(Engine *engine, const EngineOptions *options, Error *e
     engine->source = engine->base = weights_source(engine->weights);
     engine->distill = options->config != NULL && strcmp(options->config->train.loss, "distill") == 0;
     if (engine->adapter.modules == NULL) return take_ranges(engine, err);
+    split_optimizer(&engine->params, options);
     TRY(params_state_create(&engine->state, &engine->params, options->act, options->optimizer, err));
     if (options->adapter != NULL)
         TRY(adapter_read_values(&engine->adapter, &engine->params, options->adapter, &engine->model, engine->state.master,

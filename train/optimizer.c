@@ -45,16 +45,21 @@ void optimizer_step(const Exec *exec, const Backend *backend, const Config *conf
                      .epsilon = config->train.epsilon,
                      .clip = clip,
                      .step = t};
+    int64_t share = params_share(set), first = share * set->rank;
     for (int64_t e = 0; e < set->count;) { /* runs of entries with the same decay lie together */
         int64_t last = e;
         while (last + 1 < set->count && set->entries[last + 1].decay == set->entries[e].decay)
             last++;
         int64_t begin = set->entries[e].offset;
         int64_t end = last + 1 < set->count ? set->entries[last + 1].offset : set->elements;
-        step.weight_decay = set->entries[e].decay ? config->train.weight_decay : 0.0;
-        backend->adamw(exec, end - begin, params_there(state, state->master + begin), params_there(state, state->m + begin),
-                       params_there(state, state->v + begin), params_there(state, state->gradient + begin),
-                       params_there(state, (uint8_t *)state->copy + (size_t)begin * dtype_size(act)), &step);
         e = last + 1;
+        if (begin < first) begin = first;
+        if (end > first + share) end = first + share;
+        if (begin >= end) continue; /* another rank's */
+        step.weight_decay = set->entries[last].decay ? config->train.weight_decay : 0.0;
+        backend->adamw(exec, end - begin, params_there(state, state->master + begin),
+                       params_there(state, state->m + (begin - first)), params_there(state, state->v + (begin - first)),
+                       params_there(state, state->gradient + begin),
+                       params_there(state, (uint8_t *)state->copy + (size_t)begin * dtype_size(act)), &step);
     }
 }

@@ -18,7 +18,8 @@ double schedule_lr(const Config *config, int64_t step, int64_t steps);
 double gradient_norm(const Exec *exec, const Backend *backend, const ParamSet *set, const ParamState *state);
 /* Factor that torch's clip_grad_norm_ applies: min(1, max_norm / (norm + 1e-6)); 1 when max_norm is 0. */
 double clip_factor(double norm, double max_norm);
-/* One AdamW step; t counts from 1. Weight decay applies to the entries that say so. Gradients are left as they are. */
+/* One AdamW step; t counts from 1. Weight decay applies to the entries that say so. Gradients are left as they are. Where the
+ * optimizer is split only this rank's share of masters and copies is stepped: replicas_gather_trained fetches the others'. */
 void optimizer_step(const Exec *exec, const Backend *backend, const Config *config, const ParamSet *set, ParamState *state,
                     DType act, double lr, double clip, int64_t t);
 

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "train/comm.h"
 #include "train/device_memory.h"
 
 int64_t params_add(ParamSet *set, ParamEntry entry) {
@@ -43,23 +44,33 @@ void params_name(const ParamSet *set, const ModelConfig *config, int64_t index, 
         (void)snprintf(out, capacity, "%s.lora_%c", base, entry->role == PARAM_LORA_A ? 'A' : 'B');
 }
 
+int64_t params_share(const ParamSet *set) {
+    if (set->ranks < 2) return set->elements;
+    return (int64_t)(comm_share((size_t)set->elements * sizeof(float), set->ranks) / sizeof(float));
+}
+
+/* Elements that the other buffers have room for. */
+static size_t room_of(const ParamSet *set) {
+    return set->ranks < 2 ? (size_t)set->elements : (size_t)params_share(set) * (size_t)set->ranks;
+}
+
 size_t params_state_bytes(const ParamSet *set, DType act, int optimizer) {
-    size_t flat = arena_align((size_t)set->elements * sizeof(float));
-    return (optimizer ? 4 : 1) * flat + arena_align((size_t)set->elements * dtype_size(act));
+    size_t flat = arena_align(room_of(set) * sizeof(float)), moments = arena_align((size_t)params_share(set) * sizeof(float));
+    return flat + (optimizer ? flat + 2 * moments : 0) + arena_align(room_of(set) * dtype_size(act));
 }
 
 Status params_state_create(ParamState *state, const ParamSet *set, DType act, int optimizer, Error *err) {
     memset(state, 0, sizeof *state);
     TRY(arena_create(&state->arena, "trained parameters", params_state_bytes(set, act, optimizer), err));
     float **flat[4] = {&state->master, &state->m, &state->v, &state->gradient};
-    size_t bytes = (size_t)set->elements * sizeof(float);
     for (int i = 0; i < (optimizer ? 4 : 1); i++) {
         void *memory;
+        size_t bytes = (i == 1 || i == 2 ? (size_t)params_share(set) : room_of(set)) * sizeof(float);
         TRY(arena_take(&state->arena, bytes, &memory, err));
         *flat[i] = memset(memory, 0, bytes); /* touched now, so that step 0 finds its pages */
     }
-    TRY(arena_take(&state->arena, (size_t)set->elements * dtype_size(act), &state->copy, err));
-    memset(state->copy, 0, (size_t)set->elements * dtype_size(act));
+    TRY(arena_take(&state->arena, room_of(set) * dtype_size(act), &state->copy, err));
+    memset(state->copy, 0, room_of(set) * dtype_size(act));
     return OK;
 }
 

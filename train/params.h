@@ -2,7 +2,8 @@
  *
  *   master, m, v, gradient : FP32 [elements]        copy : act [elements], what the forward pass reads
  *
- * Every entry starts at a multiple of PARAM_ALIGN elements; the gaps stay zero in all buffers.
+ * Every entry starts at a multiple of PARAM_ALIGN elements; the gaps stay zero in all buffers. Where the optimizer is split over
+ * N ranks, m and v hold rank r's share of the elements only, [r S, (r + 1) S), and the other buffers have room for N shares.
  */
 #ifndef NIBBLE_TRAIN_PARAMS_H
 #define NIBBLE_TRAIN_PARAMS_H
@@ -31,7 +32,11 @@ typedef struct ParamSet {
     int64_t count, capacity;
     int64_t elements; /* of the flat buffers, gaps included */
     int64_t trained;  /* numbers that are trained, gaps not counted */
+    int ranks, rank;  /* that the optimizer is split over, and which of them this is; ranks 0, 1: it is whole */
 } ParamSet;
+
+/* Elements whose moments a rank has: all of them, or a share, the same for every rank. */
+int64_t params_share(const ParamSet *set);
 
 /* Appends an entry (its offset is filled in) and returns the offset. */
 int64_t params_add(ParamSet *set, ParamEntry entry);

@@ -17,6 +17,7 @@ typedef struct Bucket {
 
 struct Replicas {
     Comm *comm;
+    const ParamSet *params;
     ParamState *state;
     int64_t elements;
     Bucket *buckets;
@@ -108,6 +109,7 @@ Status replicas_open(Replicas **out, Comm *comm, const ParamSet *params, ParamSt
     if (comm == NULL) return OK;
     Replicas *replicas = memory_calloc(1, sizeof *replicas);
     replicas->comm = comm;
+    replicas->params = params;
     replicas->state = state;
     replicas->elements = params->elements;
     replicas->count = make_buckets(params, NULL);
@@ -217,11 +219,84 @@ Status replicas_check(Replicas *replicas, int64_t step, Error *err) {
     return OK;
 }
 
-Status replicas_share_state(Replicas *replicas, CheckpointState *progress, Error *err) {
+/* ---- a split optimizer -------------------------------------------------------------------------------------------------------------- */
+
+static int is_split(const Replicas *replicas) {
+    return replicas != NULL && replicas->params->ranks > 1;
+}
+
+Status replicas_gather_trained(Replicas *replicas, DType act, Error *err) {
+    if (!is_split(replicas)) return OK;
+    const ParamState *state = replicas->state;
+    size_t share = (size_t)params_share(replicas->params), ranks = (size_t)replicas->params->ranks;
+    void *const parts[2] = {params_there(state, state->master), params_there(state, state->copy)};
+    const size_t widths[2] = {sizeof(float), dtype_size(act)};
+    for (int i = 0; i < 2; i++)
+        TRY(comm_gather_start(replicas->comm, &replicas->sums[i], COMM_DEVICE, NULL, parts[i], share * ranks * widths[i],
+                              share * widths[i], COMM_TRAINED, err));
+    for (int i = 0; i < 2; i++)
+        TRY(comm_wait(replicas->comm, &replicas->sums[i], err));
+    return OK;
+}
+
+uint64_t replicas_trained_bytes(const ParamSet *params, DType act, int size) {
+    if (params->ranks < 2) return 0;
+    return (uint64_t)params_share(params) * (sizeof(float) + dtype_size(act)) * (uint64_t)(size - 1);
+}
+
+void replicas_whole_state(const Replicas *replicas, const ParamState *state, ParamState *whole) {
+    *whole = *state;
+    if (!is_split(replicas) || comm_rank(replicas->comm) != 0) return;
+    whole->m = memory_calloc((size_t)replicas->elements, sizeof(float));
+    whole->v = memory_calloc((size_t)replicas->elements, sizeof(float));
+}
+
+void replicas_whole_free(const ParamState *state, ParamState *whole) {
+    if (whole->m != state->m) memory_free(whole->m);
+    if (whole->v != state->v) memory_free(whole->v);
+}
+
+int replicas_save_together(const Replicas *replicas) {
+    return is_split(replicas);
+}
+
+/* Every rank's share of one moment to rank 0, or rank 0's whole to their owners, through a piece at a time. */
+static Status pass_moments(Replicas *replicas, float *own, float *whole, int to_owners, Error *err) {
+    enum { PIECE = 1 << 18 };
+    int64_t share = params_share(replicas->params), rank = comm_rank(replicas->comm);
+    float *piece = memory_alloc(PIECE * sizeof *piece);
+    Status status = OK;
+    for (int64_t at = 0; at < replicas->elements && status == OK;) {
+        int64_t owner = at / share, count = replicas->elements - at < PIECE ? replicas->elements - at : PIECE;
+        if (at + count > (owner + 1) * share) count = (owner + 1) * share - at;
+        size_t bytes = (size_t)count * sizeof *piece;
+        int64_t root = to_owners ? 0 : owner, target = to_owners ? owner : 0, in_own = at - owner * share;
+        if (rank == root) memcpy(piece, to_owners ? &whole[at] : &own[in_own], bytes);
+        status = comm_broadcast(replicas->comm, piece, bytes, (int)root, COMM_STATE, err);
+        if (rank == target) memcpy(to_owners ? &own[in_own] : &whole[at], piece, bytes);
+        at += count;
+    }
+    memory_free(piece);
+    return status;
+}
+
+Status replicas_collect_moments(Replicas *replicas, const ParamState *state, ParamState *whole, Error *err) {
+    replicas_whole_state(replicas, state, whole);
+    if (!is_split(replicas)) return OK;
+    TRY(pass_moments(replicas, state->m, whole->m, 0, err));
+    return pass_moments(replicas, state->v, whole->v, 0, err);
+}
+
+Status replicas_share_state(Replicas *replicas, const ParamState *whole, CheckpointState *progress, Error *err) {
     if (replicas == NULL) return OK;
+    const ParamState *state = replicas->state;
     size_t bytes = (size_t)replicas->elements * sizeof(float);
     TRY(comm_broadcast(replicas->comm, progress, sizeof *progress, 0, COMM_STATE, err));
-    TRY(comm_broadcast(replicas->comm, replicas->state->master, bytes, 0, COMM_STATE, err));
-    TRY(comm_broadcast(replicas->comm, replicas->state->m, bytes, 0, COMM_STATE, err));
-    return comm_broadcast(replicas->comm, replicas->state->v, bytes, 0, COMM_STATE, err);
+    TRY(comm_broadcast(replicas->comm, state->master, bytes, 0, COMM_STATE, err));
+    if (is_split(replicas)) {
+        TRY(pass_moments(replicas, state->m, whole->m, 1, err));
+        return pass_moments(replicas, state->v, whole->v, 1, err);
+    }
+    TRY(comm_broadcast(replicas->comm, state->m, bytes, 0, COMM_STATE, err));
+    return comm_broadcast(replicas->comm, state->v, bytes, 0, COMM_STATE, err);
 }

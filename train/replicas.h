@@ -38,11 +38,26 @@ Status replicas_vote_now(Replicas *replicas, int own, int *agreed, Error *err);
 
 /* Fails, naming the ranks, when masters are not the same bits everywhere. */
 Status replicas_check(Replicas *replicas, int64_t step, Error *err);
-/* Rank 0's checkpoint to everybody: masters, moments, position. */
-Status replicas_share_state(Replicas *replicas, CheckpointState *progress, Error *err);
+/* Rank 0's checkpoint to everybody: masters, moments, position. whole: rank 0's, from replicas_whole_state. */
+Status replicas_share_state(Replicas *replicas, const ParamState *whole, CheckpointState *progress, Error *err);
+
+/* ---- a split optimizer: every rank steps its share of what is trained and has the moments of that share alone ---- */
+
+/* After a step: everybody's share of masters and copies. */
+Status replicas_gather_trained(Replicas *replicas, DType act, Error *err);
+/* A state to read a checkpoint into: where the optimizer is split and this is rank 0, with memory for all moments; else `state`
+ * itself. */
+void replicas_whole_state(const Replicas *replicas, const ParamState *state, ParamState *whole);
+void replicas_whole_free(const ParamState *state, ParamState *whole);
+/* The same with the moments of all ranks, for a checkpoint of rank 0; all ranks take part. To be freed also after a failure. */
+Status replicas_collect_moments(Replicas *replicas, const ParamState *state, ParamState *whole, Error *err);
+/* Whether ranks have to take part in a checkpoint. */
+int replicas_save_together(const Replicas *replicas);
 
 /* Bytes that `rank` of `size` sends for the gradients of one step. */
 uint64_t replicas_step_bytes(const ParamSet *params, int rank, int size);
+/* And for what it has stepped, where the optimizer is split. */
+uint64_t replicas_trained_bytes(const ParamSet *params, DType act, int size);
 /* And for losses and votes of a step with that many micro-batches. */
 uint64_t replicas_control_bytes(int64_t micro_batches, int rank, int size);
 

@@ -31,7 +31,8 @@ static const char *const free_keys[] = {"data.cache",
                                         "distributed.timeout_s",
                                         "train.max_bad_steps",
                                         "distributed.check_every",
-                                        "distributed.shard_base"};
+                                        "distributed.shard_base",
+                                        "distributed.shard_optimizer"};
 
 static int has(const char *folder, const char *name) {
     char *path = path_join(folder, name);

@@ -142,6 +142,7 @@ static void plan_ranks(const PlanInput *in, const ParamSet *params, RunPlan *pla
     if (!in->backend->on_device) plan->sums = replicas_bytes(params, micro_batches, in->ranks); /* NCCL sums in place */
     plan->sent[COMM_GRADIENTS] = replicas_step_bytes(params, 0, in->ranks);
     plan->sent[COMM_BASE] = weights_step_bytes(&plan->weights, in->model->layers, in->ranks, plan->rounds);
+    plan->sent[COMM_TRAINED] = replicas_trained_bytes(params, in->act, in->ranks);
     plan->sent[COMM_CONTROL] = replicas_control_bytes(micro_batches, 0, in->ranks);
 }
 
@@ -167,6 +168,7 @@ static Status plan_parameters(PlanInput *in, Adapter *adapter, ParamSet *params,
         TRY(qat_scale_params(&qat, in->model, params, offsets, err));
         in->shape.learn_scales = *offsets != NULL;
     }
+    if (config->distributed.shard_optimizer) params->ranks = in->ranks;
     plan_ranks(in, params, plan);
     size_t all = params_state_bytes(params, in->act, 1);
     plan->adapters = params_state_bytes(params, in->act, 0);

@@ -293,13 +293,13 @@ static Status warn_of_untrained_tokens(const Trainer *trainer, Error *err) {
     return OK;
 }
 
-static Status resume_from_checkpoint(Trainer *trainer, Error *err) {
+static Status resume_from_checkpoint(Trainer *trainer, ParamState *whole, Error *err) {
     Engine *engine = &trainer->engine;
     CheckpointState fresh = trainer->progress;
     Text skipped = {0};
     int found = 0;
-    Status status = checkpoint_load(trainer->config.output.path, engine->params.elements, &trainer->progress, &engine->state,
-                                    &found, &skipped, err);
+    Status status =
+        checkpoint_load(trainer->config.output.path, engine->params.elements, &trainer->progress, whole, &found, &skipped, err);
     for (char *line = skipped.length ? strtok(skipped.data, "\n") : NULL; line != NULL; line = strtok(NULL, "\n"))
         log_warning("%s", line);
     text_free(&skipped);
@@ -322,6 +322,20 @@ static Status resume_from_checkpoint(Trainer *trainer, Error *err) {
     return OK;
 }
 
+/* Rank 0 reads, and gives everybody what it read. */
+static Status resume(Trainer *trainer, Error *err) {
+    Engine *engine = &trainer->engine;
+    ParamState whole;
+    replicas_whole_state(trainer->replicas, &engine->state, &whole);
+    Status status = comm_rank(trainer->comm) == 0 ? resume_from_checkpoint(trainer, &whole, err) : OK;
+    if (status == OK) status = replicas_share_state(trainer->replicas, &whole, &trainer->progress, err);
+    replicas_whole_free(&engine->state, &whole);
+    TRY(status);
+    if (trainer->comm == NULL) return OK;
+    params_refresh_copy(&engine->state, &engine->params, engine->exec.config.act);
+    return engine_store_params(engine, err);
+}
+
 static Status open_state(Trainer *trainer, Error *err) {
     Engine *engine = &trainer->engine;
     trainer->progress = (CheckpointState){.first_eval = NAN,
@@ -334,12 +348,7 @@ static Status open_state(Trainer *trainer, Error *err) {
                                           .elements = engine->params.elements};
     engine->weights_hash = trainer->progress.weights_hash;
     TRY(trainer_ranks_check(trainer, err));
-    if (!trainer->resume) return OK;
-    if (comm_rank(trainer->comm) == 0) TRY(resume_from_checkpoint(trainer, err));
-    if (trainer->comm == NULL) return OK;
-    TRY(replicas_share_state(trainer->replicas, &trainer->progress, err));
-    params_refresh_copy(&engine->state, &engine->params, engine->exec.config.act);
-    return engine_store_params(engine, err);
+    return trainer->resume ? resume(trainer, err) : OK;
 }
 
 /* One rank of a machine first: what it puts into the token cache the others find there. */

@@ -59,10 +59,17 @@ static int model_is_written(const Trainer *trainer) {
 
 static Status save_checkpoint(Trainer *trainer, Error *err) {
     const Config *config = &trainer->config;
-    if (comm_rank(trainer->comm) != 0) return OK;
+    const ParamState *state = &trainer->engine.state;
+    int writes = comm_rank(trainer->comm) == 0;
+    ParamState whole;
+    if (!writes && !replicas_save_together(trainer->replicas)) return OK;
     TRY(engine_fetch_params(&trainer->engine, err));
-    TRY(checkpoint_save(config->output.path, &trainer->progress, &trainer->engine.state, err));
+    Status status = replicas_collect_moments(trainer->replicas, state, &whole, err);
+    if (status == OK && writes) status = checkpoint_save(config->output.path, &trainer->progress, &whole, err);
+    replicas_whole_free(state, &whole);
+    TRY(status);
     trainer->last_save = clock_seconds();
+    if (!writes) return OK;
     return checkpoint_prune(config->output.path, config->train.keep_last, -1, err);
 }
 
@@ -180,10 +187,13 @@ static void note_step(Trainer *trainer, const StepResult *result, double seconds
         uint64_t now = comm_sent(trainer->comm, (CommPurpose)p);
         sent[p] = now - trainer->sent[p];
     }
-    log_note("step %lld of %lld: loss %.9g, %.3f s; sent %llu bytes for gradients, %llu for the base, %llu for control",
-             (long long)trainer->progress.step, (long long)trainer->steps, result->loss, seconds,
-             (unsigned long long)sent[COMM_GRADIENTS], (unsigned long long)sent[COMM_BASE],
-             (unsigned long long)sent[COMM_CONTROL]);
+    log_note(
+        "step %lld of %lld: loss %.9g, %.3f s; sent %llu bytes for gradients, %llu for the base, %llu for control, %llu for "
+        "what "
+        "is trained",
+        (long long)trainer->progress.step, (long long)trainer->steps, result->loss, seconds,
+        (unsigned long long)sent[COMM_GRADIENTS], (unsigned long long)sent[COMM_BASE], (unsigned long long)sent[COMM_CONTROL],
+        (unsigned long long)sent[COMM_TRAINED]);
 }
 
 static Status report_step(Trainer *trainer, const StepResult *result, double seconds, Error *err) {
@@ -230,11 +240,15 @@ static Status handle_bad_step(Trainer *trainer, Error *err) {
         (long long)trainer->progress.bad_steps, where, trainer->config.output.path);
 }
 
-static int time_to_save(const Trainer *trainer) {
+static Status save_if_due(Trainer *trainer, Error *err) {
     const Config *config = &trainer->config;
-    if (trainer->progress.step == trainer->steps) return 1;
-    if (config->train.save_every > 0 && trainer->progress.step % config->train.save_every == 0) return 1;
-    return config->train.save_minutes > 0.0 && clock_seconds() - trainer->last_save >= 60.0 * config->train.save_minutes;
+    int64_t step = trainer->progress.step, every = config->train.save_every;
+    int64_t due = step == trainer->steps || (every > 0 && step % every == 0);
+    if (!due && config->train.save_minutes > 0.0) {
+        due = clock_seconds() - trainer->last_save >= 60.0 * config->train.save_minutes;
+        if (replicas_save_together(trainer->replicas)) TRY(comm_max(trainer->comm, &due, err)); /* clocks differ */
+    }
+    return due ? save_checkpoint(trainer, err) : OK;
 }
 
 /* Ranks see a signal in the next round of micro-batches, all in the same. */
@@ -263,7 +277,7 @@ static Status run_steps(Trainer *trainer, Error *err) {
         TRY(check_replicas(trainer, err));
         if (result.bad) TRY(handle_bad_step(trainer, err));
         TRY(evaluate_if_due(trainer, err));
-        if (time_to_save(trainer)) TRY(save_checkpoint(trainer, err));
+        TRY(save_if_due(trainer, err));
         TRY(stop_if_alone(trainer, err));
     }
     return OK;

@@ -94,6 +94,7 @@ static Status run_step(Trainer *trainer, StepResult *result, Error *err) {
     optimizer_step(&engine->exec, &engine->backend, &trainer->config, &engine->params, &engine->state, engine->exec.config.act,
                    result->lr, clip_factor(result->grad_norm, trainer->config.train.max_grad_norm),
                    trainer->progress.optimizer_steps + 1);
+    TRY(replicas_gather_trained(trainer->replicas, engine->exec.config.act, err));
     return OK;
 }
 

@@ -95,6 +95,16 @@ not_shared() {
 }
 check "a command for one process refuses to be a rank" not_shared
 
+optimizer() { # bits as with a whole one; saved by one kind and read by the other
+    ranks 0 o3 --ranks 3 --set distributed.shard_optimizer=true --set train.save_every=4 && same_adapter r3 o3 || return 1
+    local step
+    for step in "$work"/r3/checkpoints/step-*; do cmp "$step/params.zst" "$work/o3/checkpoints/${step##*/}/params.zst" || return 1; done
+    rm -r "$work/o3/checkpoints/step-11" "$work/o3/adapter"
+    ranks 0 o3 --ranks 3 --resume && err_has "resumed at step 8" && same_adapter r3 o3 || return 1
+    rm -r "$work/o3/checkpoints/step-11" "$work/o3/adapter"
+    ranks 0 o3 --ranks 3 --resume --set distributed.shard_optimizer=true --set distributed.shard_base=true && err_has "resumed at step 8" && same_adapter r3 o3
+}
+check "3 ranks, a split optimizer: bits and checkpoints of a whole one" optimizer
 plan_of() { "$nibble" plan "$work/config.json" --threads 1 --json "$@" 2>/dev/null; }
 number_of() { sed -nE 's/.*"'"$1"'": ([0-9]+).*/\1/p'; }
 memory() { # packed weights and room on a rank against 1/N + three layers of seven + 5 %
@@ -110,10 +120,10 @@ memory() { # packed weights and room on a rank against 1/N + three layers of sev
 check "a rank of a split base holds 1/N and three layers, within 5 %" memory
 volume() { # step 2 and 3 follow a step; the plan counts such
     local name words
-    for name in "r3 " "s4 distributed.shard_base=true"; do
+    for name in "r3 " "s4 distributed.shard_base=true" "o3 distributed.shard_optimizer=true"; do
         words=${name#* }
         plan_of --ranks "${name:1:1}" ${words:+--set "$words"} >"$work/plan.json"
-        [[ $(grep -c "^step [23] .* sent $(number_of gradients <"$work/plan.json") bytes for gradients, $(number_of base <"$work/plan.json") for the base, $(number_of control <"$work/plan.json") for control" \
+        [[ $(grep -c "^step [23] .* sent $(number_of gradients <"$work/plan.json") bytes for gradients, $(number_of base <"$work/plan.json") for the base, $(number_of control <"$work/plan.json") for control, $(number_of stepped <"$work/plan.json") for what is trained" \
             "$work/${name%% *}/logs/rank-0.log") == 2 ]] || { grep '^step [23] ' "$work/${name%% *}/logs/rank-0.log"; tr ',' '\n' <"$work/plan.json" | grep -A2 sent; return 1; }
     done
     grep '^step 3 ' "$work/s4/logs/rank-0.log" | sed 's/^/# counted: /'

@@ -56,14 +56,18 @@ if ((most == 1)); then
 fi
 split() { ranks 0 split --gpus "$most" --set distributed.shard_base=true && same_adapter "r$most" split; }
 check "$most ranks, a split base: the bytes of a whole one" split
+optimizer() { ranks 0 optimizer --gpus "$most" --set distributed.shard_optimizer=true && same_adapter "r$most" optimizer; }
+check "$most ranks, a split optimizer: the bytes of a whole one" optimizer
 number_of() { sed -nE 's/.*"'"$1"'": ([0-9]+).*/\1/p' "$work/plan.json"; }
 volume() { # step 2 follows a step and its evaluation; the plan counts such
     local name words
-    for name in "r$most" split; do
-        words=distributed.shard_base=$([[ $name == split ]] && echo true || echo false)
+    for name in "r$most" split optimizer; do
+        words=distributed.check_every=1
+        [[ $name != split ]] || words=distributed.shard_base=true
+        [[ $name != optimizer ]] || words=distributed.shard_optimizer=true
         "$nibble" plan "$work/config.json" --device "$there" --memory 8GiB --ranks "$most" --set "$words" --json >"$work/plan.json" 2>"$work/err" || return 1
         grep '^step 2 ' "$work/$name/logs/rank-0.log" | sed 's/^/# counted: /'
-        grep -q "^step 2 .* sent $(number_of gradients) bytes for gradients, $(number_of base) for the base, $(number_of control) for control" "$work/$name/logs/rank-0.log" ||
+        grep -q "^step 2 .* sent $(number_of gradients) bytes for gradients, $(number_of base) for the base, $(number_of control) for control, $(number_of stepped) for what is trained" "$work/$name/logs/rank-0.log" ||
             { sed 's/^/# /' "$work/plan.json"; return 1; }
     done
 }

@@ -97,8 +97,11 @@ static const struct {
     /* not supported yet */
     {"{\n\"device\": \"gpu\"}", "my.json:2:", "device: \"gpu\"", "cuda"},
     {"{\"qat\": {\"weights\": \"mxfp4\"}}", "my.json:1:", "qat.weights: mxfp4 is not supported yet", "int4"},
-    {"{\"distributed\": {\"shard_base\": true}}", "my.json:1:", "distributed.shard_base: true is not supported yet", "base"},
     /* combinations */
+    {"{\"distributed\": {\"shard_base\": true}, \"method\": \"full\"}", "my.json:1:", "distributed.shard_base has no effect",
+     "no frozen base"},
+    {"{\"distributed\": {\n\"shard_base\": true}, \"qat\": {\"mode\": \"merged\"}}",
+     "my.json:2:", "distributed.shard_base and qat.mode merged do not go together yet", "quantized"},
     {"{\"qat\": {\n\"weights\": \"nf4\"}}", "my.json:2:", "qat.weights has no effect", "qat.mode is none"},
     {"{\"qat\": {\"mode\": \"merged\"}, \"method\": \"full\"}", "my.json:1:", "qat.mode merged and method full", "lora"},
     {"{\"qat\": {\"mode\": \"merged\"}, \"lora\": {\"dropout\": 0.1}}", "my.json:1:", "lora.dropout above 0", "separate"},
