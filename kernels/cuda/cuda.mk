@@ -150,8 +150,11 @@ $(GPU_PROGRAMS): build/gpu/%: build/gpu/tests/cuda_emu/%.c.o build/gpu/libgpu_ke
 .PRECIOUS: build/gpu/%.c.o
 
 .PHONY: gpu-bundle test-gpu bench-gpu
+GPU_UNIT := $(addprefix $(BUILD)/tests/,test_parity test_invariance)
 gpu-bundle: all cuda
-	$(MAKE) $(GPU_PROGRAMS)
+	$(MAKE) $(GPU_PROGRAMS) $(GPU_UNIT)
+	mkdir -p build/gpu/unit
+	cp $(GPU_UNIT) build/gpu/unit
 	cp $(BINARY) $(CUDA_PLUGIN) build/gpu
 	ldd $(BINARY) build/gpu/test_norm | awk '/cjson|zstd|libz\.|pcre2|utf8proc|xxhash|cmocka/ { print $$3 }' | sort -u | xargs -I{} cp -L {} build/gpu
 test-gpu: gpu-bundle

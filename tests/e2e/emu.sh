@@ -100,6 +100,14 @@ resumed() {
 } 2>/dev/null
 check "a killed and resumed run has the same bytes" resumed
 
+# ---- what the CPU's kernels are held to: logits, gradients and a curve of 50 steps by transformers; cutting of batches, recomputation ----
+programs=${NIBBLE_TEST_PROGRAMS:-build/release/tests}
+held() { # PROGRAM
+    [[ -x $programs/$1 ]] || { cannot "$programs/$1 is not built: make unit-programs" || return; }
+    EMU_STREAMS=lazy EMU_PROTECT=1 NIBBLE_TEST_DEVICE=$there "$programs/$1" >"$work/out" 2>"$work/err" </dev/null
+}
+for program in test_parity test_invariance; do check "$program passes on the device" held $program; done
+
 # ---- evaluation and generation ------------------------------------------------------------------------------------------------
 answer() { run 0 generate "$work/model" --prompt "say 3" --max-tokens 12 --device "$1" --precision f32 --quant nf4 --adapter "$work/again/adapter" && cp "$work/out" "$work/answer-$1"; }
 answers() { answer cpu && answer "$there" && cmp "$work/answer-cpu" "$work/answer-$there"; }

@@ -98,6 +98,10 @@ void replay_free(ReplayData *data) {
     memset(data, 0, sizeof *data);
 }
 
+const char *replay_device(void) {
+    return getenv("NIBBLE_TEST_DEVICE");
+}
+
 /* ---- running ------------------------------------------------------------------------------------------------------- */
 
 static Status load_config(Trainer *trainer, const ReplayOptions *options, Error *err) {
@@ -118,6 +122,7 @@ static Status open_engine(Trainer *trainer, const ReplayOptions *options, Error 
                             .act = precision_type(config->precision),
                             .threads = options->threads,
                             .cpu = options->cpu,
+                            .device = options->cpu == NULL ? replay_device() : NULL,
                             .method = options->frozen ? METHOD_FROZEN
                                       : full          ? METHOD_FULL
                                                       : METHOD_LORA,
@@ -173,7 +178,8 @@ Status replay_step(Trainer *trainer, const ReplayData *data, int64_t step, StepR
         s->tokens += data->data.start[first + i + 1] - data->data.start[first + i];
     }
     s->supervised = batch_supervised(&data->data, s->sequences, s->begin[s->micro_batches]);
-    return trainer_step(trainer, result, err);
+    TRY(trainer_step(trainer, result, err));
+    return engine_fetch_params(&trainer->engine, err);
 }
 
 Status replay_evaluate(Trainer *trainer, const ReplayData *data, int64_t m, float *nll, double *loss_sum, Error *err) {

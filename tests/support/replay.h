@@ -3,6 +3,8 @@
  *
  * A batch file is text. A line is one sequence: token ids separated by spaces, "*" after those that are trained. "-" ends a
  * micro-batch, "=" ends an optimizer step (and its last micro-batch).
+ *
+ * NIBBLE_TEST_DEVICE=emu (or cuda) runs all this on that device, unless a variant of the CPU is asked for (tests/e2e/emu.sh).
  */
 #ifndef NIBBLE_TESTS_SUPPORT_REPLAY_H
 #define NIBBLE_TESTS_SUPPORT_REPLAY_H
@@ -27,16 +29,18 @@ void replay_free(ReplayData *data);
 typedef struct ReplayOptions {
     const char *model;
     const char *adapter;          /* PEFT folder to start from, or NULL */
-    const char *cpu;              /* forced variant, or NULL */
+    const char *cpu;              /* forced variant, which then runs on the CPU; or NULL */
     const char *const *overrides; /* of the config; there the schedule is constant and nothing is clipped, if not said here */
     int override_count;
     int threads;
     int frozen; /* no adapter is made: forward only */
 } ReplayOptions;
 
+/* The device of this test run, NULL for the CPU. */
+const char *replay_device(void);
 /* Opens the engine for the config's method and records tapes for the largest micro-batch of data. */
 Status replay_open(Trainer *trainer, const ReplayOptions *options, const ReplayData *data, Error *err);
-/* One optimizer step on step `step` of the data; gradients stay in trainer->engine.state.gradient. */
+/* One optimizer step on step `step` of the data; gradients, and on a device all parameters, are then in trainer->engine.state. */
 Status replay_step(Trainer *trainer, const ReplayData *data, int64_t step, StepResult *result, Error *err);
 /* Negative log-likelihoods of micro-batch m's supervised rows, in order; nll has room for all of them. */
 Status replay_evaluate(Trainer *trainer, const ReplayData *data, int64_t m, float *nll, double *loss_sum, Error *err);

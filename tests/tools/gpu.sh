@@ -3,7 +3,7 @@
 # and ends with one table. It needs a driver and the CUDA libraries; a toolkit's compute-sanitizer and a Python with PyTorch,
 # transformers and PEFT are used where they are. build/gpu may have been made on another machine and carried here.
 # NIBBLE_TEST_DEVICE=emu BUNDLE=FOLDER tries the script itself where there is no GPU; give it a tiny ARCH and few TOKENS. FOLDER holds
-# nibble, its plugin and test_* programs.
+# nibble, its plugin, test_* programs, and unit/ with test_parity and test_invariance.
 set -u
 cd "$(dirname "$0")/../.." || exit 2
 part=${1:-all}
@@ -71,7 +71,7 @@ tests() {
     for program in "$bundle"/test_*; do
         [[ -x $program ]] && CMOCKA_MESSAGE_OUTPUT=TAP one "$(basename "$program")" 60 "$program"
     done
-    NIBBLE=$nibble NIBBLE_TEST_DEVICE=$device one "training, evaluation, generation on the device" 150 bash tests/e2e/emu.sh
+    NIBBLE=$nibble NIBBLE_TEST_DEVICE=$device NIBBLE_TEST_PROGRAMS=$bundle/unit one "training, evaluation, generation on the device" 150 bash tests/e2e/emu.sh
 }
 
 sanitize() {

@@ -22,7 +22,7 @@ typedef struct Arrangement {
     int per_micro_batch; /* sequences packed together */
     int threads;
     const char *recompute;
-    const char *cpu;     /* NULL: the best */
+    const char *cpu;     /* NULL: the best, or the device */
     const char *adapter; /* NULL: B starts as zero */
 } Arrangement;
 
@@ -48,7 +48,8 @@ static const Base bases[] = {
     {{"lora.rank=5", "qat.mode=merged", "qat.weights=q4_0"}},
     {{ADAPTER, "qat.mode=separate", "qat.weights=int3", "qat.symmetric=false"}},
 };
-#define BASES ((int)(sizeof bases / sizeof *bases))
+#define ON_DEVICE 7 /* those after it are for the CPU only */
+#define BASES (replay_device() != NULL ? ON_DEVICE : (int)(sizeof bases / sizeof *bases))
 
 /* Ragged: lengths 1 to 23, one sequence without a trained token, one of a single token. */
 static void make_data(ReplayData *data, int per_micro_batch, int steps) {
@@ -217,6 +218,10 @@ static void test_recompute(void **state) {
 
 static void test_threads(void **state) {
     (void)state;
+    if (replay_device() != NULL) {
+        print_message("skipped: the device's work has no threads\n");
+        skip();
+    }
     static const char *const cpus[] = {"ref", NULL, ADAPTER_FOLDER};
     static const int threads[] = {2, 3, 8};
     for (int b = 0; b < BASES; b++)

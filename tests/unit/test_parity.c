@@ -12,6 +12,7 @@
 #include "data/safetensors.h"
 #include "tests/support/compare.h"
 #include "tests/support/replay.h"
+#include "train/device_memory.h"
 
 #define GOLDEN "tests/golden/parity/"
 
@@ -29,10 +30,21 @@ static const char *const models[] = {"llama_gqa",
                                      "qwen2_window",
                                      "qwen3"};
 static const char *const variants[] = {"ref", "avx2", "avx512", "avx512bf16"};
+#define VARIANTS (replay_device() != NULL ? 1 : sizeof variants / sizeof *variants)
+
+/* On a device there is one, without a name. */
+static const char *variant_at(size_t i) {
+    return replay_device() != NULL ? NULL : variants[i];
+}
+
+static const char *named(const char *variant) {
+    return variant != NULL ? variant : replay_device();
+}
 
 static int available(const char *variant) {
     Backend backend;
     Error ignored;
+    if (variant == NULL) return 1;
     if (cpu_backend(&backend, variant, &ignored) == OK) return 1;
     print_message("skipped on this machine: %s\n", variant);
     return 0;
@@ -88,7 +100,9 @@ static void check_logits(const char *name, const char *variant) {
     Generator *generator;
     const int64_t chunk = 6; /* so that sequences go through the cache in pieces */
     assert_ok(generator_create(&generator, engine, c.data.data.longest, chunk, chunk, &error), &error);
-    arena_free(&engine->arena);
+    device_arena_free(&engine->arena, &engine->backend, &engine->exec); /* reserved again, for another tape */
+    device_arena_free(&engine->rope_mirror, &engine->backend, &engine->exec);
+    device_arena_free(&engine->state.mirror, &engine->backend, &engine->exec);
     rope_memory_free(&engine->rope);
     Tape *tape = generator_tape(generator);
     assert_ok(engine_reserve(engine, &tape, 1, c.data.data.longest, c.data.data.longest, &error), &error);
@@ -102,7 +116,7 @@ static void check_logits(const char *name, const char *variant) {
         for (int64_t i = 0; i < numbers; i++)
             if (!(fabs((double)got[i] - (double)want[i]) <= worst)) worst = fabs((double)got[i] - (double)want[i]);
         if (!(worst <= 1e-4)) /* sums in another order, through two layers: 1e-5 is seen */
-            fail_msg("%s %s: logits of sequence %lld are %g off", name, variant, (long long)s, worst);
+            fail_msg("%s %s: logits of sequence %lld are %g off", name, named(variant), (long long)s, worst);
         memory_free(want);
         memory_free(got);
     }
@@ -123,7 +137,7 @@ static void check_gradients(const char *name, const char *variant, const char *r
     assert_ok(replay_step(&trainer, &c.data, 0, &result, &error), &error);
     float *loss = golden_values(&c, "loss", 1);
     if (!(fabs(result.loss - (double)*loss) <= 1e-5 * (double)*loss)) /* the golden loss is one FP32 sum */
-        fail_msg("%s %s: loss %.9g, want %.9g", name, variant, result.loss, (double)*loss);
+        fail_msg("%s %s: loss %.9g, want %.9g", name, named(variant), result.loss, (double)*loss);
     memory_free(loss);
     const Engine *engine = &trainer.engine;
     assert_int_equal(engine->params.count, 2 * LAYER_LINEARS * engine->model.layers);
@@ -140,7 +154,7 @@ static void check_gradients(const char *name, const char *variant, const char *r
             norm += (double)want[i] * (double)want[i];
         }
         if (!(sqrt(off) <= 1e-4 * sqrt(norm))) /* FP32 sums in another order: 5e-6 is seen */
-            fail_msg("%s %s: gradient of %s is %g of its norm off", name, variant, parameter, sqrt(off / norm));
+            fail_msg("%s %s: gradient of %s is %g of its norm off", name, named(variant), parameter, sqrt(off / norm));
         memory_free(want);
     }
     replay_close(&trainer);
@@ -149,17 +163,17 @@ static void check_gradients(const char *name, const char *variant, const char *r
 
 static void test_logits(void **state) {
     (void)state;
-    for (size_t v = 0; v < sizeof variants / sizeof *variants; v++)
-        for (size_t m = 0; available(variants[v]) && m < sizeof models / sizeof *models; m++)
-            check_logits(models[m], variants[v]);
+    for (size_t v = 0; v < VARIANTS; v++)
+        for (size_t m = 0; available(variant_at(v)) && m < sizeof models / sizeof *models; m++)
+            check_logits(models[m], variant_at(v));
 }
 
 static void test_gradients(void **state) {
     (void)state;
-    for (size_t v = 0; v < sizeof variants / sizeof *variants; v++)
-        for (size_t m = 0; available(variants[v]) && m < sizeof models / sizeof *models; m++) {
-            check_gradients(models[m], variants[v], "train.recompute=none");
-            check_gradients(models[m], variants[v], "train.recompute=layers");
+    for (size_t v = 0; v < VARIANTS; v++)
+        for (size_t m = 0; available(variant_at(v)) && m < sizeof models / sizeof *models; m++) {
+            check_gradients(models[m], variant_at(v), "train.recompute=none");
+            check_gradients(models[m], variant_at(v), "train.recompute=layers");
         }
 }
 
@@ -189,7 +203,7 @@ static void check_curve(const char *variant) {
         assert_ok(replay_step(&trainer, &c.data, step % c.data.steps, &result, &error), &error);
         if (step == 0) first = result.loss;
         if (!(fabs(result.loss - want) <= 1e-3)) /* what training parity asks for */
-            fail_msg("%s: loss of step %lld is %.9g, want %.9g", variant, (long long)step, result.loss, want);
+            fail_msg("%s: loss of step %lld is %.9g, want %.9g", named(variant), (long long)step, result.loss, want);
     }
     assert_int_equal(step, 50);
     assert_true(result.loss < first - 1.0);
@@ -202,8 +216,8 @@ static void check_curve(const char *variant) {
 
 static void test_curve(void **state) {
     (void)state;
-    for (size_t v = 0; v < sizeof variants / sizeof *variants; v++)
-        if (available(variants[v])) check_curve(variants[v]);
+    for (size_t v = 0; v < VARIANTS; v++)
+        if (available(variant_at(v))) check_curve(variant_at(v));
 }
 
 int main(void) {
