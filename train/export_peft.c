@@ -5,12 +5,14 @@
 #include "core/file.h"
 #include "core/memory.h"
 #include "data/safetensors.h"
-#include "train/adapter.h"
+#include "train/adapter_gguf.h"
 #include "train/export.h"
 
-/* The type of all its tensors; F32 where they differ. */
+/* The type of all its tensors; F32 where they differ, and of a GGUF file's. */
 static Status stored_type(const char *folder, DType *type, Error *err) {
     TensorFiles *files;
+    *type = DTYPE_F32;
+    if (adapter_is_gguf(folder)) return OK;
     TRY(tensors_open(&files, folder, "adapter_model", err));
     *type = tensors_count(files) > 0 ? tensors_get(files, 0)->dtype : DTYPE_F32;
     for (int64_t i = 1; i < tensors_count(files); i++)

@@ -47,6 +47,7 @@ lora_as_adapter() { # the same numbers: the run's loss to the last digit, and th
         [[ -n $own && $own == "$file" && $own == "$folder" ]] || { echo "# $own, $file, $folder"; return 1; }
     export_to m1 --adapter "$adapter" --onto original --format hf --dtype f32 --no-verify && export_to m2 --adapter "$work/lora" --onto original --format hf --dtype f32 --no-verify &&
         cmp "$work/m1/model.safetensors" "$work/m2/model.safetensors" && run 0 inspect "$work/lora" && out_has "as --adapter" &&
+        export_to p1 --adapter "$adapter" --format peft --dtype f32 && export_to p2 --adapter "$work/lora" --format peft && cmp "$work/p1/adapter_model.safetensors" "$work/p2/adapter_model.safetensors" &&
         run 0 generate "$model" --adapter "$work/lora" --prompt say --max-tokens 2 && run 1 eval "$work/lora/adapter.gguf" --data "$work/data.jsonl" && err_has "give it as --adapter"
 }
 check "a GGUF adapter is read where a PEFT folder is" lora_as_adapter

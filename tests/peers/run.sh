@@ -18,7 +18,7 @@ if [ -n "$missing" ]; then
 fi
 
 failed=0
-for name in forward_parity gradients qat_gradients training_parity peft_roundtrip export_check packed_formats jinja_renders chat_parity suite_parity; do
+for name in forward_parity gradients qat_gradients training_parity peft_roundtrip export_check packed_formats gptq_reference jinja_renders chat_parity suite_parity; do
     echo "== $name"
     "$python" "$here/$name.py" "$build" || failed=$((failed + 1))
 done
