@@ -96,17 +96,14 @@ static Status plan_with(const Report *r, Recompute recompute, int64_t tokens, Ru
     Config config = r->config; /* shares its strings; nothing of it is freed */
     config.train.recompute = recompute_names[recompute];
     config.train.micro_batch_tokens = tokens;
+    if (config.train.dequantized_layers == CONFIG_AUTO) config.train.dequantized_layers = 0;
     return run_plan(&config, &r->model, &r->backend, r->threads, r->ranks, 0, plan, err);
 }
 
-/* As the trainer decides: "auto" recomputes only when it must. */
+/* As the trainer decides. */
 static Status plan_run(Report *r, Error *err) {
-    const char *wanted = r->config.train.recompute;
-    int64_t tokens = r->config.train.micro_batch_tokens;
-    TRY(plan_with(r, strcmp(wanted, "layers") == 0 ? RECOMPUTE_LAYERS : RECOMPUTE_NONE, tokens, &r->plan, err));
-    if (r->plan.peak > r->limit && strcmp(wanted, "auto") == 0) TRY(plan_with(r, RECOMPUTE_LAYERS, tokens, &r->plan, err));
-    r->fits = r->plan.peak <= r->limit;
-    return OK;
+    TRY(run_window_choose(&r->config, &r->model, &r->backend, r->threads, r->ranks, r->limit, err));
+    return run_plan_choose(&r->config, &r->model, &r->backend, r->threads, r->ranks, r->limit, &r->plan, &r->fits, err);
 }
 
 /* 128, 192, 256, 384, 512, … the last that fits. */
@@ -162,6 +159,7 @@ static void print_fit(const Report *r, Text *out) {
     text_addf(out, "\n%s: needs %s and %s are %s\n", r->fits ? "fits" : "does not fit",
               format_bytes((double)r->plan.peak, need, sizeof need), format_bytes((double)r->limit, have, sizeof have),
               strcmp(r->config.train.memory, "auto") == 0 ? "left on this machine" : "allowed by train.memory");
+    if (r->plan.choice[0] != 0) text_addf(out, "chosen for it: %s\n", r->plan.choice);
     static const char *const names[2] = {"keeping everything", "recomputing layers"};
     for (int i = 0; i < 2; i++) {
         if (r->largest[i] > 0)
@@ -258,9 +256,14 @@ static void print_json(const Report *r, Text *out) {
     json_bytes(out, "cache", p->cache);
     json_bytes(out, "gathered", p->weights.gathered);
     json_bytes(out, "sums", p->sums);
+    json_bytes(out, "dequantized_layers", p->weights.dense);
+    json_bytes(out, "pinned_host", p->weights.pinned);
     json_bytes(out, "total", p->total);
     text_addf(out, "\"peak\": %zu}, \"memory\": %zu, \"fits\": %s, \"recompute\": \"%s\", ", p->peak, r->limit,
               r->fits ? "true" : "false", recompute_names[p->recompute]);
+    text_addf(out, "\"dequantized_layers\": %lld, \"pinned_embedding\": %s, \"pinned_layers\": %lld, ",
+              (long long)p->places.dense_layers, p->places.pinned_embedding ? "true" : "false",
+              (long long)p->places.pinned_layers);
     text_addf(out, "\"micro_batch_tokens\": %lld, \"largest_micro_batch_tokens\": {\"none\": %lld, \"layers\": %lld}, ",
               (long long)r->config.train.micro_batch_tokens, (long long)r->largest[0], (long long)r->largest[1]);
     text_addf(out, "\"trained\": %lld, \"max_length\": %lld, \"flops_per_token\": %.6g, \"threads\": %d, ",

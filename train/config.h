@@ -58,15 +58,17 @@ typedef struct Config {
     struct {
         int64_t steps; /* 0: by epochs */
         double epochs, lr, min_lr_ratio, warmup, decay_ratio, weight_decay, beta1, beta2, epsilon, max_grad_norm;
-        char *loss;     /* cross_entropy | distill */
-        char *schedule; /* constant | linear | cosine | wsd */
-        int64_t micro_batch_tokens, gradient_accumulation, eval_every, save_every, keep_last, max_bad_steps;
+        char *loss;                 /* cross_entropy | distill */
+        char *schedule;             /* constant | linear | cosine | wsd */
+        int64_t micro_batch_tokens; /* CONFIG_AUTO until the plan is made, or tokens */
+        int64_t gradient_accumulation, eval_every, save_every, keep_last, max_bad_steps;
         double save_minutes; /* 0: by steps only */
         int save_best;
-        char *recompute; /* auto | none | layers */
-        char *memory;    /* auto | a size such as "16GiB" */
-        char *init;      /* method full: "model" or "random" (weights drawn from the seed) */
-        int64_t samples; /* prompts shown before and after in the report */
+        char *recompute;            /* auto | none | layers */
+        int64_t dequantized_layers; /* CONFIG_AUTO, or how many */
+        char *memory;               /* auto | a size such as "16GiB" */
+        char *init;                 /* method full: "model" or "random" (weights drawn from the seed) */
+        int64_t samples;            /* prompts shown before and after in the report */
     } train;
     struct {
         char *mode;         /* none | merged | separate */

@@ -93,7 +93,7 @@ static Status check_data(ConfigLoader *loader, Error *err) {
     const Config *config = loader->config;
     char where[512];
     int64_t longest = config->data.max_length, window = config->train.micro_batch_tokens;
-    if (longest != CONFIG_AUTO && longest > window)
+    if (longest != CONFIG_AUTO && window != CONFIG_AUTO && longest > window)
         FAIL_USAGE(
             "%s: data.max_length: %lld tokens do not fit into train.micro_batch_tokens (%lld); raise that, lower this, "
             "or leave it at \"auto\"",

@@ -123,7 +123,10 @@ const ConfigKey config_keys[] = {
     {"train.max_grad_norm", KEY_NUMBER, AT(train.max_grad_norm), .fallback = "1.0", RANGE(0, 1e9),
      .help = "Gradients are scaled down to this global norm; 0: never."},
     {"train.micro_batch_tokens", KEY_INTEGER, AT(train.micro_batch_tokens), .fallback = "4096", RANGE(8, TOKENS_MAX),
-     .help = "Tokens of one micro-batch, which is the packing window. Memory grows with it."},
+     .automatic = 1,
+     .help =
+         "Tokens of one micro-batch, which is the packing window. Memory grows with it. auto: the largest power of two up to "
+         "8192 that fits (not with several ranks); a step's tokens then depend on the machine."},
     {"train.gradient_accumulation", KEY_INTEGER, AT(train.gradient_accumulation), .fallback = "4", RANGE(1, 65536),
      .help = "Micro-batches of one optimizer step, over all ranks."},
     {"train.eval_every", KEY_INTEGER, AT(train.eval_every), .fallback = "100", RANGE(0, STEPS_MAX),
@@ -140,8 +143,13 @@ const ConfigKey config_keys[] = {
      .help = "Steps in a row with a NaN or Inf (each is skipped) after which the run saves and stops."},
     {"train.recompute", KEY_CHOICE, AT(train.recompute), .fallback = "\"auto\"", .choices = LIST("auto", "none", "layers"),
      .help = "Recompute each layer's activations in the backward pass; auto: when they do not fit otherwise."},
+    {"train.dequantized_layers", KEY_INTEGER, AT(train.dequantized_layers), .fallback = "\"auto\"", RANGE(0, CONFIG_MAX_LAYERS),
+     .automatic = 1,
+     .help =
+         "On a device: layers whose weights stay dequantized beside their packed form. auto: as many as fit when nothing is "
+         "recomputed. No bit depends on it."},
     {"train.memory", KEY_STRING, AT(train.memory), .fallback = "\"auto\"",
-     .help = "Memory the run may take: a size such as \"16GiB\"; auto: what the machine leaves."},
+     .help = "Memory the run may take: a size such as \"16GiB\"; auto: what the machine (or the device) leaves."},
     {"train.init", KEY_CHOICE, AT(train.init), .fallback = "\"model\"", .choices = LIST("model", "random"),
      .help = "Method full: start from the model's weights, or from random ones drawn from the seed."},
     {"train.loss", KEY_CHOICE, AT(train.loss), .fallback = "\"cross_entropy\"", .choices = LIST("cross_entropy", "distill"),

@@ -27,7 +27,8 @@ static TapeLinear member(const Recorder *r, int64_t layer, LayerWeight kind) {
     int64_t rows = 0, cols = 0;
     (void)weight_describe(r->config, id, NULL, 0, &rows, &cols);
     WeightFormat format = r->shape->weights != NULL ? weights_view(r->shape->weights, id).format : r->shape->linear;
-    if (r->shape->qat != QAT_NONE) format = r->act == DTYPE_F32 ? WEIGHT_F32 : WEIGHT_BF16;
+    int stays_dense = r->shape->weights == NULL && layer >= r->config->layers - r->shape->dense_layers;
+    if (stays_dense || r->shape->qat != QAT_NONE) format = r->act == DTYPE_F32 ? WEIGHT_F32 : WEIGHT_BF16;
     TapeLinear out = {.spec = {.out = rows, .format = format},
                       .weight = ref_of(r, id),
                       .bias = ref_of(r, weight_id(layer, (LayerWeight)(kind + LAYER_Q_BIAS))),

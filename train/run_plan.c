@@ -1,5 +1,6 @@
 #include "train/run_plan.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "train/adapter.h"
@@ -16,7 +17,8 @@ static int64_t least(int64_t a, int64_t b) {
 
 int64_t run_max_length(const Config *config, const ModelConfig *model) {
     if (config->data.max_length != CONFIG_AUTO) return config->data.max_length;
-    return least(2048, least(model->context, config->train.micro_batch_tokens));
+    int64_t window = config->train.micro_batch_tokens;
+    return least(2048, window == CONFIG_AUTO ? model->context : least(model->context, window));
 }
 
 Status run_memory_limit(const Config *config, const Device *device, size_t *bytes, Error *err) {
@@ -43,6 +45,8 @@ typedef struct PlanInput {
     int threads, ranks;
     ModelShape shape;
     DType act;
+    int has_base;
+    WeightOptions base;
 } PlanInput;
 
 static Status plan_tape(const PlanInput *in, TapeMode mode, Recompute recompute, int64_t rows, int64_t cache_rows,
@@ -73,9 +77,12 @@ static Status plan_qat(const PlanInput *in, RunPlan *plan, Error *err) {
     return qat_bytes(&shape, &plan->qat, err);
 }
 
-static Status plan_candidate(const PlanInput *in, Recompute recompute, RunPlan *plan, Error *err) {
+static Status plan_candidate(PlanInput *in, Recompute recompute, const WeightPlaces *places, RunPlan *plan, Error *err) {
     int64_t window = in->config->train.micro_batch_tokens;
     plan->recompute = recompute;
+    plan->places = in->base.places = *places;
+    in->shape.dense_layers = places->dense_layers;
+    if (in->has_base) TRY(weights_plan(in->model, &in->base, in->model->dtype, &plan->weights, err));
     TRY(plan_tape(in, TAPE_TRAIN, recompute, window, 0, &plan->train, err));
     TRY(plan_tape(in, TAPE_EVAL, RECOMPUTE_NONE, window, 0, &plan->eval, err));
     plan->activations = plan->train.arena > plan->eval.arena ? plan->train.arena : plan->eval.arena;
@@ -90,8 +97,8 @@ static Status plan_candidate(const PlanInput *in, Recompute recompute, RunPlan *
     if (strcmp(in->config->train.loss, "distill") == 0) /* the teacher's tape needs less than the student's */
         plan->teacher = arena_align(in->backend->activation_bytes(in->act, window, in->model->hidden));
     TRY(plan_qat(in, plan, err));
-    plan->total = plan->weights.arena + plan->adapters + plan->optimizer + plan->activations + plan->qat + plan->rope +
-                  plan->buffers + plan->cache + plan->sums + plan->teacher;
+    plan->total = plan->weights.arena + plan->weights.dense + plan->adapters + plan->optimizer + plan->activations + plan->qat +
+                  plan->rope + plan->buffers + plan->cache + plan->sums + plan->teacher;
     size_t loading = plan->weights.arena + plan->weights.staging;
     plan->peak = plan->total > loading ? plan->total : loading;
     int full = strcmp(in->config->method, "full") == 0;
@@ -112,7 +119,8 @@ static Status refuse(const RunPlan *plan, const PlanInput *in, size_t available,
     for (int64_t tokens = config.train.micro_batch_tokens / 2; tokens >= 128 && fits == 0; tokens /= 2) {
         config.train.micro_batch_tokens = tokens;
         smaller.buffers = run_buffer_bytes(&config);
-        if (plan_candidate(&other, RECOMPUTE_LAYERS, &smaller, NULL) == OK && smaller.peak <= available) fits = tokens;
+        if (plan_candidate(&other, RECOMPUTE_LAYERS, &plan->places, &smaller, NULL) == OK && smaller.peak <= available)
+            fits = tokens;
     }
     Status status;
     const char *needs = format_bytes((double)plan->peak, need, sizeof need);
@@ -157,6 +165,8 @@ static Status plan_parameters(PlanInput *in, Adapter *adapter, ParamSet *params,
         TRY(weight_options_from_config(config, &options, err));
         if (config->distributed.shard_base) options.ranks = in->ranks;
         TRY(weights_plan(in->model, &options, in->model->dtype, &plan->weights, err));
+        in->has_base = 1;
+        in->base = options;
         TRY(adapter_create(adapter, params, config, in->model, err));
         in->shape.dense = dense_format(in->act, in->model->dtype);
         in->shape.linear = strcmp(config->method, "lora") == 0 ? in->shape.dense : options.linear;
@@ -177,21 +187,94 @@ static Status plan_parameters(PlanInput *in, Adapter *adapter, ParamSet *params,
     return OK;
 }
 
-static Status plan_all(PlanInput *in, size_t available, RunPlan *plan, Error *err) {
-    const Config *config = in->config;
-    const char *wanted = config->train.recompute;
-    Recompute first = strcmp(wanted, "layers") == 0 ? RECOMPUTE_LAYERS : RECOMPUTE_NONE;
-    TRY(plan_candidate(in, first, plan, err));
-    if (available == 0 || plan->peak <= available) return OK;
-    if (strcmp(wanted, "auto") == 0) {
-        TRY(plan_candidate(in, RECOMPUTE_LAYERS, plan, err));
-        if (plan->peak <= available) return OK;
-    }
-    return refuse(plan, in, available, err);
+/* Whether parts of the base may lie elsewhere than on the device, or there twice. */
+static int is_movable(const PlanInput *in) {
+    return in->backend->on_device && in->has_base && in->base.ranks <= 1;
 }
 
-Status run_plan(const Config *config, const ModelConfig *model, const Backend *backend, int threads, int ranks,
-                size_t available, RunPlan *plan, Error *err) {
+static int is_quantized(const PlanInput *in) {
+    return in->base.linear != WEIGHT_F32 && in->base.linear != WEIGHT_BF16;
+}
+
+static Status check_dequantized(const PlanInput *in, Error *err) {
+    int64_t wanted = in->config->train.dequantized_layers;
+    if (wanted == CONFIG_AUTO || wanted == 0) return OK;
+    if (!is_movable(in) || !is_quantized(in))
+        FAIL_USAGE(
+            "train.dequantized_layers: %lld: only a device with a quantized base that is not split has such layers; leave it "
+            "at \"auto\"",
+            (long long)wanted);
+    if (wanted > in->model->layers)
+        FAIL_USAGE("train.dequantized_layers: the model has %lld layers, got %lld", (long long)in->model->layers,
+                   (long long)wanted);
+    return OK;
+}
+
+#define SPARE_PART 32 /* of the memory is left where more of it only saves time: libraries load parts of themselves late */
+
+/* More layers dequantized, as long as they fit. */
+static Status add_dense_layers(PlanInput *in, size_t available, RunPlan *plan, Error *err) {
+    size_t most = available - available / SPARE_PART;
+    RunPlan other = *plan;
+    WeightPlaces places = plan->places;
+    places.dense_layers = 1;
+    TRY(plan_candidate(in, plan->recompute, &places, &other, err));
+    if (other.weights.dense == 0 || plan->peak >= most) return OK;
+    size_t count = (most - plan->peak) / other.weights.dense;
+    places.dense_layers = count < (size_t)in->model->layers ? (int64_t)count : in->model->layers;
+    for (; places.dense_layers > 0; places.dense_layers--) {
+        TRY(plan_candidate(in, plan->recompute, &places, &other, err));
+        if (other.peak > most) continue;
+        *plan = other;
+        break;
+    }
+    return OK;
+}
+
+/* As few packed layers in pinned host memory as must be. */
+static Status pin_layers(PlanInput *in, size_t available, RunPlan *plan, Error *err) {
+    size_t layer = (plan->weights.linear + plan->weights.constants) / (size_t)in->model->layers;
+    WeightPlaces places = plan->places;
+    places.pinned_layers = (int64_t)((plan->peak - available) / (layer + 1)) + 1;
+    for (; places.pinned_layers <= in->model->layers && plan->peak > available; places.pinned_layers++)
+        TRY(plan_candidate(in, plan->recompute, &places, plan, err));
+    return OK;
+}
+
+static void say_choice(const PlanInput *in, RunPlan *plan) {
+    const WeightPlaces *places = &plan->places;
+    char dense[64] = "", pinned[64] = "";
+    if (places->dense_layers > 0)
+        (void)snprintf(dense, sizeof dense, ", %lld of %lld layers stay dequantized", (long long)places->dense_layers,
+                       (long long)in->model->layers);
+    if (places->pinned_layers > 0)
+        (void)snprintf(pinned, sizeof pinned, ", and so do %lld of %lld layers", (long long)places->pinned_layers,
+                       (long long)in->model->layers);
+    (void)snprintf(plan->choice, sizeof plan->choice, "%s%s%s%s",
+                   plan->recompute == RECOMPUTE_LAYERS ? "layers are recomputed" : "activations are kept", dense,
+                   places->pinned_embedding ? ", the input embedding lies in pinned host memory" : "", pinned);
+}
+
+static Status choose(PlanInput *in, size_t available, RunPlan *plan, Error *err) {
+    const char *wanted = in->config->train.recompute;
+    int64_t dense = in->config->train.dequantized_layers;
+    int least_recompute = strcmp(wanted, "layers") == 0, most_recompute = strcmp(wanted, "none") != 0;
+    int may_pin = is_movable(in) && !in->model->tied_embeddings;
+    WeightPlaces places = {.dense_layers = dense == CONFIG_AUTO ? 0 : dense};
+    if (available == 0) most_recompute = least_recompute;
+    for (int recompute = least_recompute; recompute <= most_recompute; recompute++)
+        for (places.pinned_embedding = 0; places.pinned_embedding <= may_pin; places.pinned_embedding++) {
+            TRY(plan_candidate(in, recompute ? RECOMPUTE_LAYERS : RECOMPUTE_NONE, &places, plan, err));
+            if (available == 0) return OK;
+            if (plan->peak > available) continue;
+            int adds = dense == CONFIG_AUTO && !recompute && !places.pinned_embedding && is_movable(in) && is_quantized(in);
+            return adds ? add_dense_layers(in, available, plan, err) : OK;
+        }
+    return is_movable(in) ? pin_layers(in, available, plan, err) : OK;
+}
+
+static Status make_plan(const Config *config, const ModelConfig *model, const Backend *backend, int threads, int ranks,
+                        size_t available, RunPlan *plan, int *fits, Error *err) {
     memset(plan, 0, sizeof *plan);
     PlanInput in = {.config = config,
                     .model = model,
@@ -208,40 +291,54 @@ Status run_plan(const Config *config, const ModelConfig *model, const Backend *b
     ParamSet params = {0};
     int64_t *offsets = NULL;
     Status status = plan_parameters(&in, &adapter, &params, &offsets, plan, err);
-    if (status == OK) status = plan_all(&in, available, plan, err);
+    if (status == OK) status = check_dequantized(&in, err);
+    if (status == OK) status = choose(&in, available, plan, err);
+    int has_room = available == 0 || plan->peak <= available;
+    if (status == OK && backend->on_device) say_choice(&in, plan);
+    if (fits != NULL) *fits = has_room;
+    if (status == OK && !has_room && fits == NULL) status = refuse(plan, &in, available, err);
     adapter_free(&adapter);
     params_free(&params);
     memory_free(offsets);
     return status;
 }
 
-static void line(Text *out, const char *name, size_t bytes, const char *note) {
-    char text[32];
-    if (bytes == 0) return;
-    text_addf(out, "  %-34s %12s  %s\n", name, format_bytes((double)bytes, text, sizeof text), note);
+Status run_plan(const Config *config, const ModelConfig *model, const Backend *backend, int threads, int ranks,
+                size_t available, RunPlan *plan, Error *err) {
+    return make_plan(config, model, backend, threads, ranks, available, plan, NULL, err);
 }
 
-void run_plan_print(const RunPlan *plan, Text *out) {
-    line(out, "base: linear weights", plan->weights.linear,
-         plan->weights.gathered > 0 ? "this rank's share, constants included" : "");
-    line(out, "base: room to gather", plan->weights.gathered, "three layers");
-    line(out, "base: constants", plan->weights.constants, "");
-    line(out, "base: embedding", plan->weights.embedding, "");
-    line(out, "base: head", plan->weights.head, "");
-    line(out, "base: norms and biases", plan->weights.norms, "");
-    line(out, "trained: masters and copies", plan->adapters, "");
-    line(out, "trained: gradients and moments", plan->optimizer, "");
-    line(out, "activations", plan->activations,
-         plan->recompute == RECOMPUTE_LAYERS ? "layers are recomputed" : "nothing is recomputed");
-    line(out, "  kept values", plan->train.activations + plan->train.saved, "");
-    line(out, "  their gradients", plan->train.gradients, "");
-    line(out, "  workspace", plan->train.workspace, "");
-    line(out, "fake quantization", plan->qat, "operands of one linear group, tiles");
-    line(out, "the teacher's outputs", plan->teacher, "");
-    line(out, "rope tables", plan->rope, "");
-    line(out, "micro-batches", plan->buffers, "");
-    line(out, "samples: cache and logits", plan->cache, "");
-    line(out, "sums over the ranks", plan->sums, "");
-    line(out, "total", plan->total, "resident while training");
-    if (plan->peak > plan->total) line(out, "peak", plan->peak, "while loading");
+Status run_plan_choose(const Config *config, const ModelConfig *model, const Backend *backend, int threads, int ranks,
+                       size_t available, RunPlan *plan, int *fits, Error *err) {
+    return make_plan(config, model, backend, threads, ranks, available, plan, fits, err);
+}
+
+/* ---- train.micro_batch_tokens auto ------------------------------------------------------------------------------------------- */
+
+#define WINDOW_MOST 8192
+#define WINDOW_LEAST 256
+#define WINDOW_GOOD 2048 /* products of so many rows are as fast as larger ones, so fewer rows are not worth a recomputation */
+
+Status run_window_choose(Config *config, const ModelConfig *model, const Backend *backend, int threads, int ranks,
+                         size_t available, Error *err) {
+    if (config->train.micro_batch_tokens != CONFIG_AUTO) return OK;
+    if (ranks > 1) FAIL_USAGE("train.micro_batch_tokens auto: several ranks need the same number; give one");
+    static char names[2][8] = {"none", "layers"};
+    int64_t longest = config->data.max_length == CONFIG_AUTO ? 0 : config->data.max_length;
+    Config other = *config; /* shares its strings; nothing of it is freed */
+    if (config->train.dequantized_layers == CONFIG_AUTO) other.train.dequantized_layers = 0;
+    int64_t *window = &other.train.micro_batch_tokens;
+    int found = 0;
+    for (int recompute = 0; recompute < 2 && !found; recompute++) {
+        if (strcmp(config->train.recompute, "auto") != 0 && strcmp(config->train.recompute, names[recompute]) != 0) continue;
+        int last = strcmp(config->train.recompute, "auto") != 0 || recompute == 1;
+        other.train.recompute = names[recompute];
+        for (*window = WINDOW_MOST; *window >= (last ? WINDOW_LEAST : WINDOW_GOOD) && *window >= longest; *window /= 2) {
+            RunPlan plan;
+            TRY(run_plan_choose(&other, model, backend, threads, ranks, available, &plan, &found, err));
+            if (found) break;
+        }
+    }
+    config->train.micro_batch_tokens = found ? *window : longest > WINDOW_LEAST ? longest : WINDOW_LEAST;
+    return OK;
 }

@@ -31,15 +31,31 @@ typedef struct RunPlan {
     int64_t trained;              /* numbers that are trained */
     int64_t max_length, sample_context;
     Recompute recompute;
+    WeightPlaces places;    /* what of the base does not simply lie on the device */
+    char choice[240];       /* what was chosen to fit a device's memory; empty on the CPU */
     double flops_per_token; /* products and attention, forward and backward, at mean length max_length / 2 */
 } RunPlan;
 
 /* The length of one sequence at most: train.max_length, or what "auto" means. */
 int64_t run_max_length(const Config *config, const ModelConfig *model);
-/* threads: of the run, workspaces depend on it. ranks: the plan is that of one of them. available: bytes that the run may take (0: no limit): decides recompute "auto".
- * Fails when even recomputing does not fit, with the plan and the settings that would fit. */
+/* threads: of the run, workspaces depend on it. ranks: the plan is that of one of them. available: bytes that the run may take
+ * (0: no limit). The first of these that fits:
+ *
+ *   activations are kept; then, on a device, as many dequantized layers as fit too (train.dequantized_layers)
+ *   on a device: the same, with the input embedding in pinned host memory
+ *   layers are recomputed
+ *   on a device: the same, with the input embedding in pinned host memory; then as few packed layers as must be there too
+ *
+ * (train.recompute none or layers: only those). *fits is overwritten; where nothing fits, *plan is the most frugal. */
+Status run_plan_choose(const Config *config, const ModelConfig *model, const Backend *backend, int threads, int ranks,
+                       size_t available, RunPlan *plan, int *fits, Error *err);
+/* The same; fails where nothing fits, with the plan and the settings that would fit. */
 Status run_plan(const Config *config, const ModelConfig *model, const Backend *backend, int threads, int ranks,
                 size_t available, RunPlan *plan, Error *err);
+/* train.micro_batch_tokens "auto" becomes a number: the largest power of two up to 8192 that fits with activations kept, if it is
+ * 2048 or more, else with layers recomputed (256 at least, and what data.max_length asks for). Nothing to do otherwise. */
+Status run_window_choose(Config *config, const ModelConfig *model, const Backend *backend, int threads, int ranks,
+                         size_t available, Error *err);
 /* Bytes that train.memory allows: "auto" is what the device has left (NULL: this machine). */
 Status run_memory_limit(const Config *config, const Device *device, size_t *bytes, Error *err);
 /* A table for people. */

@@ -207,6 +207,10 @@ static Status check_plan(const Trainer *trainer, Error *err) {
     TRY(check_equal("fake quantization", plan->qat, engine->qat != NULL ? qat_taken(engine->qat) : 0, err));
     if (engine->weights != NULL && (engine->model.prequant == PREQUANT_NONE || engine->model.prequant == PREQUANT_GGUF))
         TRY(check_equal("the base", plan->weights.arena, weights_bytes(engine->weights), err));
+    if (engine->weights != NULL) {
+        TRY(check_equal("dequantized layers", plan->weights.dense, weights_dense_bytes(engine->weights), err));
+        TRY(check_equal("pinned weights", plan->weights.pinned, weights_pinned_bytes(engine->weights), err));
+    }
     return OK;
 }
 
@@ -258,6 +262,7 @@ static Status open_engine(Trainer *trainer, int threads, Error *err) {
                              .comm = trainer->comm,
                              .optimizer = 1};
     TRY(weight_options_from_config(config, &options.weights, err));
+    options.weights.places = trainer->plan.places;
     TRY(engine_open(&trainer->engine, &options, err));
     char base[32], peak[32];
     if (trainer->engine.weights != NULL)
@@ -361,20 +366,35 @@ static Status open_data_in_turn(Trainer *trainer, Status status, const ModelConf
     return comm_agree(trainer->comm, status, err);
 }
 
+/* What the machine decided, and why. */
+static void log_choices(const Trainer *trainer, int window_was_automatic, size_t limit) {
+    const Config *config = &trainer->config;
+    char have[32], need[32];
+    (void)format_bytes((double)limit, have, sizeof have);
+    (void)format_bytes((double)trainer->plan.total, need, sizeof need);
+    if (window_was_automatic)
+        log_info("train.micro_batch_tokens auto: %lld, so a step has %lld tokens; %s may be taken",
+                 (long long)config->train.micro_batch_tokens,
+                 (long long)(config->train.micro_batch_tokens * config->train.gradient_accumulation), have);
+    if (trainer->plan.choice[0] != 0) log_info("memory: %s of %s: %s", need, have, trainer->plan.choice);
+}
+
 static Status open_rest(Trainer *trainer, int threads, Error *err) {
     const Config *config = &trainer->config;
     ModelConfig *model = memory_alloc(sizeof *model);
     Device device = {0};
     Pool *pool = NULL;
     size_t limit = 0;
+    int automatic = config->train.micro_batch_tokens == CONFIG_AUTO;
     Status status = model_config_read(config->model.path, model, err);
     if (status == OK) status = device_open(&device, config->device, getenv("NIBBLE_CPU"), err);
     if (status == OK) status = pool_create(&pool, threads, err);
     if (status == OK) status = run_memory_limit(config, &device, &limit, err);
     if (strcmp(config->train.memory, "auto") == 0 && !device.backend.on_device) limit /= (size_t)comm_local_size(trainer->comm);
-    if (status == OK)
-        status =
-            run_plan(config, model, &device.backend, pool_threads(pool), comm_size(trainer->comm), limit, &trainer->plan, err);
+    int ranks = comm_size(trainer->comm), used = pool_threads(pool);
+    if (status == OK) status = run_window_choose(&trainer->config, model, &device.backend, used, ranks, limit, err);
+    if (status == OK) status = run_plan(config, model, &device.backend, used, ranks, limit, &trainer->plan, err);
+    if (status == OK) log_choices(trainer, automatic, limit);
     status = open_data_in_turn(trainer, status, model, pool, err);
     pool_free(pool);
     device_close(&device);
@@ -385,6 +405,21 @@ static Status open_rest(Trainer *trainer, int threads, Error *err) {
 Status trainer_open(Trainer *trainer, const char *config_path, const char *const *overrides, int override_count, int resume,
                     int threads, Error *err) {
     return trainer_open_rank(trainer, NULL, config_path, overrides, override_count, resume, threads, err);
+}
+
+/* A run that goes on has the micro-batch that it began with, whatever is free now. */
+static Status adopt_window(Config *config, Error *err) {
+    if (config->train.micro_batch_tokens != CONFIG_AUTO) return OK;
+    char *path = path_join(config->output.path, "config.json");
+    Status status = OK;
+    if (file_exists(path)) {
+        Config old;
+        status = config_load(&old, path, NULL, 0, err);
+        if (status == OK) config->train.micro_batch_tokens = old.train.micro_batch_tokens;
+        if (status == OK) config_free(&old);
+    }
+    memory_free(path);
+    return status;
 }
 
 #define OPENING_S 1800.0 /* at least, for a rank that reads data or weights while others wait */
@@ -399,6 +434,7 @@ Status trainer_open_rank(Trainer *trainer, Comm *comm, const char *config_path, 
     TRY(comm_agree(comm, config_load(&trainer->config, config_path, overrides, override_count, err), err));
     double limit = trainer->config.distributed.timeout_s;
     comm_set_timeout(comm, limit > OPENING_S ? limit : OPENING_S);
+    if (resume) TRY(adopt_window(&trainer->config, err));
     TRY(comm_agree(comm, comm_rank(comm) == 0 ? run_folder_check(&trainer->config, resume, err) : OK, err));
     TRY(open_rest(trainer, threads, err));
     TRY(open_engine(trainer, threads, err));

@@ -361,6 +361,10 @@ size_t weights_device_bytes(const ModelWeights *weights) {
     return weights->mirror.capacity + weights->dense.capacity;
 }
 
+size_t weights_dense_bytes(const ModelWeights *weights) {
+    return weights->dense.capacity;
+}
+
 size_t weights_pinned_bytes(const ModelWeights *weights) {
     return weights->pinned.capacity;
 }

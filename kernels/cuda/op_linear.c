@@ -68,21 +68,22 @@ static int is_updated(const LinearShape *shape, const LinearOperand *operands, i
     return shape->linear[i].rank > 0 || operands[i].bias != NULL;
 }
 
-/* Whether the product of member i + 1 can be one call with that of member i: the same shape, and operands at distances that a
- * strided batch takes. */
-static int joins(const LinearShape *shape, const LinearOperand *operands, const void *const *dense, void *const *y, int i) {
-    const LinearSpec *a = &shape->linear[i], *b = &shape->linear[i + 1];
-    return a->out == b->out && is_updated(shape, operands, i) == is_updated(shape, operands, i + 1) &&
-           (const uint8_t *)dense[i + 1] > (const uint8_t *)dense[i] && (uint8_t *)y[i + 1] > (uint8_t *)y[i];
+/* Whether a group of two can be one call: products of the same shape, with operands at distances that a strided batch takes. (A
+ * tape places gate before up, whose lifetimes are the same, so the answer does not depend on the plan. For k and v it would.) */
+static int are_twins(const LinearShape *shape, const LinearOperand *operands, const void *const *dense, void *const *y) {
+    return shape->count == 2 && shape->linear[0].out == shape->linear[1].out &&
+           is_updated(shape, operands, 0) == is_updated(shape, operands, 1) &&
+           (const uint8_t *)dense[1] > (const uint8_t *)dense[0] && (uint8_t *)y[1] > (uint8_t *)y[0];
 }
 
-/* y_i += x W_i^T (or =), neighbours of equal shape in one call. */
+/* y_i += x W_i^T (or =) */
 static Status products(const Exec *exec, const LinearShape *shape, const Batch *batch, const void *x,
                        const LinearOperand *operands, const void *const *dense, void *const *y, Error *err) {
     CudaContext *context = context_of(exec);
     DType act = exec->config.act;
-    size_t size = dtype_size(act);
-    for (int i = 0; i < shape->count;) {
+    int64_t size = (int64_t)dtype_size(act);
+    int twins = are_twins(shape, operands, dense, y);
+    for (int i = 0; i < (twins ? 1 : shape->count); i++) {
         Product product = {.m = rows_of(context, batch, shape->rows),
                            .n = shape->linear[i].out,
                            .k = shape->in,
@@ -92,18 +93,13 @@ static Status products(const Exec *exec, const LinearShape *shape, const Batch *
                            .c = y[i],
                            .in = act,
                            .out = act,
-                           .beta = is_updated(shape, operands, i) ? 1.0f : 0.0f,
-                           .count = 1};
-        for (int next = i + 1; next < shape->count && joins(shape, operands, dense, y, next - 1); next++) {
-            int64_t stride_b = ((const uint8_t *)dense[next] - (const uint8_t *)dense[next - 1]) / (int64_t)size;
-            int64_t stride_c = ((uint8_t *)y[next] - (uint8_t *)y[next - 1]) / (int64_t)size;
-            if (next > i + 1 && (stride_b != product.stride_b || stride_c != product.stride_c)) break;
-            product.stride_b = stride_b;
-            product.stride_c = stride_c;
-            product.count++;
+                           .beta = is_updated(shape, operands, i) ? 1.0f : 0.0f};
+        if (twins) {
+            product.count = 2;
+            product.stride_b = ((const uint8_t *)dense[1] - (const uint8_t *)dense[0]) / size;
+            product.stride_c = ((uint8_t *)y[1] - (uint8_t *)y[0]) / size;
         }
         TRY(product_nt(context, &product, err));
-        i += product.count;
     }
     return OK;
 }
