@@ -32,20 +32,27 @@ LDFLAGS_ALL := $(OPT) $(LDFLAGS)
 COMMON_SOURCES := $(wildcard core/*.c kernels/*.c kernels/cpu/*.c kernels/cpu/ref/*.c quant/*.c autograd/*.c data/*.c)
 TRAIN_SOURCES := $(filter-out train/main.c train/comm_mpi.c train/comm_nccl.c,$(wildcard train/*.c))
 SIMD_PAIRS_ONLY := $(addprefix kernels/cpu/simd/,gemm_pairs.c dots_pairs.c pairs_probe.c)
-SIMD_SOURCES := $(filter-out $(SIMD_PAIRS_ONLY),$(wildcard kernels/cpu/simd/*.c))
+SIMD_TILES_ONLY := $(addprefix kernels/cpu/simd/,gemm_tiles.c tiles_probe.c)
+SIMD_SOURCES := $(filter-out $(SIMD_PAIRS_ONLY) $(SIMD_TILES_ONLY),$(wildcard kernels/cpu/simd/*.c))
 # With AVX512_BF16 only the matrix products differ; the rest is AVX-512's.
 SIMD_PRODUCTS := $(SIMD_PAIRS_ONLY) $(addprefix kernels/cpu/simd/,gemm.c gemm_kernel.c gemm_pack.c operand.c linear.c head.c \
 	attention.c attention_parts.c attention_backward.c install.c)
+# With AMX only the large products.
+SIMD_TILED := $(SIMD_TILES_ONLY) $(filter-out %/attention.c %/attention_parts.c %/attention_backward.c %/pairs_probe.c,$(SIMD_PRODUCTS))
 
 ARCH := $(shell uname -m)
 # One source, one object per instruction set; SIMD_NAME makes the symbols differ. Dispatch is by CPUID at run time.
-SIMD_ISAS := $(if $(filter x86_64,$(ARCH)),avx2 avx512 avx512bf16,)
+SIMD_ISAS := $(if $(filter x86_64,$(ARCH)),avx2 avx512 avx512bf16 amx,)
 SIMD_SOURCES_avx2 := $(SIMD_SOURCES)
 SIMD_SOURCES_avx512 := $(SIMD_SOURCES)
 SIMD_SOURCES_avx512bf16 := $(SIMD_PRODUCTS)
+SIMD_SOURCES_amx := $(SIMD_TILED)
+SIMD_SOURCES_amx_emulated := $(SIMD_TILED)
 SIMD_FLAGS_avx2 := -mavx2 -mfma -mf16c -O3 -DSIMD_NAME=avx2 -DSIMD_WIDTH=8
 SIMD_FLAGS_avx512 := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c -O3 -mprefer-vector-width=512 -DSIMD_NAME=avx512 -DSIMD_WIDTH=16
 SIMD_FLAGS_avx512bf16 := -mavx512bf16 $(filter-out -DSIMD_NAME=%,$(SIMD_FLAGS_avx512)) -DSIMD_NAME=avx512bf16
+SIMD_FLAGS_amx := -mamx-tile -mamx-bf16 -DSIMD_TILES $(filter-out -DSIMD_NAME=%,$(SIMD_FLAGS_avx512bf16)) -DSIMD_NAME=amx
+SIMD_FLAGS_amx_emulated := -include tests/support/tiles_emulated.h $(filter-out -DSIMD_NAME=%,$(SIMD_FLAGS_amx)) -DSIMD_NAME=amx_emulated
 
 COMMON_OBJECTS := $(COMMON_SOURCES:%.c=$(BUILD)/%.o) $(TRAIN_SOURCES:%.c=$(BUILD)/%.o)
 SIMD_OBJECTS := $(foreach isa,$(SIMD_ISAS),$(SIMD_SOURCES_$(isa):%.c=$(BUILD)/%.$(isa).o))
@@ -79,7 +86,7 @@ $$(BUILD)/%.$(1).o: %.c $$(STAMP) | $$(LIBRARIES)
 	@mkdir -p $$(@D)
 	$$(CC) $$(CFLAGS_ALL) $$(SIMD_FLAGS_$(1)) -c $$< -o $$@
 endef
-$(foreach isa,$(SIMD_ISAS),$(eval $(call simd_rule,$(isa))))
+$(foreach isa,$(SIMD_ISAS) amx_emulated,$(eval $(call simd_rule,$(isa))))
 
 $(LIBRARY): $(COMMON_OBJECTS) $(SIMD_OBJECTS)
 	@rm -f $@
@@ -103,6 +110,11 @@ deps-build deps-test deps-ci: deps-%:
 # ---- tests -------------------------------------------------------------------------------------------------------------
 UNIT_TESTS := $(patsubst tests/unit/%.c,$(BUILD)/tests/%,$(wildcard tests/unit/test_*.c))
 TEST_SUPPORT := $(patsubst %.c,$(BUILD)/%.o,$(wildcard tests/support/*.c))
+# AMX's products with its instructions in plain C, for the tests on processors without it.
+ifeq ($(ARCH),x86_64)
+EMULATED_TILES := $(SIMD_SOURCES_amx_emulated:%.c=$(BUILD)/%.amx_emulated.o)
+$(filter $(BUILD)/tests/test_simd_%,$(UNIT_TESTS)): $(EMULATED_TILES)
+endif
 FUZZERS := $(patsubst tests/fuzz/%.c,$(BUILD)/%,$(wildcard tests/fuzz/fuzz_*.c))
 
 $(UNIT_TESTS): $(BUILD)/tests/%: $(BUILD)/tests/unit/%.o $(TEST_SUPPORT) $(LIBRARY)

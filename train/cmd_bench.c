@@ -74,7 +74,7 @@ static Status bench_ceiling(const BenchOptions *o, Text *out, Error *err) {
 /* ---- cpu ----------------------------------------------------------------------------------------------------------------- */
 
 static Status bench_cpu(const BenchOptions *o, Text *out, Error *err) {
-    static const char *const variants[] = {"ref", "avx2", "avx512", "avx512bf16"};
+    static const char *const variants[] = {"ref", "avx2", "avx512", "avx512bf16", "amx"};
     Backend b;
     TRY(cpu_backend(&b, getenv("NIBBLE_CPU"), err));
     const char *const entries[][2] = {{"linear", b.variant.linear}, {"attention", b.variant.attention},

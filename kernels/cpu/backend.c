@@ -5,6 +5,10 @@
 
 #include "kernels/cpu/ref/ref.h"
 #if defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include "kernels/cpu/simd.h"
 #define CPU_HAS_SIMD 1
 #else
@@ -28,8 +32,24 @@ void cpu_backend_reference(Backend *backend) {
     ref_dequantize(backend);
 }
 
-typedef enum CpuLevel { CPU_REF, CPU_AVX2, CPU_AVX512, CPU_AVX512BF16, CPU_LEVELS } CpuLevel;
-static const char *const level_names[CPU_LEVELS] = {"ref", "avx2", "avx512", "avx512bf16"};
+typedef enum CpuLevel { CPU_REF, CPU_AVX2, CPU_AVX512, CPU_AVX512BF16, CPU_AMX, CPU_LEVELS } CpuLevel;
+static const char *const level_names[CPU_LEVELS] = {"ref", "avx2", "avx512", "avx512bf16", "amx"};
+
+#if CPU_HAS_SIMD
+#define XSAVE_TILES 18       /* the state component of tile data; 17 is that of its configuration */
+#define REQUEST_STATE 0x1023 /* ARCH_REQ_XCOMP_PERM of arch_prctl (Linux 5.16) */
+
+/* AMX-TILE and AMX-BF16 (leaf 7, EDX bits 24 and 22), saved by the operating system, which gives tile data only to a process
+ * that has asked. */
+static int has_tiles(void) {
+    unsigned a, b, c, d, low, high;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d >> 22 & 1) == 0 || (d >> 24 & 1) == 0) return 0;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || (c >> 27 & 1) == 0) return 0; /* OSXSAVE */
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    if ((low >> 17 & 3) != 3) return 0;
+    return syscall(SYS_arch_prctl, REQUEST_STATE, XSAVE_TILES) == 0;
+}
+#endif
 
 /* What CPUID offers and the operating system saves on a switch: the builtin looks at XCR0 too. */
 static CpuLevel cpu_level(void) {
@@ -38,17 +58,20 @@ static CpuLevel cpu_level(void) {
     int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     int avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                  __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    if (avx2 && avx512) return __builtin_cpu_supports("avx512bf16") ? CPU_AVX512BF16 : CPU_AVX512;
+    if (avx2 && avx512 && __builtin_cpu_supports("avx512bf16")) return has_tiles() ? CPU_AMX : CPU_AVX512BF16;
+    if (avx2 && avx512) return CPU_AVX512;
     if (avx2) return CPU_AVX2;
 #endif
     return CPU_REF;
 }
 
-/* What is used where nothing is asked for: pairs only where they are worth it. Measured ratios are near 0.5 or near 2, so
+/* What is used where nothing is asked for: tiles and pairs only where they are worth it. Measured ratios are near 0.5 or near 2, so
  * that the choice does not change from run to run. */
 static CpuLevel cpu_choice(CpuLevel best) {
 #if CPU_HAS_SIMD
-    if (best == CPU_AVX512BF16 && !(cpu_pairs_advantage_avx512bf16() > 1.2)) return CPU_AVX512;
+    if (best == CPU_AMX && cpu_tiles_advantage_amx() > 1.2) return CPU_AMX;
+    if (best >= CPU_AVX512BF16 && cpu_pairs_advantage_avx512bf16() > 1.2) return CPU_AVX512BF16;
+    if (best >= CPU_AVX512BF16) return CPU_AVX512;
 #endif
     return best;
 }
@@ -60,7 +83,7 @@ Status cpu_backend(Backend *backend, const char *force, Error *err) {
     } else {
         while (level < CPU_LEVELS && strcmp(force, level_names[level]) != 0)
             level++;
-        if (level == CPU_LEVELS) FAIL("CPU kernels: want ref, avx2, avx512 or avx512bf16, got \"%s\"", force);
+        if (level == CPU_LEVELS) FAIL("CPU kernels: want ref, avx2, avx512, avx512bf16 or amx, got \"%s\"", force);
         if (level > best) {
             FAIL("CPU kernels: %s was asked for, this machine offers %s at most; leave the choice out to use that", force,
                  level_names[best]);
@@ -71,6 +94,7 @@ Status cpu_backend(Backend *backend, const char *force, Error *err) {
     if (level >= CPU_AVX2) cpu_simd_avx2(backend);
     if (level >= CPU_AVX512) cpu_simd_avx512(backend);
     if (level >= CPU_AVX512BF16) cpu_simd_avx512bf16(backend);
+    if (level >= CPU_AMX) cpu_simd_amx(backend);
 #endif
     return OK;
 }

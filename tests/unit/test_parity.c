@@ -29,7 +29,7 @@ static const char *const models[] = {"llama_gqa",
                                      "qwen2",
                                      "qwen2_window",
                                      "qwen3"};
-static const char *const variants[] = {"ref", "avx2", "avx512", "avx512bf16"};
+static const char *const variants[] = {"ref", "avx2", "avx512", "avx512bf16", "amx"};
 #define VARIANTS (replay_device() != NULL ? 1 : sizeof variants / sizeof *variants)
 
 /* On a device there is one, without a name. */

@@ -41,12 +41,12 @@ static void test_reference(void **state) {
 
 static void test_best_and_forced(void **state) {
     (void)state;
-    static const char *const levels[3] = {"avx2", "avx512", "avx512bf16"};
+    static const char *const levels[4] = {"avx2", "avx512", "avx512bf16", "amx"};
     Backend backend;
     Error err;
     assert_ok(cpu_backend(&backend, NULL, &err), &err);
     assert_complete(&backend);
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 4; i++) {
         if (cpu_backend(&backend, levels[i], &err) == OK) {
             assert_complete(&backend);
             print_message("%s: linear runs as %s\n", levels[i], backend.variant.linear);
@@ -54,7 +54,7 @@ static void test_best_and_forced(void **state) {
             assert_refused(ERR_FAILED, &err, "this machine offers");
         }
     }
-    assert_refused(cpu_backend(&backend, "avx1024", &err), &err, "want ref, avx2, avx512 or avx512bf16");
+    assert_refused(cpu_backend(&backend, "avx1024", &err), &err, "want ref, avx2, avx512, avx512bf16 or amx");
 }
 
 int main(void) {

@@ -36,23 +36,39 @@ typedef struct Variant {
     int present;
 } Variant;
 
+#define SIMD_VARIANTS 5
+
 #if defined(__x86_64__)
 static inline void install_pairs(Backend *backend) {
     cpu_simd_avx512(backend);
     cpu_simd_avx512bf16(backend);
 }
-static inline int simd_variants(Variant variants[3]) {
+static inline void install_tiles(Backend *backend) {
+    install_pairs(backend);
+    cpu_simd_amx(backend);
+}
+/* The tiles' source with their instructions in plain C (tests/support/tiles_emulated.h), for processors without them. */
+void cpu_simd_amx_emulated(Backend *backend);
+static inline void install_emulated_tiles(Backend *backend) {
+    install_pairs(backend);
+    cpu_simd_amx_emulated(backend);
+}
+static inline int simd_variants(Variant variants[SIMD_VARIANTS]) {
+    Backend tiles;
+    Error reason;
     variants[0] = (Variant){"avx2", cpu_simd_avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")};
     variants[1] = (Variant){"avx512", cpu_simd_avx512,
                             __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                                 __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")};
     variants[2] = (Variant){"avx512bf16", install_pairs, variants[1].present && __builtin_cpu_supports("avx512bf16")};
-    for (int i = 0; i < 3; i++)
+    variants[3] = (Variant){"amx", install_tiles, cpu_backend(&tiles, "amx", &reason) == OK};
+    variants[4] = (Variant){"amx_emulated", install_emulated_tiles, variants[2].present};
+    for (int i = 0; i < SIMD_VARIANTS; i++)
         if (!variants[i].present) printf("skipped: this processor has no %s\n", variants[i].name);
-    return 3;
+    return SIMD_VARIANTS;
 }
 #else
-static inline int simd_variants(Variant variants[3]) {
+static inline int simd_variants(Variant variants[SIMD_VARIANTS]) {
     (void)variants;
     printf("skipped: vector kernels exist for x86-64 only\n");
     return 0;
@@ -60,13 +76,13 @@ static inline int simd_variants(Variant variants[3]) {
 #endif
 
 /* Runs a check on every variant that this processor has; skips where there is none. products: the check is of what
- * avx512bf16 has of its own. */
+ * avx512bf16 and amx have of their own. */
 typedef void VariantCheck(const Backend *ref, const Backend *simd, const char *name);
 static inline void each_variant_of(VariantCheck *check, int products) {
-    Variant variants[3];
+    Variant variants[SIMD_VARIANTS];
     int count = simd_variants(variants), ran = 0;
     for (int i = 0; i < count; i++) {
-        if (!variants[i].present || (variants[i].install == install_pairs && !products)) continue;
+        if (!variants[i].present || (i >= 2 && !products)) continue;
         Backend ref = {0}, simd;
         cpu_backend_reference(&ref);
         simd = ref;

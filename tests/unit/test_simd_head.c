@@ -68,11 +68,16 @@ static void check_case(const Backend *ref, const Backend *simd, Random *r, const
     int64_t supervised = in.batch.batch.supervised;
     Outputs want = run(ref, c, &in, 2), one = run(simd, c, &in, 1);
     assert_close("logits", DTYPE_F32, one.logits, want.logits, supervised * c->vocab, REDUCTION_F32);
-    assert_close("nll", DTYPE_F32, one.nll, want.nll, supervised, REDUCTION_F32);
-    assert_true(fabs(one.loss - want.loss) <= REDUCTION_F32 * fabs(want.loss)); /* a sum of the same terms in double */
+    /* a divergence is what is left of two logarithms of each word: its error is theirs, however small it is itself */
+    double logarithms = c->distill ? 8.0 : 0.0;
+    for (int64_t i = 0; i < supervised; i++)
+        assert_true(fabs((double)one.nll[i] - (double)want.nll[i]) <= REDUCTION_F32 * (fabs((double)want.nll[i]) + logarithms));
+    double apart = fabs(one.loss - want.loss); /* sums of the same terms in double */
+    assert_true(apart <= REDUCTION_F32 * (fabs(want.loss) + logarithms * (double)supervised));
     /* in BF16 the pairs' gradient of the logits is rounded first: 2^-9 at most a term, and dx, which is rounded again, may
      * land one ulp (2^-8) away */
-    int rounded = c->act == DTYPE_BF16 && strcmp(simd->variant.head, "avx512bf16") == 0;
+    int rounded =
+        c->act == DTYPE_BF16 && (strcmp(simd->variant.head, "avx512bf16") == 0 || strncmp(simd->variant.head, "amx", 3) == 0);
     double d_weight = rounded ? 0x1p-9 : REDUCTION_F32, dx = rounded ? 0x1p-8 + 0x1p-9 : reduction_tolerance(c->act);
     if (c->need_dx) assert_close("dx", c->act, one.dx, want.dx, c->tokens * c->hidden, dx);
     assert_close("dW", DTYPE_F32, one.d_weight, want.d_weight, c->vocab * c->hidden, d_weight);

@@ -37,6 +37,14 @@ typedef struct Tile {
 } Tile;
 
 #if GEMM_PAIRS
+static void kernel_of_pairs(const float *a, const float *b, float *c, int64_t pairs, int vectors) {
+#if GEMM_TILES
+    gemm_kernel_tiles(a, GEMM_K_STRIDE, b, c, GEMM_TILE_COLUMNS, round_up(pairs, SIMD_WIDTH), vectors);
+#else
+    gemm_kernel_pairs(a, GEMM_K_STRIDE, b, c, GEMM_TILE_COLUMNS, pairs, vectors);
+#endif
+}
+
 static void add_term_pairs(const Term *term, const Tile *tile, const Buffers *buf, float *c) {
     for (int64_t k0 = 0; k0 < term->k; k0 += GEMM_PAIRS_K) {
         int64_t k = least(GEMM_PAIRS_K, term->k - k0);
@@ -51,15 +59,14 @@ static void add_term_pairs(const Term *term, const Tile *tile, const Buffers *bu
                 gemm_pairs_pack_b_turned(&term->b, tile->n0 + n, columns, k0, k, vectors, buf->turn, TURN_STRIDE, buf->b);
             else
                 gemm_pairs_pack_b(&term->b, tile->n0 + n, columns, k0, k, vectors, buf->b);
-            for (int64_t i = 0; i < tile->rows; i += GEMM_ROWS)
-                gemm_kernel_pairs(buf->a + i * GEMM_K_STRIDE, GEMM_K_STRIDE, buf->b, c + i * GEMM_TILE_COLUMNS + n,
-                                  GEMM_TILE_COLUMNS, (k + 1) / 2, vectors);
+            for (int64_t i = 0; i < tile->rows; i += GEMM_PANEL_ROWS)
+                kernel_of_pairs(buf->a + i * GEMM_K_STRIDE, buf->b, c + i * GEMM_TILE_COLUMNS + n, (k + 1) / 2, vectors);
         }
     }
 }
 #endif
 
-/* c [rows up to GEMM_ROWS][GEMM_TILE_COLUMNS] += A B */
+/* c [rows up to GEMM_ROWS, with tiles to GEMM_PANEL_ROWS][GEMM_TILE_COLUMNS] += A B */
 static void add_term(const Term *term, const Tile *tile, const Buffers *buf, float *c) {
 #if GEMM_PAIRS
     if (operand_is_bf16(&term->a) && operand_is_bf16(&term->b)) {
@@ -89,7 +96,7 @@ static void add_term(const Term *term, const Tile *tile, const Buffers *buf, flo
 
 static void clear(const Tile *tile, float *c) {
     size_t bytes = (size_t)round_up(tile->columns, SIMD_WIDTH) * sizeof *c;
-    for (int64_t i = 0; i < round_up(tile->rows, GEMM_ROWS); i++)
+    for (int64_t i = 0; i < most(round_up(tile->rows, GEMM_ROWS), round_up(tile->rows, GEMM_PANEL_ROWS)); i++)
         memset(c + i * GEMM_TILE_COLUMNS, 0, bytes);
 }
 
@@ -120,6 +127,9 @@ static void write_row(const Product *p, int64_t m, int64_t n0, int64_t columns, 
 }
 
 static void run_tile(const Product *p, const Tile *tile, const Buffers *buf) {
+#if GEMM_TILES
+    gemm_tiles_begin();
+#endif
     clear(tile, buf->c);
     for (int t = 0; t < p->terms; t++) {
         const Term *term = &p->term[t];
@@ -131,6 +141,9 @@ static void run_tile(const Product *p, const Tile *tile, const Buffers *buf) {
         add_term(term, tile, buf, buf->masked);
         add_masked(term, tile, buf->masked, buf->c);
     }
+#if GEMM_TILES
+    gemm_tiles_end();
+#endif
     for (int64_t i = 0; i < tile->rows; i++)
         write_row(p, tile->m0 + i, tile->n0, tile->columns, buf->c + i * GEMM_TILE_COLUMNS);
 }
@@ -211,13 +224,13 @@ static int64_t pieces(int64_t whole, int64_t piece) {
 static int64_t choose_grid(const Product *p, int threads, Grid *grid) {
     if (p->m <= 0 || p->n <= 0) return 0;
     grid->dots = takes_dots(p);
-    int64_t rows = round_up(pieces(p->m, pieces(p->m, GEMM_TILE_ROWS)), GEMM_ROWS), columns = GEMM_TILE_COLUMNS;
+    int64_t rows = round_up(pieces(p->m, pieces(p->m, GEMM_TILE_ROWS)), GEMM_PANEL_ROWS), columns = GEMM_TILE_COLUMNS;
     if (grid->dots) columns = 64;
     int64_t want = threads > 1 ? 4 * (int64_t)threads : 1;
     while (columns > GEMM_COLUMNS && pieces(p->m, rows) * pieces(p->n, columns) < want)
         columns /= 2;
     while (rows > 64 && pieces(p->m, rows) * pieces(p->n, columns) < want)
-        rows = round_up(rows / 2, GEMM_ROWS);
+        rows = round_up(rows / 2, GEMM_PANEL_ROWS);
     grid->tile_rows = rows;
     grid->tile_columns = columns;
     grid->across = pieces(p->n, columns);

@@ -25,6 +25,13 @@
 #define GEMM_PAIRS 0
 #endif
 
+/* Products of whole tiles (AMX): 16 rows by 16 columns, 32 deep, of the same pairs. */
+#ifdef SIMD_TILES
+#define GEMM_TILES 1
+#else
+#define GEMM_TILES 0
+#endif
+
 #define gemm_run SIMD_SYMBOL(gemm_run)
 #define gemm_kernel SIMD_SYMBOL(gemm_kernel)
 #define gemm_workspace SIMD_SYMBOL(gemm_workspace)
@@ -33,6 +40,9 @@
 #define gemm_pack_b SIMD_SYMBOL(gemm_pack_b)
 #define gemm_pack_b_turned SIMD_SYMBOL(gemm_pack_b_turned)
 #define gemm_kernel_pairs SIMD_SYMBOL(gemm_kernel_pairs)
+#define gemm_tiles_begin SIMD_SYMBOL(gemm_tiles_begin)
+#define gemm_tiles_end SIMD_SYMBOL(gemm_tiles_end)
+#define gemm_kernel_tiles SIMD_SYMBOL(gemm_kernel_tiles)
 #define gemm_dots_pairs SIMD_SYMBOL(gemm_dots_pairs)
 #define gemm_dots_pairs_take SIMD_SYMBOL(gemm_dots_pairs_take)
 #define gemm_pairs_pack_a SIMD_SYMBOL(gemm_pairs_pack_a)
@@ -41,6 +51,7 @@
 #define gemm_pairs_pack_b_turned SIMD_SYMBOL(gemm_pairs_pack_b_turned)
 
 #define GEMM_ROWS 6
+#define GEMM_PANEL_ROWS (GEMM_TILES ? 32 : GEMM_ROWS) /* panels of pairs are completed to so many rows by zeros */
 #define GEMM_VECTORS (SIMD_WIDTH == 16 ? 4 : 2)
 #define GEMM_COLUMNS (GEMM_VECTORS * SIMD_WIDTH)
 #define GEMM_K 256
@@ -100,8 +111,8 @@ void gemm_pack_b_turned(const Operand *b, int64_t n0, int64_t columns, int64_t k
 
 #if GEMM_PAIRS
 /* ---- the same with pairs: two BF16 numbers of neighbouring k, the earlier in the low half, where one float was ----
- * k and k0 count elements, strides and rows of panels count pairs; an odd k is completed by a zero. k is at most
- * GEMM_PAIRS_K. */
+ * k and k0 count elements, strides and rows of panels count pairs; an odd k is completed by a zero, and with tiles pairs are
+ * to a multiple of SIMD_WIDTH; rows are to GEMM_PANEL_ROWS. k is at most GEMM_PAIRS_K. */
 #define GEMM_PAIRS_K (2 * GEMM_K)
 void gemm_kernel_pairs(const float *a, int64_t a_stride, const float *b, float *c, int64_t c_stride, int64_t pairs,
                        int vectors);
@@ -111,6 +122,15 @@ void gemm_pairs_pack_a_turned(const Operand *a, int64_t m0, int64_t rows, int64_
 void gemm_pairs_pack_b(const Operand *b, int64_t n0, int64_t columns, int64_t k0, int64_t k, int vectors, float *to);
 void gemm_pairs_pack_b_turned(const Operand *b, int64_t n0, int64_t columns, int64_t k0, int64_t k, int vectors, float *turn,
                               int64_t turn_stride, float *to);
+
+#if GEMM_TILES
+/* Between the two this thread's tile registers hold the kernel's shapes. */
+void gemm_tiles_begin(void);
+void gemm_tiles_end(void);
+/* As gemm_kernel_pairs with GEMM_PANEL_ROWS rows; pairs is a multiple of SIMD_WIDTH, completed by zeros in both panels. */
+void gemm_kernel_tiles(const float *a, int64_t a_stride, const float *b, float *c, int64_t c_stride, int64_t pairs,
+                       int vectors);
+#endif
 
 /* Whether a term of `rows` rows can take the next; room: floats that it may use. */
 int gemm_dots_pairs_take(const Term *term, int64_t rows, int64_t room);

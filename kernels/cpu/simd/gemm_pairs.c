@@ -52,8 +52,8 @@ static void read_row_pair(const Operand *o, int64_t k, int last, int64_t column,
 }
 
 static void zero_rows(int64_t rows, int64_t pairs, float *to, int64_t stride) {
-    for (int64_t i = rows; i % GEMM_ROWS != 0; i++)
-        memset(to + i * stride, 0, (size_t)pairs * sizeof *to);
+    for (int64_t i = rows; i % GEMM_PANEL_ROWS != 0; i++)
+        memset(to + i * stride, 0, (size_t)round_up(pairs, PAIRS) * sizeof *to);
 }
 
 void gemm_pairs_pack_a(const Operand *a, int64_t m0, int64_t rows, int64_t k0, int64_t k, float *to, int64_t stride) {
@@ -83,6 +83,8 @@ void gemm_pairs_pack_b(const Operand *b, int64_t n0, int64_t columns, int64_t k0
     int64_t width = (int64_t)vectors * SIMD_WIDTH;
     for (int64_t at = 0; at < k; at += 2)
         read_row_pair(b, k0 + at, at + 1 == k, n0, columns, to + at / 2 * width);
+    for (int64_t p = (k + 1) / 2; GEMM_TILES && p % PAIRS != 0; p++)
+        memset(to + p * width, 0, (size_t)width * sizeof *to);
 }
 
 void gemm_pairs_pack_b_turned(const Operand *b, int64_t n0, int64_t columns, int64_t k0, int64_t k, int vectors, float *turn,
