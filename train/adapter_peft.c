@@ -28,8 +28,11 @@ void adapter_tensor_name(const ModelConfig *model, int64_t layer, LayerWeight ki
 
 static Status check_shape(const TensorInfo *tensor, int64_t rows, int64_t cols, Error *err) {
     if (tensor->ndim == 2 && tensor->shape[0] == rows && tensor->shape[1] == cols) return OK;
-    FAIL("%s: want [%lld, %lld], got %d dimensions starting with %lld; does the adapter belong to this base model?",
-         tensor->name, (long long)rows, (long long)cols, tensor->ndim, tensor->ndim > 0 ? (long long)tensor->shape[0] : 0);
+    if (tensor->ndim == 2)
+        FAIL("%s: want [%lld, %lld], got [%lld, %lld]; does the adapter belong to this base model?", tensor->name,
+             (long long)rows, (long long)cols, (long long)tensor->shape[0], (long long)tensor->shape[1]);
+    FAIL("%s: want [%lld, %lld], got %d dimensions; does the adapter belong to this base model?", tensor->name, (long long)rows,
+         (long long)cols, tensor->ndim);
 }
 
 static Status read_module(const TensorFiles *files, const ModelConfig *model, int64_t layer, LayerWeight kind,

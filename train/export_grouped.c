@@ -82,8 +82,9 @@ Status export_grouped_choose(Export *export, Error *err) {
     int own = first.folder_quantized && first.spec.format == WEIGHT_GROUPED;
     int trained = export->trained_grid.format == WEIGHT_GROUPED;
     QuantSpec spec = trained ? export->trained_grid : own ? first.spec : usual_spec(export);
-    int by_token = o->activations != NULL ? strcmp(o->activations, "int8") == 0
-                                          : export->rounding.bits == 8 && export->rounding.symmetric && o->format == EXPORT_COMPRESSED;
+    int by_token = o->activations != NULL
+                       ? strcmp(o->activations, "int8") == 0
+                       : export->rounding.bits == 8 && export->rounding.symmetric && o->format == EXPORT_COMPRESSED;
     spec.ordered = 0;
     if (o->bits != 0) spec.bits = (int)o->bits;
     if (o->group != 0) spec.block_size = o->group == -1 ? 0 : (int32_t)o->group;
