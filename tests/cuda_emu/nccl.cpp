@@ -1,9 +1,10 @@
-/* A few NCCL collectives between processes of one machine, over POSIX shared memory. Unlike NCCL it notices ranks that
- * disagree on what they call, and gives up instead of hanging. */
+/* A few NCCL collectives between processes of one machine, over POSIX shared memory. Like NCCL's they return at once and are
+ * done when all ranks have come; unlike NCCL it notices ranks that disagree on what they call, and gives up instead of hanging. */
 #include <cuda_runtime_api.h>
 #include <nccl.h>
 
 #include <atomic>
+#include <coroutine>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -13,6 +14,7 @@
 #include <unistd.h>
 
 extern "C" int cuda_emu_device_range(const void *p, size_t n, int write);
+extern "C" cudaError_t cuda_emu_submit_steps(cudaStream_t stream, int (*step)(void *), void *argument);
 enum { MAXR = 16, CHUNK = 1 << 20 };
 struct Shm {
     std::atomic<int> arrived, generation, joined;
@@ -27,28 +29,60 @@ struct ncclComm {
     int rank, n;
     char name[sizeof(ncclUniqueId)];
     ncclResult_t async;
+    bool aborted;
 };
 
-static ncclResult_t barrier(ncclComm *c) {
+/* A barrier: arrive gives its number; passed, asked again and again, whether all have. */
+static int arrive(ncclComm *c) {
     Shm *s = c->s;
     int g = s->generation.load();
     if (s->arrived.fetch_add(1) + 1 == c->n) {
         s->arrived.store(0);
         s->generation.fetch_add(1);
-        return ncclSuccess;
     }
+    return g;
+}
+static time_t patience() {
     const char *e = getenv("EMU_NCCL_TIMEOUT");
-    time_t end = time(nullptr) + (e ? atoi(e) : 60);
-    while (s->generation.load() == g) {
-        if (time(nullptr) > end) {
-            fprintf(stderr, "nccl stub: rank %d waited too long for the others\n", c->rank);
-            return ncclSystemError;
-        }
+    return time(nullptr) + (e ? atoi(e) : 60);
+}
+static bool passed(ncclComm *c, int g, time_t end) {
+    if (c->s->generation.load() != g) return true;
+    if (c->aborted) {
+        c->async = ncclInternalError;
+    } else if (time(nullptr) > end) {
+        fprintf(stderr, "nccl stub: rank %d waited too long for the others\n", c->rank);
+        c->async = ncclSystemError;
+    }
+    return c->async != ncclSuccess;
+}
+static ncclResult_t barrier(ncclComm *c) {
+    time_t end = patience();
+    for (int g = arrive(c); !passed(c, g, end);) {
         struct timespec t = {0, 20000};
         nanosleep(&t, nullptr);
     }
-    return ncclSuccess;
+    return c->async;
 }
+/* What a stream asks to go on until it is done. */
+struct Task {
+    struct promise_type {
+        Task get_return_object() { return {std::coroutine_handle<promise_type>::from_promise(*this)}; }
+        std::suspend_always initial_suspend() noexcept { return {}; }
+        std::suspend_always final_suspend() noexcept { return {}; }
+        void return_void() {}
+        void unhandled_exception() { abort(); }
+    };
+    std::coroutine_handle<promise_type> handle;
+};
+/* In a task: the others' turn until all have come. */
+#define MEET(c)                                         \
+    do {                                                \
+        time_t end_ = patience();                       \
+        for (int g_ = arrive(c); !passed(c, g_, end_);) \
+            co_await std::suspend_always{};             \
+        if ((c)->async != ncclSuccess) co_return;       \
+    } while (0)
 static size_t width(ncclDataType_t t) {
     return t == ncclFloat32 || t == ncclInt32 || t == ncclUint32 ? 4
            : t == ncclBfloat16                                   ? 2
@@ -87,23 +121,25 @@ struct Job {
     ncclDataType_t type;
     ncclRedOp_t red;
 };
-static ncclResult_t exchange(Job *j) {
+static Task exchange(Job job) {
+    const Job *j = &job;
     ncclComm *c = j->c;
     Shm *s = c->s;
     size_t w = width(j->type), total = j->op == REDUCESCATTER ? j->count * (size_t)c->n : j->count, per = CHUNK / w;
     s->call[c->rank] = {j->op, (int)j->type, (int)j->red, j->root, j->count};
-    if (ncclResult_t r = barrier(c)) return r;
+    MEET(c);
     for (int i = 0; i < c->n; i++)
         if (memcmp(&s->call[i], &s->call[c->rank], sizeof s->call[0])) {
             fprintf(stderr, "nccl stub: ranks %d and %d disagree: collective %d/%d, count %zu/%zu\n", c->rank, i,
                     s->call[c->rank].op, s->call[i].op, s->call[c->rank].count, s->call[i].count);
-            barrier(c);
-            return ncclInvalidUsage;
+            MEET(c);
+            c->async = ncclInvalidUsage;
+            co_return;
         }
     for (size_t o = 0; o < total; o += per) {
         size_t n = total - o < per ? total - o : per;
         if (j->op != BROADCAST || j->root == c->rank) memcpy(s->data[c->rank], j->in + o * w, n * w);
-        if (ncclResult_t r = barrier(c)) return r;
+        MEET(c);
         if (j->op == ALLGATHER) {
             for (int i = 0; i < c->n; i++)
                 memcpy(j->out + ((size_t)i * j->count + o) * w, s->data[i], n * w);
@@ -124,17 +160,16 @@ static ncclResult_t exchange(Job *j) {
                 put(j->out, d, j->type, j->red == ncclAvg ? v / c->n : v);
             }
         }
-        if (ncclResult_t r = barrier(c)) return r;
+        MEET(c);
     }
-    return ncclSuccess;
+    cuda_emu_device_range(j->out, j->count * w * (j->op == ALLGATHER ? (size_t)c->n : 1), 1);
 }
-static void run(void *p) {
-    Job *j = (Job *)p;
-    ncclResult_t r = exchange(j);
-    if (r) j->c->async = r;
-    size_t w = width(j->type);
-    cuda_emu_device_range(j->out, j->count * w * (j->op == ALLGATHER ? (size_t)j->c->n : 1), 1);
-    delete j;
+static int go_on(void *address) {
+    std::coroutine_handle<> task = std::coroutine_handle<>::from_address(address);
+    task.resume();
+    if (!task.done()) return 0;
+    task.destroy();
+    return 1;
 }
 static ncclResult_t start(int op, const void *in, void *out, size_t n, ncclDataType_t t, ncclRedOp_t red, int root, ncclComm *c,
                           cudaStream_t s) {
@@ -145,8 +180,9 @@ static ncclResult_t start(int op, const void *in, void *out, size_t n, ncclDataT
     if (n && (!cuda_emu_device_range(in, n * w * (op == REDUCESCATTER ? nr : 1), 0) ||
               !cuda_emu_device_range(out, n * w * (op == ALLGATHER ? nr : 1), 0)))
         return ncclInvalidArgument;
-    cudaLaunchHostFunc(s, run, new Job{c, op, root, (const unsigned char *)in, (unsigned char *)out, n, t, red});
-    return c->async;
+    std::coroutine_handle<> task = exchange({c, op, root, (const unsigned char *)in, (unsigned char *)out, n, t, red}).handle;
+    cudaError_t code = cuda_emu_submit_steps(s, go_on, task.address());
+    return code == cudaSuccess ? c->async : ncclUnhandledCudaError;
 }
 extern "C" {
 ncclResult_t ncclGetVersion(int *v) {
@@ -172,7 +208,7 @@ ncclResult_t ncclCommInitRank(ncclComm_t *out, int n, ncclUniqueId id, int rank)
     int fd = shm_open(id.internal, O_CREAT | O_RDWR, 0600);
     if (fd < 0 || ftruncate(fd, sizeof(Shm))) return ncclSystemError;
     ncclComm *c =
-        new ncclComm{(Shm *)mmap(0, sizeof(Shm), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0), rank, n, {}, ncclSuccess};
+        new ncclComm{(Shm *)mmap(0, sizeof(Shm), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0), rank, n, {}, ncclSuccess, false};
     close(fd);
     snprintf(c->name, sizeof c->name, "%s", id.internal);
     *out = c;
@@ -186,8 +222,9 @@ ncclResult_t ncclCommDestroy(ncclComm_t c) {
     delete c;
     return ncclSuccess;
 }
-ncclResult_t ncclCommAbort(ncclComm_t c) {
-    return ncclCommDestroy(c);
+ncclResult_t ncclCommAbort(ncclComm_t c) { /* what is under way ends, and still looks at it */
+    c->aborted = true;
+    return ncclSuccess;
 }
 ncclResult_t ncclCommGetAsyncError(ncclComm_t c, ncclResult_t *r) {
     *r = c->async;

@@ -27,6 +27,7 @@ struct Open {                    /* device memory is accessible while one of the
 
 struct Capture; /* graph.cpp */
 typedef std::function<void()> Work;
+typedef std::function<bool()> Step; /* whether it is done; else it is asked again */
 /* Runs it now, puts it into the stream's queue, or into the graph that is captured from the stream. */
 void submit(cudaStream_t stream, Work work);
 /* Waits for the stream; an error while it is captured, and the capture is then invalid. */
@@ -35,14 +36,14 @@ void drain_all();
 /* Refuses, and invalidates the capture, when some stream is being captured: for calls that a capture must not meet. */
 cudaError_t forbid_capture(const char *call);
 bool is_captured(cudaStream_t stream);
-void count(const char *what, uint64_t amount); /* for EMU_COUNT (count.cpp) */
+void count(const char *what, uint64_t amount);      /* for EMU_COUNT (count.cpp) */
 bool capture_take(CUstream_st *stream, Work &work); /* whether the stream is captured: then the work is in its graph */
 void capture_record(CUstream_st *stream, CUevent_st *event);
 bool capture_wait(CUstream_st *stream, CUevent_st *event); /* whether this was part of a capture */
 } /* namespace emu */
 
 struct CUstream_st {
-    std::deque<emu::Work> queue;
+    std::deque<emu::Step> queue;
     uint64_t done = 0, put = 0;
     std::shared_ptr<emu::Capture> capture; /* null: not captured */
     uint64_t captured = 0, joined = 0;     /* work captured from here, and how much of it the origin waits for */

@@ -10,12 +10,16 @@ using namespace emu;
 
 static CUstream_st default_stream;
 static std::set<CUstream_st *> streams;
-static void drain(CUstream_st *s, uint64_t upto) {
+static void drain(CUstream_st *s, uint64_t upto, bool wait = true) {
     while (s->done < upto && !s->queue.empty()) {
-        auto f = std::move(s->queue.front());
-        s->queue.pop_front();
-        f();
-        s->done++;
+        if (s->queue.front()()) {
+            s->queue.pop_front();
+            s->done++;
+            continue;
+        }
+        if (!wait) return;
+        struct timespec pause = {0, 20000};
+        nanosleep(&pause, NULL);
     }
 }
 static CUstream_st *real(cudaStream_t s) {
@@ -26,11 +30,14 @@ namespace emu {
 void submit(cudaStream_t cs, Work work) {
     CUstream_st *s = real(cs);
     if (capture_take(s, work)) return;
-    if (!lazy) {
+    if (!lazy && s->queue.empty()) {
         work();
         return;
     }
-    s->queue.push_back(std::move(work));
+    s->queue.push_back([work = std::move(work)] {
+        work();
+        return true;
+    });
     s->put++;
 }
 void drain_all() {
@@ -66,6 +73,19 @@ void launch_impl(const char *name, dim3 g, dim3 b, size_t smem, cudaStream_t s, 
 }
 } /* namespace emu */
 
+/* Work of our own libraries that other processes take part in: the host goes on at once, the stream when `step` says so. */
+API cuda_emu_submit_steps(cudaStream_t cs, int (*step)(void *), void *argument) {
+    LOCK;
+    if (is_captured(cs)) return forbid_capture("a collective call");
+    CUstream_st *s = real(cs);
+    s->queue.push_back([=] {
+        Open o; /* device memory is accessible */
+        return step(argument) != 0;
+    });
+    s->put++;
+    if (!lazy) drain(s, s->put, false);
+    return cudaSuccess;
+}
 API cudaStreamCreateWithFlags(cudaStream_t *s, unsigned) {
     LOCK;
     *s = new CUstream_st;
@@ -126,7 +146,7 @@ API cudaEventSynchronize(cudaEvent_t e) {
 API cudaEventQuery(cudaEvent_t e) {
     LOCK;
     if (!e->stream || e->stream->done >= e->at) return cudaSuccess;
-    drain(e->stream, e->at); /* whoever asks again finds it done */
+    drain(e->stream, e->at, false); /* whoever asks again finds it further */
     return cudaErrorNotReady;
 }
 API cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned) {

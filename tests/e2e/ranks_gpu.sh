@@ -99,11 +99,11 @@ else
 fi
 
 # ---- a rank that dies -------------------------------------------------------------------------------------------------------
-launcher=
+launcher= victim=
 trap '[[ -z $launcher ]] || kill -9 $launcher 2>/dev/null; rm -rf "$work"' EXIT
 gone() { ! pgrep -f "output.path=$work/$1" >"$work/left"; }
 dies() {
-    local victim begin
+    local begin
     "$nibble" train "$work/config.json" --threads 1 --device "$there" --gpus "$most" --set "output.path=$work/dies" --set train.steps=500 >"$work/out" 2>"$work/err" </dev/null &
     launcher=$!
     wait_for 120 grep -qs '"kind":"step","step":2,' "$work/dies/metrics.jsonl" || return 1
@@ -119,6 +119,19 @@ dies() {
         err_has "rank 1 (process " && err_has "died at step"
 } 2>/dev/null
 check "SIGKILL for a rank: named, nothing left within the limit" dies
+hangs() {
+    rm -rf "$work/dies"
+    "$nibble" train "$work/config.json" --threads 1 --device "$there" --gpus "$most" --set "output.path=$work/dies" --set train.steps=500 >"$work/out" 2>"$work/err" </dev/null &
+    launcher=$!
+    wait_for 120 grep -qs '"kind":"step","step":2,' "$work/dies/metrics.jsonl" || return 1
+    for victim in $(pgrep -f "output.path=$work/dies"); do
+        tr '\0' '\n' <"/proc/$victim/environ" | grep -qx "RANK=1" && break
+    done
+    kill -STOP "$victim"
+    wait $launcher
+    (($? == 1)) && gone dies && err_has "rank 1 gave no sign of life for 5 s (distributed.timeout_s) at step"
+} 2>/dev/null
+check "a rank that hangs is named, and ended" hangs
 stopped() {
     "$nibble" train "$work/config.json" --threads 1 --device "$there" --gpus "$most" --set "output.path=$work/dies" --set train.steps=500 --resume >"$work/out" 2>"$work/err" </dev/null &
     launcher=$!
