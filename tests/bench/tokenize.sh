@@ -13,6 +13,6 @@ done
 make -s build/release/libnibble.a
 mkdir -p build/release/bench
 program=build/release/bench/tokenize
-${CC:-gcc} -std=gnu17 -D_GNU_SOURCE= -I. -O2 tests/bench/tokenize.c build/release/libnibble.a -lcjson -lzstd -lpcre2-8 -lutf8proc -lxxhash \
+${CC:-gcc} -std=gnu17 -D_GNU_SOURCE= -I. -O2 tests/bench/tokenize.c build/release/libnibble.a -lcjson -lzstd -lz -lpcre2-8 -lutf8proc -lxxhash \
     -lm -pthread -o $program
 exec "$python" tests/bench/tokenize.py $program "$text" $assets/tokenizers/llama3/tokenizer.model $assets/tokenizers/tinyllama/tokenizer.json
