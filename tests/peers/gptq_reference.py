@@ -26,7 +26,7 @@ from parity import ASSETS, ROOT
 
 NIBBLE = os.path.join(ROOT, "nibble")
 GROUP, TOKENS, DAMPING, DRAWS = 64, 256, 0.01, 4
-VARIANTS = [["--sym"], ["--sym", "--act-order"], ["--asym", "--act-order", "--static-groups"]]
+VARIANTS = [["--asym", "--act-order", "--static-groups"], ["--sym", "--act-order"], ["--sym"]]
 STEPS = [("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("self_attn.o_proj",), ("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",)]
 LIMIT = 0.01
 torch.set_num_threads(1)
@@ -173,9 +173,11 @@ def story_documents(_):
     return [stories[draw:640:10] for draw in range(DRAWS)], stories[1000:1200]
 
 
-def ours(folder, out, bits, options, calibration):
-    run(NIBBLE, "export", folder, "--format", "gptq", "--bits", bits, "--group", GROUP, "--calibration", calibration, "--quantizer", "gptq",
-        "--calibration-samples", 1000, "--calibration-tokens", TOKENS, "--out", out, "--overwrite", "--no-verify", *options)
+def ours(folder, out, bits, options, calibration, sequences):
+    report = run(NIBBLE, "export", folder, "--format", "gptq", "--bits", bits, "--group", GROUP, "--calibration", calibration, "--quantizer", "gptq",
+        "--calibration-samples", 1000, "--calibration-tokens", TOKENS, "--out", out, "--overwrite", "--no-verify", "--json", *options)
+    seen = json.loads(report)["calibration"]
+    assert (seen["sequences"], seen["tokens"]) == (len(sequences), sum(map(len, sequences))), seen
     return out
 
 
@@ -203,10 +205,11 @@ def check(name, folder, documents, work):
         for options in VARIANTS:
             pairs = []
             for chosen in draws[: None if bits == 3 else 1]:
-                write_documents(calibration, chosen)
-                sequences = [tokenizer(text).input_ids[:TOKENS] for text in chosen]
-                a = perplexity(ours(folder, os.path.join(work, "ours"), bits, options, calibration), held_out)
-                b = perplexity(theirs(folder, os.path.join(work, "theirs"), sequences, bits, options), held_out)
+                sequences = {text: tokenizer(text).input_ids for text in chosen}
+                sequences = {text: ids for text, ids in sequences.items() if len(ids) <= TOKENS}  # longer ones would be cut into pieces
+                write_documents(calibration, sequences)
+                a = perplexity(ours(folder, os.path.join(work, "ours"), bits, options, calibration, sequences.values()), held_out)
+                b = perplexity(theirs(folder, os.path.join(work, "theirs"), sequences.values(), bits, options), held_out)
                 pairs.append((a, b))
             apart = math.exp(sum(math.log(a / b) for a, b in pairs) / len(pairs)) - 1
             good = abs(apart) <= LIMIT
