@@ -158,6 +158,13 @@ peers:
 	$(AGAIN) peers-programs
 	PEERS_PYTHON=$(PEERS_PYTHON) tests/peers/run.sh $(BUILD)
 
+# Steps, and quantizers, beside theirs in one run.
+.PHONY: bench-peers
+bench-peers:
+	$(AGAIN) all peers-programs
+	$(PEERS_PYTHON) tests/peers/bench_cpu.py ./$(BINARY)
+	$(PEERS_PYTHON) tests/peers/quantizer_speed.py $(BUILD)
+
 .PHONY: unit-run
 unit-run:
 	UBSAN_OPTIONS=print_stacktrace=1 tests/tools/run_tests.sh $(BUILD)
@@ -219,6 +226,7 @@ help:
 	@echo 'make cuda            libnibble_cuda.so for --device cuda (nvcc); make emu: libnibble_emu.so for --device emu'
 	@echo 'make test-gpu        kernels and runs on a GPU of this machine; bench-gpu: measurements, one table'
 	@echo 'make peers           results against transformers, PEFT and bitsandbytes in PEERS_PYTHON ($(PEERS_PYTHON))'
+	@echo 'make bench-peers     training steps and quantizers beside theirs on this CPU, in one run'
 	@echo 'make check-includes  folders include each other only downwards'
 	@echo 'make format          rewrites the source with clang-format; format-check only looks; tidy runs clang-tidy'
 	@echo 'make demo-base       makes the demo'"'"'s base model again: text, tokenizer, questions, weights (some minutes)'
