@@ -95,7 +95,7 @@ static Tokenizer *make_special_tokenizer(const char *const *added, int count, in
 }
 
 __attribute__((unused)) static Tokenizer *make_tokenizer(int adds_bos, const char *chat_template) {
-    return make_special_tokenizer(id_spelling + ID_BOS - ID_HI, ID_COUNT - ID_BOS, adds_bos, chat_template, "");
+    return make_special_tokenizer(&id_spelling[ID_BOS - ID_HI], ID_COUNT - ID_BOS, adds_bos, chat_template, "");
 }
 
 /* Writes `text` as file `name` and reads it; options->path is set here. */
