@@ -135,7 +135,8 @@ cuda:
 
 # ---- a GPU at hand -----------------------------------------------------------------------------------------------------
 # The kernels' own tests, compiled against the real runtime. What only an emulator can show is left out. Everything that a
-# machine with a driver and the CUDA libraries needs is put into build/gpu, so that it can be carried to one that has no more.
+# machine with a driver and the CUDA libraries needs is put into build/gpu, so that it can be carried to one that has no more (small
+# with CUDA_ARCHITECTURES=90, from a clean build/cuda).
 GPU_TESTS := $(filter-out %/test_bugs.c %/test_host.c %/test_graph.c %/test_weights_ahead.c,$(EMU_TESTS))
 GPU_PROGRAMS := $(GPU_TESTS:tests/cuda_emu/%.c=build/gpu/%)
 GPU_LIBS := -L$(CUDA_HOME)/lib64 -Wl,-rpath,'$$ORIGIN',-rpath,$(CUDA_HOME)/lib64 -lcublas -lcudart
@@ -156,6 +157,7 @@ gpu-bundle: all cuda
 	mkdir -p build/gpu/unit
 	cp $(GPU_UNIT) build/gpu/unit
 	cp $(BINARY) $(CUDA_PLUGIN) build/gpu
+	strip -g build/gpu/nibble build/gpu/unit/*
 	ldd $(BINARY) build/gpu/test_norm | awk '/cjson|zstd|libz\.|pcre2|utf8proc|xxhash|cmocka/ { print $$3 }' | sort -u | xargs -I{} cp -L {} build/gpu
 test-gpu: gpu-bundle
 	tests/tools/gpu.sh test
