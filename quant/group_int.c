@@ -68,6 +68,40 @@ void group_int_scale_of(const GroupInt *grid, const float *x, int64_t count, flo
     group_int_scale(grid, least, most, scale, zero);
 }
 
+static int lies_on(const GroupInt *grid, const float *x, int64_t count, float scale) {
+    uint8_t zero = (uint8_t)(1 << (grid->bits - 1));
+    for (int64_t i = 0; i < count; i++) {
+        uint8_t code = group_int_code(grid->bits, x[i], scale, zero, NULL);
+        if (group_int_value(code, scale, zero, grid->scale_type) != x[i]) return 0;
+    }
+    return 1;
+}
+
+int group_int_found_scale(const GroupInt *grid, const float *x, int64_t count, float *scale) {
+    float most = 0.0f;
+    for (int64_t i = 0; i < count; i++) {
+        if (!isfinite(x[i])) return 0;
+        if (fabsf(x[i]) > most) most = fabsf(x[i]);
+    }
+    if (!grid->symmetric || most == 0.0f) return 0;
+    for (int code = 1 << (grid->bits - 1); code > 0; code--) {
+        float near = group_int_round(most / (float)code, grid->scale_type);
+        /* the greatest value was rounded, too: the scale may be a neighbour, between 3/4 and 3/2 of a last place away */
+        double apart = 1.5 * (double)near *
+                       (grid->scale_type == DTYPE_BF16  ? 0x1p-8
+                        : grid->scale_type == DTYPE_F16 ? 0x1p-11
+                                                        : 0x1p-24);
+        const float tries[3] = {near, group_int_round((float)((double)near - apart), grid->scale_type),
+                                group_int_round((float)((double)near + apart), grid->scale_type)};
+        for (int i = 0; i < 3; i++) {
+            if (!(tries[i] > 0.0f) || !isfinite(tries[i]) || !lies_on(grid, x, count, tries[i])) continue;
+            *scale = tries[i];
+            return 1;
+        }
+    }
+    return 0;
+}
+
 int group_int_scales(const GroupInt *grid, const float *x, int64_t cols, float *scales, uint8_t *zeros) {
     int64_t group = group_int_columns(grid, cols);
     int finite = 1;

@@ -65,6 +65,9 @@ void group_int_free(GroupIntTensor *tensor);
 void group_int_scale(const GroupInt *grid, float least, float most, float *scale, uint8_t *zero);
 /* The same from values: their least and greatest. Of a group, of a row's group or of columns gathered by the caller. */
 void group_int_scale_of(const GroupInt *grid, const float *x, int64_t count, float *scale, uint8_t *zero);
+/* Whether all of a symmetric group's values are, to the bit, what codes times one scale give; then *scale is that scale. amax / 7.5
+ * is not the scale that made them, as no code is 7.5: without this, quantizing what was dequantized would move it. */
+int group_int_found_scale(const GroupInt *grid, const float *x, int64_t count, float *scale);
 /* Scales and zeros of every group of one row, in column order: overwrites scales [groups] and zeros [groups]. Returns 0, or -1
  * when a value is NaN or Inf, or too large for scale_type. Touches only its arguments, as all below do. */
 int group_int_scales(const GroupInt *grid, const float *x, int64_t cols, float *scales, uint8_t *zeros);

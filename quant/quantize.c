@@ -230,6 +230,8 @@ static int grouped_scale(const GroupedRow *job, float *scale, uint8_t *zero) {
         }
     }
     group_int_scale(&job->grid, least, most, scale, zero);
+    if (t->spec.keep_scales && job->columns <= ITEM_VALUES)
+        (void)group_int_found_scale(&job->grid, slice_floats(q, first, job->columns, job->buffer), job->columns, scale);
     if (!isfinite(*scale)) note_bad(q, q->slice_first + first);
     return isfinite(*scale) != 0;
 }

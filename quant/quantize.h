@@ -38,6 +38,7 @@ typedef struct QuantSpec {
     int zeros;        /* each group has a zero point of its own */
     int ordered;      /* columns belong to groups in any order; such tensors are read or stored, not quantized here */
     DType scale_type; /* F32, BF16 or F16 */
+    int keep_scales;  /* symmetric: values that lie on such a grid already are left on it (group_int_found_scale) */
 } QuantSpec;
 
 typedef struct QuantizedTensor {

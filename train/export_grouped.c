@@ -94,6 +94,8 @@ Status export_grouped_choose(Export *export, Error *err) {
     if (o->format != EXPORT_COMPRESSED) spec.scale_type = DTYPE_F16;
     if (o->format == EXPORT_AWQ) spec.bits = 4;
     export->spec = spec;
+    export->spec.keep_scales =
+        !trained || !same_grid(export->trained_grid, spec); /* a trained grid is made as it was trained */
     export->int8_activations = by_token && spec.bits == 8 && spec.block_size == 0;
     if (o->format == EXPORT_COMPRESSED && own && merge_model(export->merge)->grouped.int8_activations &&
         o->activations == NULL && same_grid(spec, first.spec))

@@ -78,11 +78,21 @@ left_out() { # from one layout to another, where it holds the same numbers
     export_to other "$work/gptq" --format compressed-tensors && export_to again "$work/other" --format gptq && cmp "$work/again/model.safetensors" "$work/gptq/model.safetensors"
 }
 check "gptq through compressed-tensors is the same gptq" left_out
+floats() { # decoded into numbers of the type of their scales and quantized again: groups that lie on a grid stay on it
+    local words
+    for words in "--bits 4 --group 32" "--bits 3 --group 64" "--bits 8 --group -1"; do
+        # shellcheck disable=SC2086 # options
+        export_to grid "$model" --format compressed-tensors $words && export_to floats "$work/grid" --format hf --dtype bf16 &&
+            export_to again "$work/floats" --format compressed-tensors $words &&
+            cmp "$work/grid/model.safetensors" "$work/again/model.safetensors" || return 1
+    done
+}
+check "symmetric groups decoded into floats and quantized again are the same" floats
 loss_of() { run 0 eval "$@" --data "$work/data.jsonl" --json && sed -nE 's/.*"loss": ([0-9.]+).*/\1/p' "$work/out" >"$work/loss"; }
 eight() {
     export_to w8a8 "$model" --format compressed-tensors --activations int8 && grep -q '"format": "int-quantized"' "$work/w8a8/config.json" &&
         loss_of "$work/w8a8" && err_has "rounded to int8 per token" && mv "$work/loss" "$work/loss-int8" && loss_of "$work/w8a8" --activations none &&
-        ! cmp -s "$work/loss" "$work/loss-int8" && export_to dense "$work/w8a8" --format hf --dtype f32 && loss_of "$work/dense" && cmp "$work/loss" "$work/loss-int8"
+        ! cmp -s "$work/loss" "$work/loss-int8" && export_to dense "$work/w8a8" --format hf --dtype bf16 && loss_of "$work/dense" && cmp "$work/loss" "$work/loss-int8"
 }
 check "W8A8 rounds what linears read, and so does what is made of it" eight
 

@@ -144,12 +144,45 @@ static void test_refusals(void **state) {
     group_int_free(&tensor);
 }
 
+/* What was quantized, by whatever chose the scale, and decoded is left as it is; what never was is not taken for it. */
+static void test_finds_its_own_grid(void **state) {
+    (void)state;
+    static const DType types[] = {DTYPE_F32, DTYPE_BF16, DTYPE_F16};
+    for (int bits = 2; bits <= 8; bits++)
+        for (int type = 0; type < 3; type++)
+            for (int shrink = 0; shrink < 3; shrink++) { /* 0: to nearest; else a narrower range, as GPTQ or a search chooses */
+                GroupInt grid = {.bits = bits, .symmetric = 1, .group = 32, .scale_type = types[type]};
+                float x[32], decoded[32], scale, found = 0.0f;
+                uint8_t zero, codes[32], again[32], center = (uint8_t)(1 << (bits - 1));
+                for (int i = 0; i < 32; i++)
+                    x[i] =
+                        (random_uniform(17, RANDOM_WEIGHTS, 0, (uint64_t)(((bits * 3 + type) * 3 + shrink) * 32 + i)) - 0.5f) *
+                        0.3f;
+                assert_false(group_int_found_scale(&grid, x, 32, &found));
+                group_int_scale_of(&grid, x, 32, &scale, &zero);
+                scale = group_int_round(scale * (1.0f - 0.17f * (float)shrink), types[type]);
+                group_int_quantize_given_scale(&grid, x, 32, scale, center, codes);
+                for (int i = 0; i < 32; i++)
+                    decoded[i] = group_int_value(codes[i], scale, center, types[type]);
+                assert_true(group_int_found_scale(&grid, decoded, 32, &found));
+                group_int_quantize_given_scale(&grid, decoded, 32, found, center, again);
+                for (int i = 0; i < 32; i++)
+                    assert_true(group_int_value(again[i], found, center, types[type]) == decoded[i]);
+            }
+    GroupInt grid = {.bits = 4, .symmetric = 1, .group = 4, .scale_type = DTYPE_F32};
+    const float zeros[4] = {0.0f, 0.0f, 0.0f, 0.0f}, bad[4] = {1.0f, NAN, 2.0f, -1.0f};
+    float found;
+    assert_false(group_int_found_scale(&grid, zeros, 4, &found));
+    assert_false(group_int_found_scale(&grid, bad, 4, &found));
+}
+
 int main(void) {
     fill();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_decodes_to_fake_quantization),
         cmocka_unit_test(test_groups_in_any_order),
         cmocka_unit_test(test_packing),
+        cmocka_unit_test(test_finds_its_own_grid),
         cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
