@@ -29,7 +29,7 @@ static void *find_library(const char *name, char *tried, size_t capacity) {
     for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
         if (places[i][0] == NULL) continue;
         (void)snprintf(path, sizeof path, "%.4000s%s/%s", places[i][0], places[i][1], name);
-        if (i + 1 < sizeof places / sizeof *places && folder == NULL && access(path, F_OK) != 0) continue;
+        if (folder == NULL && access(path, F_OK) != 0) continue;
         void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL); /* stays: CUDA does not like to be unloaded */
         if (library != NULL) return library;
         const char *why = dlerror();
@@ -43,6 +43,7 @@ static Status load(Device *device, const char *name, Error *err) {
     char library_name[64], why[512];
     (void)snprintf(library_name, sizeof library_name, "libnibble_%s.so", name);
     void *library = find_library(library_name, why, sizeof why);
+    device->absent = library == NULL && why[0] == 0;
     if (library == NULL)
         FAIL("device %s: %s %s%s%s; `make %s` builds it where the CUDA toolkit is", name, library_name,
              why[0] != 0 ? "cannot be loaded (" : "is not there", why, why[0] != 0 ? ")" : "", name);
@@ -74,7 +75,9 @@ Status device_open(Device *device, const char *name, const char *cpu_variant, Er
     Device cpu = *device;
     Error why = {0};
     if (load_and_open(device, "cuda", &why) == OK) return OK;
+    int absent = device->absent;
     *device = cpu;
+    device->absent = absent;
     (void)snprintf(device->reason, sizeof device->reason, "%.590s", why.text);
     return OK;
 }

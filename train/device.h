@@ -21,6 +21,7 @@ typedef struct Device {
     const DevicePlugin *plugin;
     char name[128];   /* "cpu", "cuda: NVIDIA H100 80GB HBM3", "emu: ..." */
     char reason[600]; /* auto on the CPU: why there is no other device; else empty */
+    int absent;       /* because there is no plugin: nobody expects another device */
 } Device;
 
 Status device_check_name(const char *name, Error *err);

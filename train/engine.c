@@ -231,7 +231,8 @@ Status engine_open(Engine *engine, const EngineOptions *options, Error *err) {
     engine->activations = options->rounding != NULL ? *options->rounding : engine->model.activations;
     TRY(device_open(&engine->device, options->device, options->cpu, err));
     engine->backend = engine->device.backend;
-    if (engine->device.reason[0] != 0) log_info("device auto: cpu, because %s", engine->device.reason);
+    if (engine->device.reason[0] != 0 && (options->optimizer || !engine->device.absent))
+        log_info("device auto: cpu, because %s", engine->device.reason);
     TRY(pool_create(&engine->pool, options->threads, err));
     engine->exec = (Exec){.config = {.act = options->act, .threads = pool_threads(engine->pool)},
                           .pool = engine->pool,

@@ -75,14 +75,14 @@ static inline int simd_variants(Variant variants[SIMD_VARIANTS]) {
 }
 #endif
 
-/* Runs a check on every variant that this processor has; skips where there is none. products: the check is of what
- * avx512bf16 and amx have of their own. */
+/* Runs a check on every variant that this processor has; skips where there is none. products: how many of those
+ * that bring only products are among them. */
 typedef void VariantCheck(const Backend *ref, const Backend *simd, const char *name);
 static inline void each_variant_of(VariantCheck *check, int products) {
     Variant variants[SIMD_VARIANTS];
     int count = simd_variants(variants), ran = 0;
     for (int i = 0; i < count; i++) {
-        if (!variants[i].present || (i >= 2 && !products)) continue;
+        if (!variants[i].present || i >= 2 + products) continue;
         Backend ref = {0}, simd;
         cpu_backend_reference(&ref);
         simd = ref;
@@ -95,8 +95,13 @@ static inline void each_variant_of(VariantCheck *check, int products) {
 static inline void each_variant(VariantCheck *check) {
     each_variant_of(check, 0);
 }
+/* Also what avx512bf16 has of its own. */
 static inline void each_product_variant(VariantCheck *check) {
     each_variant_of(check, 1);
+}
+/* And amx. */
+static inline void each_tiled_variant(VariantCheck *check) {
+    each_variant_of(check, SIMD_VARIANTS);
 }
 
 /* ---- data ---------------------------------------------------------------------------------------------------------- */

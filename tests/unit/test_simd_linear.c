@@ -324,7 +324,7 @@ static void refusals(const Backend *ref, const Backend *simd, const char *name) 
 #define TEST(check)                          \
     static void test_##check(void **state) { \
         (void)state;                         \
-        each_product_variant(check);         \
+        each_tiled_variant(check);           \
     }
 TEST(formats)
 TEST(formats_int4)
