@@ -77,7 +77,7 @@ static inline uint8_t group_int_code(int bits, float x, float scale, uint8_t zer
     float center = (float)(1 << (bits - 1)), q = rintf(x / scale + ((float)zero - center));
     float low = -center, high = center - 1.0f;
     if (clipped != NULL) *clipped = !(q >= low && q <= high);
-    q = q < low ? low : q > high ? high : q;
+    q = !(q >= low) ? low : q > high ? high : q; /* NaN has some code, too */
     return (uint8_t)(int)(q + center);
 }
 
