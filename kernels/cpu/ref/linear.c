@@ -111,7 +111,8 @@ static void output_feature(void *context, int64_t o, int worker) {
     const LinearSpec *spec = &work->shape->linear[work->member];
     const LinearOperand *operand = &work->operands[work->member];
     int64_t in = work->shape->in, rank = spec->rank;
-    const void *s = (const char *)work->saved + work->layout->s[work->member];
+    const void *s =
+        rank > 0 ? (const char *)work->saved + work->layout->s[work->member] : NULL; /* without adapters nothing is saved */
     double *w = ref_scratch(work->workspace, 0, worker, work->layout->forward_doubles);
     double *b = w + in;
     ref_load_weight(&operand->weight, o * in, in, act, w);
