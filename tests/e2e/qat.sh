@@ -126,6 +126,17 @@ check "fixed ranges that a model does not have" unranged
 for grid in q4_0 q8_0; do
     check "exported = trained: $grid, int8 cache" shipped "$grid" "$grid" gguf --set qat.kv_cache=int8
 done
+wide() { # the demo's base is wide enough for q4_k's blocks
+    local lost
+    run 0 train configs/train/demo.json --threads 2 --set output.path="$work/wide" --set method=lora --set precision=f32 --set qat.mode=merged \
+        --set qat.weights=q4_k --set qat.activations=int8 --set train.epochs=1 --set train.samples=0 --set train.eval_every=0 &&
+        run 0 export configs/demo/base --adapter "$work/wide/adapter" --format gguf --out "$work/wide-shipped" &&
+        run 0 eval "$work/wide-shipped/model.gguf" --data configs/demo/held_out.jsonl --precision f32 --json || return 1
+    lost=$(losses_of wide | sort -k1,1 -k2,2n | sed -n 's/^eval [0-9]* //p' | tail -n 1)
+    [[ -n $lost && $(printf '%.8f' "$lost") == "$(sed -nE 's/.*"loss": ([0-9.]+),.*/\1/p' "$work/out")" ]] ||
+        { echo "# trained $lost, exported: $(cat "$work/out")"; false; }
+}
+check "exported = trained: q4_k, int8 inputs" wide
 
 # A run that starts on GPTQ's grid: its first loss is the folder's own, but for the type of its values.
 gptq_start() {
