@@ -97,6 +97,18 @@ $(BINARY): $(BUILD)/train/main.o $(LIBRARY)
 
 include train/comm.mk
 
+# What was found besides; the CUDA plugin takes minutes, so it waits until it is asked for.
+.PHONY: found bench
+found: $(BINARY) $(PLUGINS)
+	@$(if $(findstring s,$(firstword -$(MAKEFLAGS))),:,echo) 'nibble: MPI $(if $(MPI_PLUGIN),found,not found), NCCL $(if $(NCCL_HEADER),found,not found), CUDA $(if $(NVCC),found: "make cuda" builds its plugin,not found)'
+all: found
+
+# This machine's ceilings, and a training step beside them.
+bench: all
+	./$(BINARY) bench cpu
+	./$(BINARY) bench ceiling
+	./$(BINARY) bench step --arch configs/arch/smollm-135m.json --device cpu
+
 .PHONY: install
 install: all
 	install -D -m 755 $(BINARY) $(DESTDIR)$(PREFIX)/bin/nibble
@@ -226,6 +238,7 @@ help:
 	@echo 'make cuda            libnibble_cuda.so for --device cuda (nvcc); make emu: libnibble_emu.so for --device emu'
 	@echo 'make test-gpu        kernels and runs on a GPU of this machine; bench-gpu: measurements, one table'
 	@echo 'make peers           results against transformers, PEFT and bitsandbytes in PEERS_PYTHON ($(PEERS_PYTHON))'
+	@echo 'make bench           the machine'"'"'s ceilings and a training step beside them'
 	@echo 'make bench-peers     training steps and quantizers beside theirs on this CPU, in one run'
 	@echo 'make check-includes  folders include each other only downwards'
 	@echo 'make format          rewrites the source with clang-format; format-check only looks; tidy runs clang-tidy'
