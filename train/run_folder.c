@@ -219,6 +219,7 @@ Status run_folder_open(const Config *config, int resume, Error *err) {
     if (resume && has(folder, "config.json")) return remove_leftovers(folder, err);
     if (!resume && !folder_is_empty(folder) && !is_newborn(folder)) TRY(remove_run(folder, err));
     TRY(folder_create(folder, err));
+    TRY(remove_leftovers(folder, err)); /* of a run that was killed before it had a config.json */
     char *path = path_join(folder, "config.json");
     Text text = {0};
     config_print(config, &text);

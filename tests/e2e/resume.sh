@@ -51,8 +51,8 @@ same_losses() { cmp <(losses_of straight) <(losses_of killed) >>"$work/err"; }
 check "losses and evaluations are the same" same_losses
 best() { cmp "$work/straight/adapter-best/adapter_model.safetensors" "$work/killed/adapter-best/adapter_model.safetensors"; }
 check "the best adapter has the same bytes" best
-nothing_left() { [[ -z $(find "$work/killed" -name '*.tmp*' -o -name '*.old') ]] || { find "$work/killed" -name '*.tmp*' | sed 's/^/# /'; false; }; }
-check "no half-written file is left" nothing_left
+nothing_left() { [[ -z $(find "$work/$1" -name '*.tmp*' -o -name '*.old') ]] || { find "$work/$1" -name '*.tmp*' | sed 's/^/# /'; false; }; }
+check "no half-written file is left" nothing_left killed
 
 # Each of a short run's events in turn: nothing but luck protects what a random kill does not hit.
 everywhere() {
@@ -67,7 +67,7 @@ everywhere() {
             ((status == 137)) || { echo "# kill@$kind:$at: status $status"; return 1; }
             run 0 train "$work/config.json" --threads 1 --set "output.path=$work/each" --set train.epochs=0.7 --set train.eval_every=2 \
                 --set train.save_every=1 --resume || { echo "# resumed after kill@$kind:$at"; return 1; }
-            same_adapter short each && steps_whole each 5 || { echo "# after kill@$kind:$at"; return 1; }
+            same_adapter short each && steps_whole each 5 && nothing_left each || { echo "# after kill@$kind:$at"; return 1; }
         done
         echo "# $kind: killed at each of $((at - 1)), in steps of $step"
     done
