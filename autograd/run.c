@@ -230,9 +230,11 @@ static Status run_head(const Step *s, Error *err) {
     const Node *n = s->node;
     const HeadShape *shape = &n->shape.head;
     WeightView weight;
-    if (s->run->final != NULL) { /* CPU activations are row-major, and rows in use lie first */
-        memcpy(s->run->final, value(s, n->in[0]),
-               (size_t)(s->run->batch->tokens * shape->hidden) * dtype_size(s->tape->options.exec.act));
+    if (s->run->final != NULL) { /* activations are row-major, and rows in use lie first */
+        size_t bytes = (size_t)(s->run->batch->tokens * shape->hidden) * dtype_size(s->tape->options.exec.act);
+        const void *x = value(s, n->in[0]);
+        if (b->on_device) return b->copy_within(s->run->exec, s->run->final, x, bytes, err);
+        memcpy(s->run->final, x, bytes);
         return OK;
     }
     TRY(acquire(s, n->weight[0], &weight, err));

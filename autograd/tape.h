@@ -125,7 +125,7 @@ typedef struct TapeRun {
     void *logits;         /* GENERATE: FP32 [batch->supervised, vocab] */
     const KvLayer *cache; /* GENERATE: [layers] */
     int64_t past;         /* GENERATE: rows already in the cache */
-    void *final;          /* EVAL: not NULL: the head only copies its input here, and computes nothing */
+    void *final;          /* EVAL: not NULL: the head only copies its input here (the backend's memory), and computes nothing */
     const float *ranges;  /* scales of the fake_rows that have a range; NULL: a scale per group there too */
     /* Not NULL: called with what those would round, CPU rows of type act, instead of rounding it. */
     void (*observe)(void *self, int64_t range, const void *x, DType act, int64_t values);

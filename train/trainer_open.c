@@ -8,6 +8,7 @@
 #include "core/log.h"
 #include "data/template.h"
 #include "train/ceiling.h"
+#include "train/device_memory.h"
 #include "train/embedding_check.h"
 #include "train/run_folder.h"
 #include "train/trainer.h"
@@ -227,7 +228,8 @@ static Status open_tapes(Trainer *trainer, Error *err) {
                              err));
         tapes[2] = generator_tape(trainer->generator);
     }
-    if (engine->distill) TRY(arena_create(&trainer->teacher, "the teacher", trainer->plan.teacher, err));
+    if (engine->distill)
+        TRY(device_arena_create(&trainer->teacher, &engine->backend, &engine->exec, "the teacher", trainer->plan.teacher, err));
     return engine_reserve(engine, tapes, 4, window, trainer->plan.max_length, err);
 }
 
@@ -237,6 +239,7 @@ static Status log_device(const Trainer *trainer, Error *err) {
     size_t left, total, taken = engine_device_bytes(engine);
     if (!engine->backend.on_device) return OK;
     if (trainer->generator != NULL) taken += generator_device_bytes(trainer->generator);
+    taken += trainer->teacher.capacity;
     TRY(engine->backend.memory_left(&engine->exec, &left, &total, err));
     char planned[32], more[32];
     log_info("on the device: planned and taken %s; %s more for libraries, CUDA's context and other programs",
@@ -460,7 +463,7 @@ void trainer_close(Trainer *trainer) {
     tape_free(trainer->train_tape);
     tape_free(trainer->eval_tape);
     tape_free(trainer->teacher_tape);
-    arena_free(&trainer->teacher);
+    device_arena_free(&trainer->teacher, &trainer->engine.backend, &trainer->engine.exec);
     pack_free(trainer->eval_plan);
     batch_stream_close(&trainer->stream);
     dataset_free(&trainer->train_data);

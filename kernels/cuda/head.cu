@@ -126,6 +126,49 @@ __global__ void __launch_bounds__(ROW_THREADS)
     }
 }
 
+// The same with a teacher's distribution q in the target's place: nll = sum q (log q - log p), gradient scale (p - q). One pass
+// after the statistics does both; what a BF16 gradient overwrites lies behind what was read, as above.
+template <class T, int N>
+__global__ void __launch_bounds__(ROW_THREADS)
+    distillation(const DeviceBatch *__restrict__ batch, int64_t first, int64_t vocab, float *logits,
+                 const float *__restrict__ teacher, float *__restrict__ nll, int want_gradient) {
+    CU_SHARED(float, parts, [32]);
+    int64_t j = blockIdx.x;
+    float *z = logits + j * vocab;
+    const float *t = teacher + j * vocab;
+    T *dz = reinterpret_cast<T *>(z);
+    bool live = is_supervised(batch, first, j);
+    float log_sum = 0.0f, teacher_log_sum = 0.0f, divergence = 0.0f, scale = batch->grad_scale;
+    if (live) {
+        float largest, sum;
+        row_statistics<T, N>(z, vocab, parts, &largest, &sum);
+        log_sum = largest + logf(sum);
+        __syncthreads();
+        row_statistics<T, N>(t, vocab, parts, &largest, &sum);
+        teacher_log_sum = largest + logf(sum);
+    }
+    int64_t step = (int64_t)blockDim.x * N;
+    for (int64_t begin = 0; begin < vocab; begin += step) {
+        int64_t v = begin + (int64_t)threadIdx.x * N;
+        float a[N] = {}, b[N];
+        if (live && v < vocab) {
+            load_logits<N>(z + v, a);
+            load_logits<N>(t + v, b);
+#pragma unroll
+            for (int i = 0; i < N; i++) {
+                float q = exponential<T>(b[i] - teacher_log_sum);
+                divergence += q * ((b[i] - teacher_log_sum) - (a[i] - log_sum));
+                a[i] = scale * (exponential<T>(a[i] - log_sum) - q);
+            }
+        }
+        if (!want_gradient) continue;
+        __syncthreads();
+        if (v < vocab) store_gradient<N>(dz + v, a);
+    }
+    divergence = block_sum(divergence, parts);
+    if (live && threadIdx.x == 0) nll[first + j] = divergence;
+}
+
 // One block; a fixed order for a given capacity.
 __global__ void __launch_bounds__(THREADS)
     sum_losses(const DeviceBatch *__restrict__ batch, const float *__restrict__ nll, double *loss_sum) {
@@ -173,13 +216,17 @@ extern "C" cudaError_t cuda_scatter_rows(DType act, const DeviceBatch *batch, in
     return cudaGetLastError();
 }
 
+static unsigned row_threads(int64_t vocab, bool vectors) {
+    int64_t wanted = divide_up(divide_up(vocab, vectors ? QUAD : 1), 32) * 32;
+    return wanted < ROW_THREADS ? (unsigned)wanted : ROW_THREADS;
+}
+
 extern "C" cudaError_t cuda_cross_entropy(DType act, const DeviceBatch *batch, int64_t first, int64_t count, int64_t vocab,
                                           void *logits, float *nll, int want_gradient, cudaStream_t stream) {
     if (!is_chunk(first, count, vocab)) return cudaErrorInvalidValue;
     if (count == 0) return cudaSuccess;
     bool vectors = vocab % QUAD == 0 && is_aligned(logits);
-    int64_t wanted = divide_up(divide_up(vocab, vectors ? QUAD : 1), 32) * 32;
-    unsigned threads = wanted < ROW_THREADS ? (unsigned)wanted : ROW_THREADS;
+    unsigned threads = row_threads(vocab, vectors);
 #define LOSS(N)                                                                                                      \
     CU_LAUNCH((cross_entropy<T, N>), (unsigned)count, threads, 0, stream, batch, first, vocab, (float *)logits, nll, \
               want_gradient)
@@ -188,6 +235,25 @@ extern "C" cudaError_t cuda_cross_entropy(DType act, const DeviceBatch *batch, i
             LOSS(QUAD);
         else
             LOSS(1);
+    });
+    return cudaGetLastError();
+}
+
+extern "C" cudaError_t cuda_distillation(DType act, const DeviceBatch *batch, int64_t first, int64_t count, int64_t vocab,
+                                         void *logits, const float *teacher, float *nll, int want_gradient,
+                                         cudaStream_t stream) {
+    if (!is_chunk(first, count, vocab)) return cudaErrorInvalidValue;
+    if (count == 0) return cudaSuccess;
+    bool vectors = vocab % QUAD == 0 && all_aligned(logits, teacher);
+    unsigned threads = row_threads(vocab, vectors);
+#define DISTILL(N)                                                                                                           \
+    CU_LAUNCH((distillation<T, N>), (unsigned)count, threads, 0, stream, batch, first, vocab, (float *)logits, teacher, nll, \
+              want_gradient)
+    WITH_ACT(act, {
+        if (vectors)
+            DISTILL(QUAD);
+        else
+            DISTILL(1);
     });
     return cudaGetLastError();
 }

@@ -189,6 +189,10 @@ cudaError_t cuda_scatter_rows(DType act, const DeviceBatch *batch, int64_t first
  * and 2 * vocab in BF16. */
 cudaError_t cuda_cross_entropy(DType act, const DeviceBatch *batch, int64_t first, int64_t count, int64_t vocab, void *logits,
                                float *nll, int want_gradient, cudaStream_t stream);
+/* The same towards a teacher's distribution: its logits FP32 [count, vocab]; nll[first + j] = sum q (log q - log p), gradient
+ * grad_scale * (p - q). */
+cudaError_t cuda_distillation(DType act, const DeviceBatch *batch, int64_t first, int64_t count, int64_t vocab, void *logits,
+                              const float *teacher, float *nll, int want_gradient, cudaStream_t stream);
 /* *loss_sum += sum of nll [supervised] in double. `supervised` is the capacity. */
 cudaError_t cuda_loss_sum(const DeviceBatch *batch, int64_t supervised, const float *nll, double *loss_sum,
                           cudaStream_t stream);

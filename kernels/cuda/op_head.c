@@ -1,12 +1,13 @@
 /* Head and loss by chunks of supervised rows: gather, logits in FP32, loss and gradient in place, products, scatter.
  *
  *   workspace    dense weight (where it is not dense already) | gathered x | logits FP32, then their gradient | dx of the chunk
+ *                | where there may be a teacher: its logits FP32
  */
 #include "kernels/cuda/context.h"
 
 typedef struct HeadLayout {
     int64_t chunk;
-    size_t gathered, logits, dx;
+    size_t gathered, logits, dx, teacher;
     OpPlan plan;
 } HeadLayout;
 
@@ -17,7 +18,9 @@ static HeadLayout layout_of(DType act, const HeadShape *shape) {
     layout.gathered = is_dense_as(shape->format, act) ? 0 : align_up((size_t)(shape->vocab * shape->hidden) * dtype_size(act));
     layout.logits = layout.gathered + rows;
     layout.dx = layout.logits + align_up((size_t)(layout.chunk * shape->vocab) * sizeof(float));
-    layout.plan.forward_workspace = layout.dx + rows;
+    layout.teacher = layout.dx + rows;
+    size_t logits = layout.dx - layout.logits;
+    layout.plan.forward_workspace = layout.teacher + (shape->distill ? logits : 0);
     return layout;
 }
 
@@ -27,13 +30,13 @@ static Status head_plan(const ExecConfig *config, const HeadShape *shape, OpPlan
     TRY(cuda_check_size("head", "hidden", shape->hidden, err));
     TRY(cuda_check_size("head", "2 * vocab", 2 * shape->vocab, err)); /* the gradient's leading dimension */
     TRY(cuda_check_format("head", shape->format, err));
-    if (shape->distill) FAIL("train.loss distill is for the CPU only so far; use --device cpu");
     *plan = layout_of(config->act, shape).plan;
     return OK;
 }
 
 /* What the kernels do not check. */
 static Status check_batch(const HeadShape *shape, const Batch *batch, int with_targets, Error *err) {
+    if (batch->teacher != NULL && !shape->distill) FAIL("head: there is a teacher, and the shape has no room for one");
     if (batch->supervised < 0 || batch->supervised > shape->supervised)
         FAIL("head: supervised rows: want 0 to %lld, got %lld", (long long)shape->supervised, (long long)batch->supervised);
     for (int64_t j = 0; j < batch->supervised; j++) {
@@ -77,12 +80,12 @@ static Status open_work(HeadWork *work, const Exec *exec, const HeadShape *shape
     return OK;
 }
 
-/* FP32 logits of the chunk, in the workspace. */
-static Status chunk_logits(HeadWork *work, Error *err) {
+/* FP32 logits of the chunk's rows of x, at an offset of the workspace. What was gathered stays there. */
+static Status chunk_logits(HeadWork *work, const void *x, size_t logits, Error *err) {
     CudaContext *context = work->context;
     const HeadShape *shape = work->shape;
     void *gathered = work->workspace + work->layout.gathered;
-    CUDA_TRY(context, cuda_gather_rows(work->act, context->batch, work->first, work->count, shape->hidden, work->x, gathered,
+    CUDA_TRY(context, cuda_gather_rows(work->act, context->batch, work->first, work->count, shape->hidden, x, gathered,
                                        context->stream));
     Product product = {.m = work->count,
                        .n = shape->vocab,
@@ -90,10 +93,27 @@ static Status chunk_logits(HeadWork *work, Error *err) {
                        .a = gathered,
                        .lda = shape->hidden,
                        .b = work->dense,
-                       .c = work->workspace + work->layout.logits,
+                       .c = work->workspace + logits,
                        .in = work->act,
                        .out = DTYPE_F32};
     return product_nt(context, &product, err);
+}
+
+/* The chunk's losses, and the gradient of its logits in their place. */
+static Status chunk_losses(HeadWork *work, const void *teacher, int want_gradient, Error *err) {
+    CudaContext *context = work->context;
+    const HeadLayout *layout = &work->layout;
+    void *logits = work->workspace + layout->logits;
+    float *theirs = (float *)(void *)(work->workspace + layout->teacher);
+    if (teacher != NULL) TRY(chunk_logits(work, teacher, layout->teacher, err));
+    TRY(chunk_logits(work, work->x, layout->logits, err));
+    if (teacher != NULL)
+        CUDA_TRY(context, cuda_distillation(work->act, context->batch, work->first, work->count, work->shape->vocab, logits,
+                                            theirs, context->nll_there, want_gradient, context->stream));
+    else
+        CUDA_TRY(context, cuda_cross_entropy(work->act, context->batch, work->first, work->count, work->shape->vocab, logits,
+                                             context->nll_there, want_gradient, context->stream));
+    return OK;
 }
 
 static Status chunk_gradients(HeadWork *work, void *dx, void *d_weight, Error *err) {
@@ -136,10 +156,7 @@ static Status head_loss(const Exec *exec, const HeadShape *shape, const Batch *b
     for (work.first = 0; work.first < batch->supervised; work.first += work.layout.chunk) {
         int64_t left = batch->supervised - work.first;
         work.count = left < work.layout.chunk ? left : work.layout.chunk;
-        TRY(chunk_logits(&work, err));
-        CUDA_TRY(context, cuda_cross_entropy(work.act, context->batch, work.first, work.count, shape->vocab,
-                                             work.workspace + work.layout.logits, context->nll_there,
-                                             dx != NULL || d_weight != NULL, context->stream));
+        TRY(chunk_losses(&work, batch->teacher, dx != NULL || d_weight != NULL, err));
         TRY(chunk_gradients(&work, dx, d_weight, err));
     }
     if (batch->supervised > 0)
@@ -159,7 +176,7 @@ static Status head_logits(const Exec *exec, const HeadShape *shape, const Batch 
     for (work.first = 0; work.first < batch->supervised; work.first += work.layout.chunk) {
         int64_t left = batch->supervised - work.first;
         work.count = left < work.layout.chunk ? left : work.layout.chunk;
-        TRY(chunk_logits(&work, err));
+        TRY(chunk_logits(&work, work.x, work.layout.logits, err));
         CUDA_TRY(work.context, cudaMemcpyAsync((float *)logits + work.first * shape->vocab, work.workspace + work.layout.logits,
                                                (size_t)(work.count * shape->vocab) * sizeof(float), cudaMemcpyDeviceToHost,
                                                work.context->stream));
