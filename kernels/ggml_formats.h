@@ -115,8 +115,14 @@ _Static_assert(sizeof(GgmlBlockQ3_K) == 110 && sizeof(GgmlBlockQ4_K) == 144 && s
 _Static_assert(sizeof(GgmlBlockQ6_K) == 210, "block layouts");
 #endif
 
+#ifdef __CUDACC__
+#define GGML_BOTH_SIDES __host__ __device__
+#else
+#define GGML_BOTH_SIDES
+#endif
+
 /* The j-th (0..7) 6-bit scale and min of Q4_K and Q5_K. */
-static inline void ggml_scale_min(const uint8_t scales[12], int j, int *scale, int *min) {
+GGML_BOTH_SIDES static inline void ggml_scale_min(const uint8_t scales[12], int j, int *scale, int *min) {
     if (j < 4) {
         *scale = scales[j] & 63;
         *min = scales[j + 4] & 63;
@@ -127,7 +133,7 @@ static inline void ggml_scale_min(const uint8_t scales[12], int j, int *scale, i
 }
 
 /* The j-th (0..15) 6-bit scale of Q3_K, 32 subtracted. */
-static inline int ggml_scale_q3(const uint8_t scales[12], int j) {
+GGML_BOTH_SIDES static inline int ggml_scale_q3(const uint8_t scales[12], int j) {
     int low = j < 8 ? scales[j] & 15 : scales[j - 8] >> 4;
     return (low | ((scales[8 + j % 4] >> 2 * (j / 4)) & 3) << 4) - 32;
 }

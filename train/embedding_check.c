@@ -7,6 +7,7 @@
 #include "core/dtype.h"
 #include "core/hash.h"
 #include "core/memory.h"
+#include "kernels/ggml_decode.h"
 
 #define NEAR_ZERO 1e-3 /* of the root mean square norm: trained rows of one model lie within a factor of ten of each other */
 
@@ -17,6 +18,11 @@ typedef struct Row {
 } Row;
 
 static size_t row_bytes(const WeightView *e) {
+    int bytes;
+    if (e->format == WEIGHT_GGML) {
+        int values = ggml_block_form(e->ggml_type, &bytes);
+        return (size_t)(e->cols / values) * (size_t)bytes;
+    }
     return (size_t)e->cols * (e->format == WEIGHT_F32 ? sizeof(float) : sizeof(bf16));
 }
 
@@ -27,8 +33,14 @@ static const uint8_t *row_at(const WeightView *e, int32_t id) {
 static double sum_squares(const WeightView *e, int32_t id) {
     const void *row = row_at(e, id);
     double sum = 0.0;
+    float run[GGML_RUN];
+    int is_blocks = e->format == WEIGHT_GGML && e->ggml_type != GGML_F16;
     for (int64_t i = 0; i < e->cols; i++) {
-        double x = e->format == WEIGHT_F32 ? ((const float *)row)[i] : bf16_to_float(((const bf16 *)row)[i]);
+        if (is_blocks && i % GGML_RUN == 0) ggml_decode_run(e->ggml_type, row, i / GGML_RUN, run);
+        double x = is_blocks                  ? run[i % GGML_RUN]
+                   : e->format == WEIGHT_F32  ? ((const float *)row)[i]
+                   : e->format == WEIGHT_GGML ? f16_to_float(((const f16 *)row)[i])
+                                              : bf16_to_float(((const bf16 *)row)[i]);
         sum += x * x;
     }
     return sum;

@@ -16,7 +16,7 @@ typedef struct EmbeddingFaults {
     int32_t equal_to; /* the token that the example equals; -1: it is near zero */
 } EmbeddingFaults;
 
-/* embedding: F32 or BF16, [vocabulary, width]; ids[count] lie in it. */
+/* embedding: F32, BF16 or ggml's types, [vocabulary, width]; ids[count] lie in it. */
 EmbeddingFaults embedding_check(const WeightView *embedding, const int32_t *ids, int64_t count);
 
 #endif

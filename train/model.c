@@ -22,13 +22,17 @@ static WeightRef ref_of(const Recorder *r, int32_t id) {
     return (WeightRef){id, 0, r->shape->weight_gradient == NULL ? -1 : r->shape->weight_gradient[id]};
 }
 
+static WeightFormat format_of(const Recorder *r, int32_t id, WeightFormat otherwise) {
+    if (r->shape->weights != NULL) return weights_view(r->shape->weights, id).format;
+    return r->shape->formats != NULL ? r->shape->formats[id] : otherwise;
+}
+
 static TapeLinear member(const Recorder *r, int64_t layer, LayerWeight kind) {
     int32_t id = weight_id(layer, kind);
     int64_t rows = 0, cols = 0;
     (void)weight_describe(r->config, id, NULL, 0, &rows, &cols);
-    WeightFormat format = r->shape->weights != NULL ? weights_view(r->shape->weights, id).format : r->shape->linear;
-    int stays_dense = r->shape->weights == NULL && layer >= r->config->layers - r->shape->dense_layers;
-    if (stays_dense || r->shape->qat != QAT_NONE) format = r->act == DTYPE_F32 ? WEIGHT_F32 : WEIGHT_BF16;
+    WeightFormat format = format_of(r, id, r->shape->linear);
+    if (r->shape->qat != QAT_NONE) format = r->act == DTYPE_F32 ? WEIGHT_F32 : WEIGHT_BF16;
     TapeLinear out = {.spec = {.out = rows, .format = format},
                       .weight = ref_of(r, id),
                       .bias = ref_of(r, weight_id(layer, (LayerWeight)(kind + LAYER_Q_BIAS))),
@@ -59,10 +63,6 @@ static Status fake_rows(const Recorder *r, const char *name, int bits, int symme
     (void)snprintf(full, sizeof full, "%s.codes", name);
     FakeRowsShape shape = {.group = group, .bits = bits, .symmetric = symmetric};
     return tape_fake_rows(r->tape, full, *x, &shape, range, x, err);
-}
-
-static WeightFormat head_format(const Recorder *r) {
-    return r->shape->weights != NULL ? weights_view(r->shape->weights, WEIGHT_HEAD).format : r->shape->dense;
 }
 
 static Status linear_group(const Recorder *r, int64_t layer, const char *name, LayerWeight first, int count, TensorId x,
@@ -126,7 +126,7 @@ static Status record_all(const Recorder *r, Error *err) {
     tape_segment(r->tape, -1);
     TRY(tape_norm(r->tape, "norm", residual, x, ref_of(r, WEIGHT_FINAL_NORM), c->rms_eps, &sum, &n, err));
     WeightRef head = c->tied_embeddings ? table : ref_of(r, WEIGHT_HEAD);
-    TRY(tape_head(r->tape, "lm_head", n, head, head_format(r), c->vocab, err));
+    TRY(tape_head(r->tape, "lm_head", n, head, format_of(r, WEIGHT_HEAD, r->shape->dense), c->vocab, err));
     return tape_finish(r->tape, err);
 }
 

@@ -48,7 +48,7 @@ static inline int64_t model_range(int64_t layer, LayerWeight first) {
 typedef struct ModelShape {
     const ModelConfig *config;
     WeightFormat linear;         /* of the layers' linears, where weights is NULL */
-    int64_t dense_layers;        /* there: so many last layers are dense (WeightPlaces) */
+    const WeightFormat *formats; /* there: of each weight, as it will be loaded; NULL: all as `linear` and `dense` say */
     const ModelWeights *weights; /* loaded: each linear has its own format (a pre-quantized folder may mix them) */
     WeightFormat dense;          /* of embedding and head */
     const Adapter *adapter;      /* NULL: none */

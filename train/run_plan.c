@@ -47,6 +47,7 @@ typedef struct PlanInput {
     DType act;
     int has_base;
     WeightOptions base;
+    WeightFormat *formats; /* of the base's weights */
 } PlanInput;
 
 static Status plan_tape(const PlanInput *in, TapeMode mode, Recompute recompute, int64_t rows, int64_t cache_rows,
@@ -81,8 +82,8 @@ static Status plan_candidate(PlanInput *in, Recompute recompute, const WeightPla
     int64_t window = in->config->train.micro_batch_tokens;
     plan->recompute = recompute;
     plan->places = in->base.places = *places;
-    in->shape.dense_layers = places->dense_layers;
     if (in->has_base) TRY(weights_plan(in->model, &in->base, in->model->dtype, &plan->weights, err));
+    if (in->has_base) weights_formats(in->model, &in->base, in->model->dtype, in->formats);
     TRY(plan_tape(in, TAPE_TRAIN, recompute, window, 0, &plan->train, err));
     TRY(plan_tape(in, TAPE_EVAL, RECOMPUTE_NONE, window, 0, &plan->eval, err));
     plan->activations = plan->train.arena > plan->eval.arena ? plan->train.arena : plan->eval.arena;
@@ -167,6 +168,8 @@ static Status plan_parameters(PlanInput *in, Adapter *adapter, ParamSet *params,
         TRY(weights_plan(in->model, &options, in->model->dtype, &plan->weights, err));
         in->has_base = 1;
         in->base = options;
+        in->formats = memory_alloc((size_t)weight_count(in->model) * sizeof *in->formats);
+        in->shape.formats = in->formats;
         TRY(adapter_create(adapter, params, config, in->model, err));
         in->shape.dense = dense_format(in->act, in->model->dtype);
         in->shape.linear = strcmp(config->method, "lora") == 0 ? in->shape.dense : options.linear;
@@ -300,6 +303,7 @@ static Status make_plan(const Config *config, const ModelConfig *model, const Ba
     adapter_free(&adapter);
     params_free(&params);
     memory_free(offsets);
+    memory_free(in.formats);
     return status;
 }
 

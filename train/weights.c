@@ -215,8 +215,9 @@ Status weights_host_view(const ModelWeights *weights, int32_t id, WeightView *vi
     if (weights->mirror.base == NULL || view->data == NULL) return OK;
     const uint8_t *data = view->data, *base = weights->mirror.base;
     if (data < base || data >= base + weights->mirror.capacity) return OK;
-    size_t bytes = (size_t)(view->rows * view->cols) * (view->format == WEIGHT_BF16 ? sizeof(bf16) : sizeof(float));
-    if (view->format != WEIGHT_BF16 && view->format != WEIGHT_F32) FAIL("internal error: the host reads a packed weight");
+    const WeightEntry *entry = &weights->entries[id == WEIGHT_HEAD && weights->config.tied_embeddings ? WEIGHT_EMBED : id];
+    if (entry->quantized) FAIL("internal error: the host reads a packed weight");
+    size_t bytes = weight_data_bytes(entry);
     *copy = memory_alloc(bytes);
     view->data = *copy;
     return weights->backend->copy_out(weights->exec, *copy, data, bytes, err);

@@ -83,6 +83,9 @@ typedef struct WeightBytes {
     size_t staging;                                   /* loading's own buffers on top, gone afterwards */
 } WeightBytes;
 Status weights_plan(const ModelConfig *config, const WeightOptions *options, DType file_dtype, WeightBytes *bytes, Error *err);
+/* How the backend will find each weight [weight_count] once it is loaded; of a pre-quantized folder whose tensors are mixed, what
+ * its config says. */
+void weights_formats(const ModelConfig *config, const WeightOptions *options, DType file_dtype, WeightFormat *formats);
 
 typedef struct ModelWeights ModelWeights;
 /* backend: the CPU's, or that of options->exec, which quantizes the weights where they will lie if the folder holds numbers

@@ -42,7 +42,7 @@ static void decide_place(const ModelConfig *config, int32_t id, const WeightPlac
     if (!weight_is_linear(id)) return;
     int64_t layer = (id - WEIGHT_GLOBALS) / LAYER_WEIGHTS;
     entry->pinned = layer < places->pinned_layers;
-    entry->resident = entry->quantized && layer >= config->layers - places->dense_layers;
+    entry->resident = (entry->quantized || entry->ggml != 0) && layer >= config->layers - places->dense_layers;
 }
 
 void weights_decide(const ModelConfig *config, const WeightOptions *options, DType file_dtype, WeightEntry *entries) {
@@ -170,6 +170,21 @@ Status weights_plan(const ModelConfig *config, const WeightOptions *options, DTy
     bytes->staging = weights_staging(entries, count, file_dtype);
     memory_free(entries);
     return status;
+}
+
+void weights_formats(const ModelConfig *config, const WeightOptions *options, DType file_dtype, WeightFormat *formats) {
+    int32_t count = weight_count(config);
+    WeightEntry *entries = memory_calloc((size_t)count, sizeof *entries);
+    weights_decide(config, options, file_dtype, entries);
+    for (int32_t id = 0; id < count; id++) {
+        const WeightEntry *entry = &entries[id == WEIGHT_HEAD && config->tied_embeddings ? WEIGHT_EMBED : id];
+        DType dense = entry->resident ? options->act : entry->dense;
+        formats[id] = entry->resident || (!entry->quantized && entry->ggml == 0)
+                          ? (dense == DTYPE_F32 ? WEIGHT_F32 : WEIGHT_BF16)
+                      : entry->quantized ? entry->spec.format
+                                         : WEIGHT_GGML;
+    }
+    memory_free(entries);
 }
 
 /* Rows of one staging buffer: as many as fit, and at least one. */

@@ -26,6 +26,31 @@ __device__ __forceinline__ float to_float(bf16 x) {
     return __uint_as_float((uint32_t)x << 16);
 }
 
+struct Half {  // IEEE binary16, as bits
+    uint16_t bits;
+};
+
+__device__ __forceinline__ float to_float(Half h) {
+    uint32_t sign = (uint32_t)(h.bits & 0x8000u) << 16, magnitude = h.bits & 0x7fffu;
+    if (magnitude >= 0x7c00u) return __uint_as_float(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
+    if (magnitude < 0x0400u) return __uint_as_float(sign | __float_as_uint((float)magnitude * 0x1p-24f));
+    return __uint_as_float(sign | ((magnitude << 13) + 0x38000000u));
+}
+
+// As core/dtype.c rounds, for every value.
+__device__ __forceinline__ Half half_from_float(float x) {
+    uint32_t bits = __float_as_uint(x), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu, out;
+    if (magnitude > 0x7f800000u)
+        out = 0x7e00u | (magnitude >> 13 & 0x3ffu);
+    else if (magnitude >= 0x477ff000u)  // rounds to or beyond 65520
+        out = 0x7c00u;
+    else if (magnitude >= 0x38800000u)  // a normal half
+        out = (magnitude + 0xfffu + (magnitude >> 13 & 1u) - 0x38000000u) >> 13;
+    else  // 2^-1 more aligns the half's last bit with the float's
+        out = __float_as_uint(__uint_as_float(magnitude) + 0.5f) - 0x3f000000u;
+    return {(uint16_t)(sign | out)};
+}
+
 template <class T>
 __device__ __forceinline__ T from_float(float x);
 template <>
@@ -41,6 +66,11 @@ __device__ __forceinline__ bf16 from_float<bf16>(float x) {
 template <class T>
 __device__ __forceinline__ float round_to(float x) {
     return to_float(from_float<T>(x));
+}
+
+// The same for a type that is known when it runs: F32, BF16 or F16.
+__device__ __forceinline__ float round_to(float x, DType type) {
+    return type == DTYPE_BF16 ? round_to<bf16>(x) : type == DTYPE_F16 ? to_float(half_from_float(x)) : x;
 }
 
 __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {

@@ -15,8 +15,10 @@ Status cuda_check_format(const char *op, WeightFormat format, Error *err) {
         case WEIGHT_NF4:
         case WEIGHT_FP4:
         case WEIGHT_INT8:
-        case WEIGHT_INT4: return OK;
-        default: FAIL("%s: weights of type %s are for the CPU only so far; use --device cpu", op, weight_format_name(format));
+        case WEIGHT_INT4:
+        case WEIGHT_GGML:
+        case WEIGHT_GROUPED: return OK;
+        default: FAIL("%s: weights of type %s are for the CPU's reference only", op, weight_format_name(format));
     }
 }
 

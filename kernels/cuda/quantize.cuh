@@ -1,17 +1,6 @@
-// What the quantizers share: values of a checkpoint's types as FP32, and the report of a value that is not finite.
+// What the quantizers share: values of a checkpoint's types, and the report of a value that is not finite.
 #pragma once
 #include "kernels/cuda/common.cuh"
-
-struct Half {  // IEEE binary16, as bits
-    uint16_t bits;
-};
-
-__device__ __forceinline__ float to_float(Half h) {
-    uint32_t sign = (uint32_t)(h.bits & 0x8000u) << 16, magnitude = h.bits & 0x7fffu;
-    if (magnitude >= 0x7c00u) return __uint_as_float(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
-    if (magnitude < 0x0400u) return __uint_as_float(sign | __float_as_uint((float)magnitude * 0x1p-24f));
-    return __uint_as_float(sign | ((magnitude << 13) + 0x38000000u));
-}
 
 __device__ __forceinline__ bool is_finite(float x) {
     return (__float_as_uint(x) & 0x7f800000u) != 0x7f800000u;

@@ -17,6 +17,7 @@
 
 #include "core/memory.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/ggml_decode.h"
 #include "tests/support/compare.h"
 #include "tests/support/scope.h"
 
@@ -131,11 +132,23 @@ static inline WeightView device_weight(Device *device, const WeightView *weight)
     if (weight->format == WEIGHT_BF16) bytes = (size_t)count * sizeof(bf16);
     if (weight->format == WEIGHT_INT8) bytes = (size_t)count, blocks = weight->rows;
     if (weight->format == WEIGHT_INT4) blocks = count / weight->block_size;
+    if (weight->format == WEIGHT_GROUPED) {
+        bytes = (size_t)(weight->rows * grouped_row_bytes(weight->cols, weight->bits));
+        blocks = count / weight->block_size;
+    }
+    if (weight->format == WEIGHT_GGML) {
+        int block;
+        bytes = (size_t)(count / ggml_block_form(weight->ggml_type, &block));
+        bytes *= (size_t)block;
+    }
     copy.data = device_in(device, weight->data, bytes);
     if (weight->format == WEIGHT_NF4 || weight->format == WEIGHT_FP4) {
         blocks = weight_blocks(weight->rows, weight->cols, weight->block_size);
         copy.codes = device_in(device, weight->codes, 16 * sizeof(float));
     }
+    if (weight->zeros != NULL) copy.zeros = device_in(device, weight->zeros, (size_t)blocks);
+    if (weight->group_index != NULL)
+        copy.group_index = device_in(device, weight->group_index, (size_t)weight->cols * sizeof *weight->group_index);
     if (weight->scales != NULL) copy.scales = device_in(device, weight->scales, (size_t)blocks * sizeof(float));
     if (weight->nested_codes != NULL) {
         size_t groups = (size_t)(blocks + NESTED_BLOCK - 1) / NESTED_BLOCK;
