@@ -17,14 +17,20 @@ static void *area_at(const Step *step, int32_t area) {
     return area < 0 ? NULL : (uint8_t *)step->run->arena + step->tape->areas[area].offset;
 }
 
+/* Where a member of a joined group begins. */
+static void *member_at(const Step *step, int32_t area, int64_t column) {
+    uint8_t *base = area_at(step, area);
+    return base == NULL ? NULL : base + (size_t)column * dtype_size(step->tape->options.exec.act);
+}
+
 static void *value(const Step *step, TensorId id) {
     TensorId root = tape_root(step->tape, id);
     const Tensor *tensor = &step->tape->tensors[root];
-    return area_at(step, tensor->area[step->pass != PASS_FORWARD && !tensor->kept]);
+    return member_at(step, tensor->area[step->pass != PASS_FORWARD && !tensor->kept], tensor->column);
 }
 
 static void *gradient(const Step *step, TensorId id) {
-    return area_at(step, step->tape->tensors[id].gradient);
+    return member_at(step, step->tape->tensors[id].gradient, step->tape->tensors[tape_gradient_root(step->tape, id)].column);
 }
 
 static const void *param_at(const Step *step, int64_t offset) {
@@ -276,9 +282,15 @@ static Status watch(const Step *s, Error *err) {
     int bad = n->kind == NODE_HEAD && s->run->loss_sum != NULL && !(*s->run->loss_sum - *s->run->loss_sum == 0.0);
     for (int i = 0; i < count && !bad; i++) {
         TensorId id = backward ? n->in[i] : n->out[i];
-        const void *data = backward ? gradient(s, id) : value(s, id);
+        const uint8_t *data = backward ? gradient(s, id) : value(s, id);
         if (data == NULL) continue;
-        bad = s->tape->backend.find_nonfinite(s->run->exec, data, rows, s->tape->tensors[id].columns) >= 0;
+        const Tensor *tensor = &s->tape->tensors[backward ? tape_gradient_root(s->tape, id) : tape_root(s->tape, id)];
+        int64_t columns = tensor->columns;
+        if (tensor->stride != 0) { /* the whole rows that it lies in: all of a group is written at once */
+            data -= (size_t)tensor->column * dtype_size(s->tape->options.exec.act);
+            columns = tensor->stride;
+        }
+        bad = s->tape->backend.find_nonfinite(s->run->exec, data, rows, columns) >= 0;
     }
     if (!bad) return OK;
     s->run->watch->found = 1;

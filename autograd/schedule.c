@@ -24,7 +24,8 @@ static void read_area(Tape *tape, int32_t area, int32_t at) {
 }
 
 static size_t value_bytes(const Tape *tape, const Tensor *tensor) {
-    return tape->backend.activation_bytes(tape->options.exec.act, tape->options.rows, tensor->columns);
+    int64_t columns = tensor->stride != 0 ? tensor->stride : tensor->columns;
+    return tape->backend.activation_bytes(tape->options.exec.act, tape->options.rows, columns);
 }
 
 static int generation(const Tape *tape, TensorId root, Pass pass) {
@@ -38,7 +39,10 @@ static void write_value(Tape *tape, TensorId id, Pass pass, int32_t at) {
         read_area(tape, tape->tensors[root].area[0], at);
         return;
     }
-    int32_t area = new_area(tape, value_bytes(tape, &tape->tensors[root]), AREA_VALUE, at);
+    TensorId first = tape->nodes[tape->tensors[root].producer].out[0];
+    int joined = tape->tensors[root].stride != 0 && first != root; /* one area for all, taken by the first */
+    int32_t area =
+        joined ? tape->tensors[first].area[g] : new_area(tape, value_bytes(tape, &tape->tensors[root]), AREA_VALUE, at);
     tape->tensors[root].area[g] = area;
 }
 
@@ -47,8 +51,23 @@ static void read_value(Tape *tape, TensorId id, Pass pass, int32_t at) {
     read_area(tape, tape->tensors[root].area[generation(tape, root, pass)], at);
 }
 
+/* The gradients of a joined group lie in this one area. */
+static void join_gradients(Tape *tape, TensorId member, int32_t area) {
+    const Node *group = &tape->nodes[tape->tensors[member].producer];
+    for (int i = 0; i < group->outputs; i++)
+        tape->tensors[group->out[i]].gradient = area;
+}
+
 static void write_gradient(Tape *tape, TensorId id, int32_t at) {
-    tape->tensors[id].gradient = new_area(tape, value_bytes(tape, &tape->tensors[id]), AREA_GRADIENT, at);
+    TensorId root = tape_gradient_root(tape, id);
+    if (tape->tensors[root].stride == 0) {
+        tape->tensors[id].gradient = new_area(tape, value_bytes(tape, &tape->tensors[id]), AREA_GRADIENT, at);
+        return;
+    }
+    if (tape->tensors[root].gradient < 0)
+        join_gradients(tape, root, new_area(tape, value_bytes(tape, &tape->tensors[root]), AREA_GRADIENT, at));
+    read_area(tape, tape->tensors[root].gradient, at);
+    tape->tensors[id].gradient = tape->tensors[root].gradient;
 }
 
 /* The gradient of `to` takes over the memory of `from`'s, which is read element by element before it is written. */
@@ -56,6 +75,20 @@ static void pass_gradient(Tape *tape, TensorId to, TensorId from, int32_t at) {
     int32_t area = tape->tensors[from].gradient;
     read_area(tape, area, at);
     tape->tensors[to].gradient = area;
+}
+
+/* The gradients of gate and up. In a joined group of these two they take the place of the values, which are dead then. */
+static void gate_gradients(Tape *tape, const Node *node, int32_t at) {
+    const Tensor *gate = &tape->tensors[node->in[0]], *up = &tape->tensors[node->in[1]];
+    if (node->shape.gate.gradient_stride == 0) {
+        pass_gradient(tape, node->in[0], node->out[0], at);
+        write_gradient(tape, node->in[1], at);
+    } else if (gate->stride != 0 && gate->producer == up->producer && tape->nodes[gate->producer].outputs == 2) {
+        join_gradients(tape, node->in[0], gate->area[generation(tape, node->in[0], PASS_BACKWARD)]);
+    } else {
+        write_gradient(tape, node->in[0], at);
+        write_gradient(tape, node->in[1], at);
+    }
 }
 
 /* ---- one instruction ------------------------------------------------------------------------------------------------ */
@@ -70,8 +103,8 @@ static void plan_forward(Tape *tape, int32_t index, Pass pass, int32_t at) {
             read_value(tape, node->in[i], pass, at);
     }
     for (int i = 0; i < node->outputs; i++) {
-        int kept_sum = i == 0 && (from_sum || tape->tensors[node->out[0]].alias != TENSOR_NONE);
-        if (!kept_sum) write_value(tape, node->out[i], pass, at);
+        int is_there = (i == 0 && from_sum) || tape->tensors[node->out[i]].alias != TENSOR_NONE;
+        if (!is_there) write_value(tape, node->out[i], pass, at);
     }
     int keep_saved = pass == PASS_RECOMPUTE || !node->rerun;
     int g = pass == PASS_RECOMPUTE;
@@ -109,10 +142,7 @@ static void plan_backward(Tape *tape, int32_t index, int32_t at) {
             for (int i = 0; i < 3; i++)
                 write_gradient(tape, node->in[i], at);
             break;
-        case NODE_GATE:
-            pass_gradient(tape, node->in[0], node->out[0], at);
-            write_gradient(tape, node->in[1], at);
-            break;
+        case NODE_GATE: gate_gradients(tape, node, at); break;
         case NODE_FAKE_ROWS: pass_gradient(tape, node->in[0], node->out[0], at); break;
         case NODE_EMBED:
         case NODE_HEAD: break;
@@ -172,6 +202,7 @@ static void mark_reruns(Tape *tape) {
             int32_t consumer = tape->tensors[node->out[i]].consumer;
             if (consumer >= 0 && tape->nodes[consumer].segment == node->segment) node->rerun = 1;
         }
+        if (node->in_place) node->rerun = tape->nodes[tape->tensors[node->in[0]].producer].rerun; /* both, or neither */
         for (int i = 0; i < node->inputs; i++)
             if (node->kind == NODE_NORM && node->shape.norm.has_x &&
                 tape->nodes[tape->tensors[node->in[i]].producer].segment != node->segment)
@@ -181,6 +212,12 @@ static void mark_reruns(Tape *tape) {
         Tensor *tensor = &tape->tensors[t];
         const Node *producer = &tape->nodes[tensor->producer];
         tensor->kept = !producer->rerun || (producer->from_sum && producer->out[0] == t) || read_across(tape, t);
+    }
+    for (int32_t t = 0; t < tape->tensor_count; t++) { /* a joined group is kept when one of it is, under any name */
+        const Tensor *tensor = &tape->tensors[tape_root(tape, t)];
+        const Node *group = &tape->nodes[tensor->producer];
+        for (int i = 0; tensor->stride != 0 && tape->tensors[t].kept && i < group->outputs; i++)
+            tape->tensors[group->out[i]].kept = 1;
     }
 }
 

@@ -63,6 +63,11 @@ static Status take_input(Tape *tape, Node *node, TensorId id, int64_t columns, E
     Tensor *tensor = &tape->tensors[id];
     if (tensor->consumer >= 0)
         FAIL("%s: its input already feeds %s; a tensor has one consumer", node->name, tape->nodes[tensor->consumer].name);
+    int strided =
+        node->kind == NODE_ROPE || node->kind == NODE_ATTENTION || node->kind == NODE_GATE || node->kind == NODE_FAKE_ROWS;
+    if (!strided && tape_stride(tape, id) != 0)
+        FAIL("%s: %s has its result side by side with others, which only attention, RoPE, a gate and rounding read", node->name,
+             tape->nodes[tensor->producer].name);
     if (columns != 0 && tensor->columns != columns)
         FAIL("%s: want an input of %lld columns, got %lld from %s", node->name, (long long)columns, (long long)tensor->columns,
              tape->nodes[tensor->producer].name);
@@ -138,7 +143,7 @@ Status tape_linear(Tape *tape, const char *name, TensorId x, const TapeLinear *m
     LinearShape *shape = &node->shape.linear;
     *shape = (LinearShape){
         .rows = tape->options.rows, .in = tape->tensors[x].columns, .count = count, .need_dx = needs_grad(tape, x)};
-    int any = shape->need_dx;
+    int any = shape->need_dx, joined = tape->backend.joined_groups && count > 1;
     for (int i = 0; i < count; i++) {
         LinearSpec *spec = &shape->linear[i];
         *spec = members[i].spec;
@@ -150,11 +155,28 @@ Status tape_linear(Tape *tape, const char *name, TensorId x, const TapeLinear *m
         node->lora_a[i] = members[i].lora_a;
         node->lora_b[i] = members[i].lora_b;
         if (spec->train_weight || spec->train_bias || spec->rank > 0 || members[i].weight.derived) any = 1;
+        if (members[i].weight.derived) joined = 0; /* its source reads contiguous gradients */
     }
     node->need_backward = any && tape->options.mode == TAPE_TRAIN;
-    for (int i = 0; i < count; i++)
+    for (int i = 0; joined && i < count; i++)
+        shape->stride += members[i].spec.out;
+    int64_t column = 0;
+    for (int i = 0; i < count; i++) {
         y[i] = make_output(tape, node, members[i].spec.out, node->need_backward);
+        tape->tensors[y[i]].stride = shape->stride;
+        tape->tensors[y[i]].column = joined ? column : 0;
+        column += members[i].spec.out;
+    }
     return tape->backend.linear_plan(&tape->options.exec, shape, &node->plan, err);
+}
+
+/* The one stride of all inputs' gradients. */
+static Status gradient_stride(const Tape *tape, const Node *node, int64_t *stride, Error *err) {
+    *stride = tape_gradient_stride(tape, node->in[0]);
+    for (int i = 1; i < node->inputs; i++)
+        if (tape_gradient_stride(tape, node->in[i]) != *stride)
+            FAIL("%s: its inputs come from different linear groups", node->name);
+    return OK;
 }
 
 Status tape_rope(Tape *tape, const char *name, TensorId q, TensorId k, const RopeShape *shape, WeightRef q_norm,
@@ -165,14 +187,25 @@ Status tape_rope(Tape *tape, const char *name, TensorId q, TensorId k, const Rop
     TRY(take_input(tape, node, k, shape->kv_heads * shape->head_dim, err));
     node->weight[0] = q_norm;
     node->weight[1] = k_norm;
-    node->shape.rope = *shape;
-    node->shape.rope.rows = tape->options.rows;
-    node->shape.rope.has_norm = q_norm.weight >= 0;
-    node->shape.rope.train_norm = trained(tape, q_norm);
-    node->need_backward = needs_grad(tape, q) || needs_grad(tape, k) || node->shape.rope.train_norm;
+    RopeShape *own = &node->shape.rope;
+    *own = *shape;
+    own->rows = tape->options.rows;
+    own->has_norm = q_norm.weight >= 0;
+    own->train_norm = trained(tape, q_norm);
+    own->stride = tape_stride(tape, q);
+    if (tape_stride(tape, k) != own->stride) FAIL("%s: q and k come from different linear groups", node->name);
+    TRY(gradient_stride(tape, node, &own->gradient_stride, err));
+    node->need_backward = needs_grad(tape, q) || needs_grad(tape, k) || own->train_norm;
     *rq = make_output(tape, node, shape->heads * shape->head_dim, node->need_backward);
     *rk = make_output(tape, node, shape->kv_heads * shape->head_dim, node->need_backward);
-    return tape->backend.rope_plan(&tape->options.exec, &node->shape.rope, &node->plan, err);
+    /* In place, or q and k would be kept for v's sake. The norm's backward reads them. */
+    node->in_place = own->stride > 0 && !own->has_norm && tape->nodes[tape->tensors[q].producer].segment == node->segment;
+    if (node->in_place) {
+        own->out_stride = own->stride;
+        tape->tensors[*rq].alias = q;
+        tape->tensors[*rk].alias = k;
+    }
+    return tape->backend.rope_plan(&tape->options.exec, own, &node->plan, err);
 }
 
 Status tape_attention(Tape *tape, const char *name, int32_t layer, TensorId q, TensorId k, TensorId v,
@@ -183,12 +216,17 @@ Status tape_attention(Tape *tape, const char *name, int32_t layer, TensorId q, T
     TRY(take_input(tape, node, k, shape->kv_heads * shape->head_dim, err));
     TRY(take_input(tape, node, v, shape->kv_heads * shape->head_dim, err));
     node->layer = layer;
-    node->shape.attention = *shape;
+    AttentionShape *own = &node->shape.attention;
+    *own = *shape;
+    own->q_stride = tape_stride(tape, q);
+    own->k_stride = tape_stride(tape, k);
+    own->v_stride = tape_stride(tape, v);
+    TRY(gradient_stride(tape, node, &own->gradient_stride, err));
     int cached = tape->options.mode == TAPE_GENERATE;
-    node->shape.attention.rows = cached ? tape->options.cache_rows : tape->options.rows;
+    own->rows = cached ? tape->options.cache_rows : tape->options.rows;
     node->need_backward = needs_grad(tape, q) || needs_grad(tape, k) || needs_grad(tape, v);
     *o = make_output(tape, node, shape->heads * shape->head_dim, node->need_backward);
-    return tape->backend.attention_plan(&tape->options.exec, &node->shape.attention, &node->plan, err);
+    return tape->backend.attention_plan(&tape->options.exec, own, &node->plan, err);
 }
 
 Status tape_gate(Tape *tape, const char *name, TensorId gate, TensorId up, TensorId *y, Error *err) {
@@ -197,7 +235,9 @@ Status tape_gate(Tape *tape, const char *name, TensorId gate, TensorId up, Tenso
     TRY(take_input(tape, node, gate, 0, err));
     int64_t width = tape->tensors[gate].columns;
     TRY(take_input(tape, node, up, width, err));
-    node->shape.gate = (GateShape){.rows = tape->options.rows, .width = width};
+    node->shape.gate = (GateShape){.rows = tape->options.rows, .width = width, .stride = tape_stride(tape, gate)};
+    if (tape_stride(tape, up) != node->shape.gate.stride) FAIL("%s: gate and up come from different linear groups", node->name);
+    TRY(gradient_stride(tape, node, &node->shape.gate.gradient_stride, err));
     node->need_backward = needs_grad(tape, gate) || needs_grad(tape, up);
     *y = make_output(tape, node, width, node->need_backward);
     return tape->backend.gate_plan(&tape->options.exec, &node->shape.gate, &node->plan, err);
@@ -212,6 +252,8 @@ Status tape_fake_rows(Tape *tape, const char *name, TensorId x, const FakeRowsSh
     node->shape.fake = *shape;
     node->shape.fake.rows = tape->options.rows;
     node->shape.fake.columns = columns;
+    node->shape.fake.stride = tape_stride(tape, x);
+    node->shape.fake.gradient_stride = tape_gradient_stride(tape, x);
     node->range = range;
     node->need_backward = needs_grad(tape, x);
     *y = make_output(tape, node, columns, node->need_backward);

@@ -27,6 +27,7 @@ typedef struct Node {
     TensorId in[NODE_MAX_TENSORS], out[NODE_MAX_TENSORS];
     int need_backward;
     int rerun;    /* runs again in the recomputation of its segment */
+    int in_place; /* its results are other names of its inputs, whose memory it overwrites */
     int from_sum; /* norm that, run again, starts from its kept sum instead of adding once more */
     OpPlan plan;
     union {
@@ -52,6 +53,7 @@ typedef struct Area {
 
 typedef struct Tensor {
     int64_t columns;
+    int64_t stride, column;     /* a member of a joined group: elements from row to row, and its first; else 0 */
     int32_t producer, consumer; /* nodes; consumer -1: none yet */
     TensorId alias;             /* another name of this tensor's memory, or TENSOR_NONE */
     int requires_grad;
@@ -91,6 +93,24 @@ static inline TensorId tape_root(const Tape *tape, TensorId id) {
     while (tape->tensors[id].alias != TENSOR_NONE)
         id = tape->tensors[id].alias;
     return id;
+}
+
+/* Elements from row to row of where a value lies; 0: contiguous. */
+static inline int64_t tape_stride(const Tape *tape, TensorId id) {
+    return tape->tensors[tape_root(tape, id)].stride;
+}
+
+/* The tensor in whose gradient's memory that of `id` lies: RoPE and rounding compute theirs in place. */
+static inline TensorId tape_gradient_root(const Tape *tape, TensorId id) {
+    for (;;) {
+        const Node *producer = &tape->nodes[tape->tensors[id].producer];
+        if (producer->kind != NODE_ROPE && producer->kind != NODE_FAKE_ROWS) return id;
+        id = producer->in[producer->out[0] == id ? 0 : 1];
+    }
+}
+
+static inline int64_t tape_gradient_stride(const Tape *tape, TensorId id) {
+    return tape->tensors[tape_gradient_root(tape, id)].stride;
 }
 
 static inline int tape_recomputed(const Tape *tape, const Node *node) {

@@ -23,6 +23,10 @@
  * backend; to_rows and from_rows convert at the edges. Both CPU backends use
  * row-major. Buffers are aligned to 64 bytes.
  *
+ * Joined groups. A backend that sets joined_groups has the results of a linear group in one row-major buffer, rows of
+ * [q | k | v] or [gate | up], and so their gradients; a member is then a pointer into the first row and a stride, elements
+ * from row to row. A shape's stride of 0 says contiguous rows, which is all that other backends take.
+ *
  * Rows. plan() is asked with the capacity; run() works on the first
  * batch->tokens rows of each buffer and touches no row beyond them.
  *
@@ -125,6 +129,7 @@ typedef struct LinearShape {
     int count;
     int need_dx;
     LinearSpec linear[LINEAR_GROUP_MAX];
+    int64_t stride; /* of every y and dy */
 } LinearShape;
 typedef struct LinearOperand {
     WeightView weight;
@@ -138,7 +143,7 @@ typedef struct LinearGrad { /* FP32 (F64), accumulated; NULL where not trained *
 
 /* ---- q/k norm + RoPE ------------------------------------------------------------------------------------------------
  * Per head: optionally RMSNorm over D (weight [D], Qwen3), then rotation of the pairs (i, i + D/2) by the table's angles
- * at positions[row]. Out of place: q [T,H*D] -> rq, k [T,K*D] -> rk. The norm rounds as the norm entry does (n, then
+ * at positions[row]. q [T,H*D] -> rq, k [T,K*D] -> rk, out of place (or over it, see rope_forward). The norm rounds as the norm entry does (n, then
  * n * weight); the rotation is FP32 and rounded once.
  * cosine, sine: FP32 [table_rows, D/2], attention factor included. saved: with norm, reciprocal roots FP32 [T, H + K];
  * else nothing. Backward rotates the other way, then the norm's backward (which needs q and k: inputs of forward). */
@@ -146,6 +151,7 @@ typedef struct RopeShape {
     int64_t rows, heads, kv_heads, head_dim, table_rows;
     int has_norm, train_norm;
     double epsilon;
+    int64_t stride, out_stride, gradient_stride; /* of q and k; of rq and rk; of all gradients */
 } RopeShape;
 typedef struct RopeTable {
     const float *cosine, *sine;
@@ -159,6 +165,8 @@ typedef struct RopeTable {
 typedef struct AttentionShape {
     int64_t rows, heads, kv_heads, head_dim, window;
     float scale;
+    int64_t q_stride, k_stride, v_stride;
+    int64_t gradient_stride; /* of dq, dk and dv */
 } AttentionShape;
 typedef struct KvLayer {
     void *k, *v; /* act [capacity, K*D] row-major */
@@ -167,6 +175,7 @@ typedef struct KvLayer {
 /* ---- gated activation: y = silu(gate) * up (Shazeer 2020) ----------------------------------------------------------- */
 typedef struct GateShape {
     int64_t rows, width;
+    int64_t stride, gradient_stride; /* of gate and up; of d_gate and d_up */
 } GateShape;
 
 /* ---- fake quantization of activations: y = what integer codes of x would hold -----------------------------------------
@@ -181,7 +190,8 @@ typedef struct FakeRowsShape {
     int64_t rows, columns, group; /* group divides columns */
     int bits;                     /* 2 to 8 */
     int symmetric;
-    float scale; /* 0: of each group, from its values */
+    float scale;                     /* 0: of each group, from its values */
+    int64_t stride, gradient_stride; /* of x; of dy and dx */
 } FakeRowsShape;
 
 /* ---- head + loss ----------------------------------------------------------------------------------------------------
@@ -235,7 +245,8 @@ typedef struct BackendVariant {
 #define PART_KEYS 5
 
 typedef struct Backend {
-    const char *name; /* "cpu" */
+    const char *name;  /* "cpu" */
+    int joined_groups; /* see the top */
 
     size_t (*activation_bytes)(DType act, int64_t rows, int64_t columns);
     void (*to_rows)(const Exec *exec, const void *activation, int64_t rows, int64_t columns, void *row_major);
@@ -269,6 +280,7 @@ typedef struct Backend {
     Status (*stage)(const Exec *exec, const LinearShape *shape, const LinearOperand *operands, void *memory, Error *err);
 
     Status (*rope_plan)(const ExecConfig *config, const RopeShape *shape, OpPlan *plan, Error *err);
+    /* In a joined group rq may be q, and rk k. */
     Status (*rope_forward)(const Exec *exec, const RopeShape *shape, const Batch *batch, const RopeTable *table, const void *q,
                            const void *k, const void *q_weight, const void *k_weight, void *rq, void *rk, void *saved,
                            void *workspace, Error *err);

@@ -26,31 +26,39 @@ __global__ void __launch_bounds__(WARPS * 32)
 
 template <class T>
 __global__ void __launch_bounds__(256)
-    cache_append(const DeviceBatch *__restrict__ batch, int64_t width, const T *__restrict__ k, const T *__restrict__ v,
-                 T *__restrict__ k_cache, T *__restrict__ v_cache) {
+    cache_append(const DeviceBatch *__restrict__ batch, int64_t width, const T *__restrict__ k, int64_t k_pitch,
+                 const T *__restrict__ v, int64_t v_pitch, T *__restrict__ k_cache, T *__restrict__ v_cache) {
     int64_t t = blockIdx.x, to = (batch->past + t) * width;
     if (t >= batch->tokens) return;
     for (int64_t c = threadIdx.x; c < width; c += 256) {
-        k_cache[to + c] = k[t * width + c];
-        v_cache[to + c] = v[t * width + c];
+        k_cache[to + c] = k[t * k_pitch + c];
+        v_cache[to + c] = v[t * v_pitch + c];
     }
 }
 
 static bool is_shape(const AttentionShape *s, int64_t rows) {
     return rows >= 0 && rows <= 65535 * (int64_t)64 && s->heads >= 1 && s->heads <= 65535 && s->kv_heads >= 1 &&
            s->heads % s->kv_heads == 0 && s->head_dim >= 2 && s->head_dim % 2 == 0 && s->head_dim <= CUDA_HEAD_DIM_MAX &&
-           s->window >= 0;
+           s->window >= 0 && is_pitch(s->q_stride, s->heads * s->head_dim) &&
+           is_pitch(s->k_stride, s->kv_heads * s->head_dim) && is_pitch(s->v_stride, s->kv_heads * s->head_dim) &&
+           is_pitch(s->gradient_stride, s->heads * s->head_dim) &&
+           (s->q_stride | s->k_stride | s->v_stride | s->gradient_stride) % 2 == 0;
 }
 
 static Attention arguments(const DeviceBatch *batch, const AttentionShape *s) {
     Attention a = {};
     a.batch = batch;
     a.heads = s->heads, a.kv_heads = s->kv_heads, a.head_dim = s->head_dim, a.window = s->window, a.scale = s->scale;
+    int64_t width = s->heads * s->head_dim, kv_width = s->kv_heads * s->head_dim;
+    a.q_pitch = pitch_of(s->q_stride, width), a.k_pitch = pitch_of(s->k_stride, kv_width);
+    a.v_pitch = pitch_of(s->v_stride, kv_width);
+    a.dq_pitch = pitch_of(s->gradient_stride, width), a.dkv_pitch = pitch_of(s->gradient_stride, kv_width);
     return a;
 }
 
 static bool has_tiles(DType act, const AttentionShape *s) {
-    return act == DTYPE_BF16 && s->head_dim % VEC == 0 && s->head_dim <= 128;
+    return act == DTYPE_BF16 && s->head_dim % VEC == 0 && s->head_dim <= 128 &&
+           (s->q_stride | s->k_stride | s->v_stride) % VEC == 0;
 }
 
 static cudaError_t forward(DType act, const AttentionShape *shape, const Attention &a, int64_t rows, cudaStream_t stream) {
@@ -94,8 +102,9 @@ extern "C" cudaError_t cuda_cache_append(DType act, const DeviceBatch *batch, co
     if (!is_shape(shape, query_rows)) return cudaErrorInvalidValue;
     if (query_rows == 0) return cudaSuccess;
     int64_t width = shape->kv_heads * shape->head_dim;
-    WITH_ACT(act, CU_LAUNCH((cache_append<T>), (unsigned)query_rows, 256, 0, stream, batch, width, (const T *)k, (const T *)v,
-                            (T *)k_cache, (T *)v_cache));
+    WITH_ACT(act, CU_LAUNCH((cache_append<T>), (unsigned)query_rows, 256, 0, stream, batch, width, (const T *)k,
+                            pitch_of(shape->k_stride, width), (const T *)v, pitch_of(shape->v_stride, width), (T *)k_cache,
+                            (T *)v_cache));
     return cudaGetLastError();
 }
 
@@ -105,5 +114,6 @@ extern "C" cudaError_t cuda_attention_cached(DType act, const DeviceBatch *batch
     if (!is_shape(shape, query_rows)) return cudaErrorInvalidValue;
     Attention a = arguments(batch, shape);
     a.q = q, a.k = k_cache, a.v = v_cache, a.o = o, a.cached = true;
+    a.k_pitch = a.v_pitch = shape->kv_heads * shape->head_dim;
     return forward(act, shape, a, query_rows, stream);
 }

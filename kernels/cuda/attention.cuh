@@ -8,7 +8,8 @@
 
 struct Attention {
     const DeviceBatch *batch;
-    const void *q, *k, *v;  // [rows, H*D], [keys, K*D]
+    const void *q, *k, *v;  // [rows, H*D], [keys, K*D]; elements from row to row:
+    int64_t q_pitch, k_pitch, v_pitch, dq_pitch, dkv_pitch;
     void *o;
     float *lse;  // [rows, H], or NULL
     const void *d_o;

@@ -27,13 +27,13 @@ __global__ void __launch_bounds__(THREADS) attention_dq(Attention a) {
     int64_t first = (int64_t)(gridDim.y - 1 - blockIdx.y) * ROWS;  // the longest tiles first
     if (first >= tokens) return;
     const bf16 *k = (const bf16 *)a.k + kv_head * a.head_dim, *v = (const bf16 *)a.v + kv_head * a.head_dim;
-    int64_t pitch = a.heads * a.head_dim, kv_pitch = a.kv_heads * a.head_dim;
     int64_t end = first + ROWS < tokens ? first + ROWS : tokens, begin = a.first_keys[first] / KEYS * KEYS;
-    Tile<D>::template load<ROWS, THREADS>(tile_q, (const bf16 *)a.q + head * a.head_dim, pitch, first, tokens, a.head_dim);
-    Tile<D>::template load<ROWS, THREADS>(tile_do, (const bf16 *)a.d_o + head * a.head_dim, pitch, first, tokens, a.head_dim);
+    Tile<D>::template load<ROWS, THREADS>(tile_q, (const bf16 *)a.q + head * a.head_dim, a.q_pitch, first, tokens, a.head_dim);
+    Tile<D>::template load<ROWS, THREADS>(tile_do, (const bf16 *)a.d_o + head * a.head_dim, a.heads * a.head_dim, first, tokens,
+                                          a.head_dim);
     auto load = [&](int stage, int64_t key) {
-        Tile<D>::template load<KEYS, THREADS>(tile_k + stage * KEYS * STRIDE, k, kv_pitch, key, tokens, a.head_dim);
-        Tile<D>::template load<KEYS, THREADS>(tile_v + stage * KEYS * STRIDE, v, kv_pitch, key, tokens, a.head_dim);
+        Tile<D>::template load<KEYS, THREADS>(tile_k + stage * KEYS * STRIDE, k, a.k_pitch, key, tokens, a.head_dim);
+        Tile<D>::template load<KEYS, THREADS>(tile_v + stage * KEYS * STRIDE, v, a.v_pitch, key, tokens, a.head_dim);
         cp_async_commit();
     };
     load(0, begin);
@@ -108,7 +108,8 @@ __global__ void __launch_bounds__(THREADS) attention_dq(Attention a) {
         for (int d = 0; d < DT; d++) {
             int c = d * 8 + 2 * t;
             if (c >= a.head_dim) continue;
-            *reinterpret_cast<uint32_t *>(to + r * pitch + c) = pack_bf16(a.scale * dq[d][2 * h], a.scale * dq[d][2 * h + 1]);
+            *reinterpret_cast<uint32_t *>(to + r * a.dq_pitch + c) =
+                pack_bf16(a.scale * dq[d][2 * h], a.scale * dq[d][2 * h + 1]);
         }
     }
 }
@@ -132,18 +133,18 @@ __global__ void __launch_bounds__(THREADS, D > 32 ? 2 : 3) attention_dkv(Attenti
     int64_t kv_head = blockIdx.x, group = a.heads / a.kv_heads, tokens = a.batch->tokens;
     int64_t first = (int64_t)blockIdx.y * ROWS;  // the first keys have the most queries
     if (first >= tokens) return;
-    int64_t pitch = a.heads * a.head_dim, kv_pitch = a.kv_heads * a.head_dim;
     int64_t last = first + ROWS < tokens ? first + ROWS : tokens, end = query_end(a, last - 1);
     int64_t steps = divide_up(end - first, QUERIES), all = steps * group;
-    Tile<D>::template load<ROWS, THREADS>(tile_k, (const bf16 *)a.k + kv_head * a.head_dim, kv_pitch, first, tokens,
+    Tile<D>::template load<ROWS, THREADS>(tile_k, (const bf16 *)a.k + kv_head * a.head_dim, a.k_pitch, first, tokens,
                                           a.head_dim);
-    Tile<D>::template load<ROWS, THREADS>(tile_v, (const bf16 *)a.v + kv_head * a.head_dim, kv_pitch, first, tokens,
+    Tile<D>::template load<ROWS, THREADS>(tile_v, (const bf16 *)a.v + kv_head * a.head_dim, a.v_pitch, first, tokens,
                                           a.head_dim);
     auto load = [&](int stage, int64_t step) {
         int64_t head = kv_head * group + step / steps, query = first + step % steps * QUERIES;
         const bf16 *q = (const bf16 *)a.q + head * a.head_dim, *d_o = (const bf16 *)a.d_o + head * a.head_dim;
-        Tile<D>::template load<QUERIES, THREADS>(tile_q + stage * QUERIES * STRIDE, q, pitch, query, end, a.head_dim);
-        Tile<D>::template load<QUERIES, THREADS>(tile_do + stage * QUERIES * STRIDE, d_o, pitch, query, end, a.head_dim);
+        Tile<D>::template load<QUERIES, THREADS>(tile_q + stage * QUERIES * STRIDE, q, a.q_pitch, query, end, a.head_dim);
+        Tile<D>::template load<QUERIES, THREADS>(tile_do + stage * QUERIES * STRIDE, d_o, a.heads * a.head_dim, query, end,
+                                                 a.head_dim);
         cp_async_commit();
         if (threadIdx.x < QUERIES) {
             int64_t r = query + threadIdx.x;
@@ -223,9 +224,9 @@ __global__ void __launch_bounds__(THREADS, D > 32 ? 2 : 3) attention_dkv(Attenti
         for (int d = 0; d < DT; d++) {
             int c = d * 8 + 2 * t;
             if (c >= a.head_dim) continue;
-            *reinterpret_cast<uint32_t *>(to_k + r * kv_pitch + c) =
+            *reinterpret_cast<uint32_t *>(to_k + r * a.dkv_pitch + c) =
                 pack_bf16(a.scale * dk[d][2 * h], a.scale * dk[d][2 * h + 1]);
-            *reinterpret_cast<uint32_t *>(to_v + r * kv_pitch + c) = pack_bf16(dv[d][2 * h], dv[d][2 * h + 1]);
+            *reinterpret_cast<uint32_t *>(to_v + r * a.dkv_pitch + c) = pack_bf16(dv[d][2 * h], dv[d][2 * h + 1]);
         }
     }
 }

@@ -25,17 +25,17 @@ __global__ void __launch_bounds__(THREADS) attention_forward(Attention a) {
     if (first >= tokens) return;
     const bf16 *q = (const bf16 *)a.q + head * a.head_dim, *k = (const bf16 *)a.k + kv_head * a.head_dim;
     const bf16 *v = (const bf16 *)a.v + kv_head * a.head_dim;
-    int64_t pitch = a.heads * a.head_dim, kv_pitch = a.kv_heads * a.head_dim, shift = key_row(a, 0), keys = shift + tokens;
+    int64_t shift = key_row(a, 0), keys = shift + tokens;
     int64_t last = first + QUERIES < tokens ? first + QUERIES : tokens;
 
     for (int i = threadIdx.x; i < QUERIES; i += THREADS)
         first_keys[i] = first_key(a, first + i < last ? first + i : last - 1);
     __syncthreads();
     int64_t begin = first_keys[0] / KEYS * KEYS, end = shift + last;
-    Tile<D>::template load<QUERIES, THREADS>(tile_q, q, pitch, first, tokens, a.head_dim);
+    Tile<D>::template load<QUERIES, THREADS>(tile_q, q, a.q_pitch, first, tokens, a.head_dim);
     auto load = [&](int stage, int64_t key) {
-        Tile<D>::template load<KEYS, THREADS>(tile_k + stage * KEYS * STRIDE, k, kv_pitch, key, keys, a.head_dim);
-        Tile<D>::template load<KEYS, THREADS>(tile_v + stage * KEYS * STRIDE, v, kv_pitch, key, keys, a.head_dim);
+        Tile<D>::template load<KEYS, THREADS>(tile_k + stage * KEYS * STRIDE, k, a.k_pitch, key, keys, a.head_dim);
+        Tile<D>::template load<KEYS, THREADS>(tile_v + stage * KEYS * STRIDE, v, a.v_pitch, key, keys, a.head_dim);
         cp_async_commit();
     };
     load(0, begin);
@@ -140,6 +140,7 @@ __global__ void __launch_bounds__(THREADS) attention_forward(Attention a) {
     }
     cp_async_wait<0>();
     bf16 *o = (bf16 *)a.o + head * a.head_dim;
+    int64_t pitch = a.heads * a.head_dim;
 #pragma unroll
     for (int m = 0; m < MT; m++)
 #pragma unroll

@@ -51,22 +51,22 @@ __global__ void __launch_bounds__(WARPS * 32) attention_forward_plain(Attention 
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     int64_t t = blockIdx.x, head = (int64_t)blockIdx.y * WARPS + warp, dim = a.head_dim;
     if (t >= a.batch->tokens || head >= a.heads) return;  // whole warps
-    int64_t kv_head = head / (a.heads / a.kv_heads), pitch = a.kv_heads * dim, at = (t * a.heads + head) * dim;
+    int64_t kv_head = head / (a.heads / a.kv_heads);
     const T *k = (const T *)a.k + kv_head * dim, *v = (const T *)a.v + kv_head * dim;
-    stage_row(rows[warp], (const T *)a.q + at, dim);
+    stage_row(rows[warp], (const T *)a.q + t * a.q_pitch + head * dim, dim);
     float out[PER_LANE] = {}, most = -INFINITY, sum = 0.0f;
     int64_t last = key_row(a, t);
     for (int64_t key = first_key(a, t); key <= last; key += 32) {
         bool seen = key + lane <= last;
-        float s = seen ? a.scale * dot(rows[warp], k + (key + lane) * pitch, dim) : -INFINITY;
+        float s = seen ? a.scale * dot(rows[warp], k + (key + lane) * a.k_pitch, dim) : -INFINITY;
         float peak = fmaxf(most, warp_max(s)), factor = expf(most - peak), p = expf(s - peak);
         sum = sum * factor + warp_sum(p), most = peak;
 #pragma unroll
         for (int i = 0; i < PER_LANE; i++)
             out[i] *= factor;
-        add_rows(out, p, v + key * pitch, pitch, last - key + 1, dim);
+        add_rows(out, p, v + key * a.v_pitch, a.v_pitch, last - key + 1, dim);
     }
-    store_row((T *)a.o + at, out, 1.0f / sum, dim);
+    store_row((T *)a.o + (t * a.heads + head) * dim, out, 1.0f / sum, dim);
     if (lane == 0 && a.lse != NULL) a.lse[t * a.heads + head] = most + logf(sum);
 }
 
@@ -76,20 +76,20 @@ __global__ void __launch_bounds__(WARPS * 32) attention_dq_plain(Attention a) {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     int64_t t = blockIdx.x, head = (int64_t)blockIdx.y * WARPS + warp, dim = a.head_dim;
     if (t >= a.batch->tokens || head >= a.heads) return;  // whole warps
-    int64_t kv_head = head / (a.heads / a.kv_heads), pitch = a.kv_heads * dim, at = (t * a.heads + head) * dim;
+    int64_t kv_head = head / (a.heads / a.kv_heads);
     const T *k = (const T *)a.k + kv_head * dim, *v = (const T *)a.v + kv_head * dim;
-    stage_row(rows[warp][0], (const T *)a.q + at, dim);
-    stage_row(rows[warp][1], (const T *)a.d_o + at, dim);
+    stage_row(rows[warp][0], (const T *)a.q + t * a.q_pitch + head * dim, dim);
+    stage_row(rows[warp][1], (const T *)a.d_o + (t * a.heads + head) * dim, dim);
     float dq[PER_LANE] = {}, lse = a.lse_in[t * a.heads + head], delta = a.delta[t * a.heads + head];
     for (int64_t key = a.first_keys[t]; key <= t; key += 32) {
         float ds = 0.0f;
         if (key + lane <= t) {
-            float p = expf(a.scale * dot(rows[warp][0], k + (key + lane) * pitch, dim) - lse);
-            ds = p * (dot(rows[warp][1], v + (key + lane) * pitch, dim) - delta);
+            float p = expf(a.scale * dot(rows[warp][0], k + (key + lane) * a.k_pitch, dim) - lse);
+            ds = p * (dot(rows[warp][1], v + (key + lane) * a.v_pitch, dim) - delta);
         }
-        add_rows(dq, ds, k + key * pitch, pitch, t - key + 1, dim);
+        add_rows(dq, ds, k + key * a.k_pitch, a.k_pitch, t - key + 1, dim);
     }
-    store_row((T *)a.dq + at, dq, a.scale, dim);
+    store_row((T *)a.dq + t * a.dq_pitch + head * dim, dq, a.scale, dim);
 }
 
 template <class T>
@@ -98,9 +98,9 @@ __global__ void __launch_bounds__(WARPS * 32, 4) attention_dkv_plain(Attention a
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     int64_t j = blockIdx.x, kv_head = (int64_t)blockIdx.y * WARPS + warp, dim = a.head_dim;
     if (j >= a.batch->tokens || kv_head >= a.kv_heads) return;  // whole warps
-    int64_t group = a.heads / a.kv_heads, pitch = a.heads * dim, at = (j * a.kv_heads + kv_head) * dim, end = query_end(a, j);
-    stage_row(rows[warp][0], (const T *)a.k + at, dim);
-    stage_row(rows[warp][1], (const T *)a.v + at, dim);
+    int64_t group = a.heads / a.kv_heads, o_pitch = a.heads * dim, end = query_end(a, j);
+    stage_row(rows[warp][0], (const T *)a.k + j * a.k_pitch + kv_head * dim, dim);
+    stage_row(rows[warp][1], (const T *)a.v + j * a.v_pitch + kv_head * dim, dim);
     float dk[PER_LANE] = {}, dv[PER_LANE] = {};
     for (int64_t head = kv_head * group; head < (kv_head + 1) * group; head++) {
         const T *q = (const T *)a.q + head * dim, *d_o = (const T *)a.d_o + head * dim;
@@ -108,15 +108,15 @@ __global__ void __launch_bounds__(WARPS * 32, 4) attention_dkv_plain(Attention a
             float p = 0.0f, ds = 0.0f;
             if (query + lane < end) {
                 int64_t i = (query + lane) * a.heads + head;
-                p = expf(a.scale * dot(rows[warp][0], q + (query + lane) * pitch, dim) - a.lse_in[i]);
-                ds = p * (dot(rows[warp][1], d_o + (query + lane) * pitch, dim) - a.delta[i]);
+                p = expf(a.scale * dot(rows[warp][0], q + (query + lane) * a.q_pitch, dim) - a.lse_in[i]);
+                ds = p * (dot(rows[warp][1], d_o + (query + lane) * o_pitch, dim) - a.delta[i]);
             }
-            add_rows(dv, p, d_o + query * pitch, pitch, end - query, dim);
-            add_rows(dk, ds, q + query * pitch, pitch, end - query, dim);
+            add_rows(dv, p, d_o + query * o_pitch, o_pitch, end - query, dim);
+            add_rows(dk, ds, q + query * a.q_pitch, a.q_pitch, end - query, dim);
         }
     }
-    store_row((T *)a.dk + at, dk, a.scale, dim);
-    store_row((T *)a.dv + at, dv, 1.0f, dim);
+    store_row((T *)a.dk + j * a.dkv_pitch + kv_head * dim, dk, a.scale, dim);
+    store_row((T *)a.dv + j * a.dkv_pitch + kv_head * dim, dv, 1.0f, dim);
 }
 
 cudaError_t attention_forward_plain(DType act, const Attention &a, int64_t rows, cudaStream_t stream) {

@@ -191,6 +191,14 @@ __host__ __device__ static inline int64_t divide_up(int64_t a, int64_t b) {
     return (a + b - 1) / b;
 }
 
+// Elements from row to row: a shape's stride, where 0 stands for contiguous rows.
+static inline int64_t pitch_of(int64_t stride, int64_t columns) {
+    return stride > 0 ? stride : columns;
+}
+static inline bool is_pitch(int64_t stride, int64_t columns) {
+    return stride == 0 || stride >= columns;
+}
+
 // Blocks of a grid in one dimension; the device takes 2^31 - 1.
 static const int64_t GRID_MAX = 2147483647;
 

@@ -142,16 +142,14 @@ static inline size_t align_up(size_t bytes) {
  * product_nt   C [m, n] = A [m, k] B [n, k]^T       y = x W^T
  * product_nn   C [m, n] = A [m, k] B [k, n]         dx = dy W
  * product_tn   C [m, n] = A [k, m]^T B [k, n]       dW = dy^T x
- * lda: elements between rows of A. */
+ * lda, ldc: elements from row to row of A, of C (0: n). */
 typedef struct Product {
     int64_t m, n, k;
     const void *a, *b;
-    int64_t lda;
+    int64_t lda, ldc;
     void *c;
     DType in, out;
     float beta;
-    int count;                  /* 0, 1: one; else so many in one call, with the same A and */
-    int64_t stride_b, stride_c; /* these distances in elements */
 } Product;
 Status product_nt(CudaContext *context, const Product *product, Error *err);
 Status product_nn(CudaContext *context, const Product *product, Error *err);

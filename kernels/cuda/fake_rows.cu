@@ -40,14 +40,14 @@ __device__ __forceinline__ void scan(const T *x, int64_t count, int at, int step
 
 template <class T>
 __global__ void __launch_bounds__(THREADS)
-    fake_rows_forward(const DeviceBatch *__restrict__ batch, int64_t columns, int64_t group, Codes codes, const T *x, T *y,
-                      uint8_t *__restrict__ saved) {
+    fake_rows_forward(const DeviceBatch *__restrict__ batch, int64_t columns, int64_t group, Codes codes, const T *x,
+                      int64_t pitch, T *y, uint8_t *__restrict__ saved) {
     CU_DYN_SHARED(memory);
     CU_SHARED(float, parts, [3][WARPS]);
     Grid *grids = (Grid *)memory;
     int64_t t = blockIdx.x, groups = columns / group;
     if (t >= batch->tokens) return;
-    const T *row = x + t * columns;
+    const T *row = x + t * pitch;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     int64_t bytes = divide_up(columns, 8);
     if (codes.off) {
@@ -100,19 +100,21 @@ __global__ void __launch_bounds__(THREADS)
 }
 
 template <class T>
-__global__ void __launch_bounds__(THREADS) fake_rows_backward(const DeviceBatch *__restrict__ batch, int64_t columns,
-                                                              const uint8_t *__restrict__ saved, const T *dy, T *dx) {
+__global__ void __launch_bounds__(THREADS)
+    fake_rows_backward(const DeviceBatch *__restrict__ batch, int64_t columns, int64_t pitch, const uint8_t *__restrict__ saved,
+                       const T *dy, T *dx) {
     int64_t t = blockIdx.x, bytes = divide_up(columns, 8);
     if (t >= batch->tokens) return;
     for (int64_t c = threadIdx.x; c < columns; c += THREADS) {
         bool inside = saved[t * bytes + c / 8] >> (c % 8) & 1;
-        dx[t * columns + c] = inside ? dy[t * columns + c] : from_float<T>(0.0f);
+        dx[t * pitch + c] = inside ? dy[t * pitch + c] : from_float<T>(0.0f);
     }
 }
 
 static bool is_shape(const FakeRowsShape *s) {
     return s->rows >= 0 && s->rows <= GRID_MAX && s->columns >= 1 && s->group >= 1 && s->columns % s->group == 0 &&
-           (s->bits == 0 || (s->bits >= 2 && s->bits <= 8));
+           (s->bits == 0 || (s->bits >= 2 && s->bits <= 8)) && is_pitch(s->stride, s->columns) &&
+           is_pitch(s->gradient_stride, s->columns);
 }
 
 extern "C" cudaError_t cuda_fake_rows_forward(DType act, const DeviceBatch *batch, const FakeRowsShape *shape, const void *x,
@@ -124,7 +126,8 @@ extern "C" cudaError_t cuda_fake_rows_forward(DType act, const DeviceBatch *batc
     float levels = (float)((1 << bits) - 1), low = bits > 0 ? -(float)(1 << (bits - 1)) : 0.0f;
     Codes codes = {low, low + levels, levels, shape->scale, shape->symmetric != 0, bits == 0};
     WITH_ACT(act, CU_LAUNCH((fake_rows_forward<T>), (unsigned)shape->rows, THREADS, (size_t)groups * sizeof(Grid), stream,
-                            batch, shape->columns, shape->group, codes, (const T *)x, (T *)y, saved));
+                            batch, shape->columns, shape->group, codes, (const T *)x, pitch_of(shape->stride, shape->columns),
+                            (T *)y, saved));
     return cudaGetLastError();
 }
 
@@ -132,7 +135,7 @@ extern "C" cudaError_t cuda_fake_rows_backward(DType act, const DeviceBatch *bat
                                                const uint8_t *saved, const void *dy, void *dx, cudaStream_t stream) {
     if (!is_shape(shape)) return cudaErrorInvalidValue;
     if (shape->rows == 0) return cudaSuccess;
-    WITH_ACT(act, CU_LAUNCH((fake_rows_backward<T>), (unsigned)shape->rows, THREADS, 0, stream, batch, shape->columns, saved,
-                            (const T *)dy, (T *)dx));
+    WITH_ACT(act, CU_LAUNCH((fake_rows_backward<T>), (unsigned)shape->rows, THREADS, 0, stream, batch, shape->columns,
+                            pitch_of(shape->gradient_stride, shape->columns), saved, (const T *)dy, (T *)dx));
     return cudaGetLastError();
 }

@@ -3,52 +3,83 @@
 
 enum { THREADS = 256 };
 
+// A block takes a part of a row; a row has `parts` of them.
+struct Rows {
+    int64_t width;
+    int64_t pitch, gradient_pitch;  // of gate and up, of their gradients; y and dy are contiguous
+    uint32_t parts;
+};
+
+// The thread's place: row, and the first of N columns; false where there is none.
+template <int N>
+__device__ __forceinline__ bool place_of(const DeviceBatch *batch, const Rows &rows, int64_t *row, int64_t *column) {
+    *row = blockIdx.x / rows.parts;
+    *column = ((int64_t)(blockIdx.x % rows.parts) * THREADS + threadIdx.x) * N;
+    return *row < batch->tokens && *column < rows.width;
+}
+
 __device__ __forceinline__ float sigmoid(float x) {
     return 1.0f / (1.0f + expf(-x));
 }
 
 template <class T, int N>
 __global__ void __launch_bounds__(THREADS)
-    gate_forward(const DeviceBatch *__restrict__ batch, int64_t width, const T *gate, const T *up, T *y) {
-    int64_t i = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * N;
-    if (i >= batch->tokens * width) return;
+    gate_forward(const DeviceBatch *__restrict__ batch, Rows rows, const T *gate, const T *up, T *y) {
+    int64_t row, column;
+    if (!place_of<N>(batch, rows, &row, &column)) return;
     float g[N], u[N];
-    load_n<N>(gate + i, g);
-    load_n<N>(up + i, u);
+    load_n<N>(gate + row * rows.pitch + column, g);
+    load_n<N>(up + row * rows.pitch + column, u);
 #pragma unroll
     for (int k = 0; k < N; k++)
         u[k] *= g[k] * sigmoid(g[k]);
-    store_n<N>(y + i, u);
+    store_n<N>(y + row * rows.width + column, u);
 }
 
 template <class T, int N>
-__global__ void __launch_bounds__(THREADS) gate_backward(const DeviceBatch *__restrict__ batch, int64_t width, const T *gate,
+__global__ void __launch_bounds__(THREADS) gate_backward(const DeviceBatch *__restrict__ batch, Rows rows, const T *gate,
                                                          const T *up, const T *dy, T *d_gate, T *d_up) {
-    int64_t i = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * N;
-    if (i >= batch->tokens * width) return;
+    int64_t row, column;
+    if (!place_of<N>(batch, rows, &row, &column)) return;
     float g[N], u[N], d[N];
-    load_n<N>(gate + i, g);
-    load_n<N>(up + i, u);
-    load_n<N>(dy + i, d);
+    load_n<N>(gate + row * rows.pitch + column, g);
+    load_n<N>(up + row * rows.pitch + column, u);
+    load_n<N>(dy + row * rows.width + column, d);
 #pragma unroll
     for (int k = 0; k < N; k++) {
         float s = sigmoid(g[k]), du = d[k] * g[k] * s;
         g[k] = d[k] * u[k] * s * (1.0f + g[k] * (1.0f - s));
         u[k] = du;
     }
-    store_n<N>(d_gate + i, g);
-    store_n<N>(d_up + i, u);
+    store_n<N>(d_gate + row * rows.gradient_pitch + column, g);
+    store_n<N>(d_up + row * rows.gradient_pitch + column, u);
+}
+
+static bool is_shape(const GateShape *s) {
+    return s->rows >= 0 && s->width >= 0 && is_pitch(s->stride, s->width) && is_pitch(s->gradient_stride, s->width);
+}
+
+static bool has_vectors(const GateShape *s) {
+    return (s->width | s->stride | s->gradient_stride) % VEC == 0;
+}
+
+// The blocks of a launch; 0: none, less: too many.
+static int64_t cut(const GateShape *s, bool vectors, Rows *rows) {
+    int64_t parts = divide_up(s->width, THREADS * (vectors ? VEC : 1));
+    if (parts > GRID_MAX || (parts > 0 && s->rows > GRID_MAX / parts)) return -1;
+    *rows = {s->width, pitch_of(s->stride, s->width), pitch_of(s->gradient_stride, s->width), (uint32_t)parts};
+    return s->rows * parts;
 }
 
 extern "C" cudaError_t cuda_gate_forward(DType act, const DeviceBatch *batch, const GateShape *shape, const void *gate,
                                          const void *up, void *y, cudaStream_t stream) {
-    bool vectors = shape->width % VEC == 0 && all_aligned(gate, up, y);
-    int64_t blocks = divide_up(shape->rows * shape->width, THREADS * (vectors ? VEC : 1));
-    if (shape->rows < 0 || shape->width < 0 || blocks > GRID_MAX) return cudaErrorInvalidValue;
+    bool vectors = has_vectors(shape) && all_aligned(gate, up, y);
+    Rows rows;
+    int64_t blocks = is_shape(shape) ? cut(shape, vectors, &rows) : -1;
+    if (blocks < 0) return cudaErrorInvalidValue;
     if (blocks == 0) return cudaSuccess;
-#define FORWARD(N)                                                                                                             \
-    CU_LAUNCH((gate_forward<T, N>), (unsigned)blocks, THREADS, 0, stream, batch, shape->width, (const T *)gate, (const T *)up, \
-              (T *)y)
+#define FORWARD(N) \
+    CU_LAUNCH((gate_forward<T, N>), (unsigned)blocks, THREADS, 0, stream, batch, rows, (const T *)gate, (const T *)up, (T *)y)
     WITH_ACT(act, {
         if (vectors)
             FORWARD(VEC);
@@ -60,13 +91,14 @@ extern "C" cudaError_t cuda_gate_forward(DType act, const DeviceBatch *batch, co
 
 extern "C" cudaError_t cuda_gate_backward(DType act, const DeviceBatch *batch, const GateShape *shape, const void *gate,
                                           const void *up, const void *dy, void *d_gate, void *d_up, cudaStream_t stream) {
-    bool vectors = shape->width % VEC == 0 && all_aligned(gate, up, dy, d_gate, d_up);
-    int64_t blocks = divide_up(shape->rows * shape->width, THREADS * (vectors ? VEC : 1));
-    if (shape->rows < 0 || shape->width < 0 || blocks > GRID_MAX) return cudaErrorInvalidValue;
+    bool vectors = has_vectors(shape) && all_aligned(gate, up, dy, d_gate, d_up);
+    Rows rows;
+    int64_t blocks = is_shape(shape) ? cut(shape, vectors, &rows) : -1;
+    if (blocks < 0) return cudaErrorInvalidValue;
     if (blocks == 0) return cudaSuccess;
-#define BACKWARD(N)                                                                                              \
-    CU_LAUNCH((gate_backward<T, N>), (unsigned)blocks, THREADS, 0, stream, batch, shape->width, (const T *)gate, \
-              (const T *)up, (const T *)dy, (T *)d_gate, (T *)d_up)
+#define BACKWARD(N)                                                                                                     \
+    CU_LAUNCH((gate_backward<T, N>), (unsigned)blocks, THREADS, 0, stream, batch, rows, (const T *)gate, (const T *)up, \
+              (const T *)dy, (T *)d_gate, (T *)d_up)
     WITH_ACT(act, {
         if (vectors)
             BACKWARD(VEC);

@@ -2,7 +2,7 @@
  *
  * Formulas, shapes and roundings are those of kernels/ops.h; this header says what a launcher adds to them. Every pointer is
  * to device memory unless said otherwise; structs of shapes, and a WeightView (whose pointers are the device's), lie on the
- * host and are read during the call. Activations are row-major, of type `act`: DTYPE_BF16 or DTYPE_F32. Outputs are
+ * host and are read during the call. Activations are row-major, with the shape's strides, of type `act`: DTYPE_BF16 or DTYPE_F32. Outputs are
  * OVERWRITTEN, gradients of parameters (FP32) ACCUMULATED. Nothing allocates or waits; every launcher may be captured.
  *
  * Graphs. A captured launch has its arguments for ever, so what varies from micro-batch to micro-batch is read on the
@@ -114,9 +114,9 @@ cudaError_t cuda_rope_weight_grad(DType act, const DeviceBatch *batch, const Rop
 /* s_i [rows, R_i] = dropout_i(x) A_i^T, rounded to act; x [rows, in] is read once for all members. */
 cudaError_t cuda_lora_down(DType act, const DeviceBatch *batch, const LinearShape *shape, const void *x,
                            const void *const *lora_a, void *const *s, cudaStream_t stream);
-/* y [rows, out] = bias + scale s B^T of one member; without bias and adapter it is zero. */
+/* y [rows, out] = bias + scale s B^T of one member; without bias and adapter it is zero. stride: of y; 0: contiguous. */
 cudaError_t cuda_lora_up(DType act, const DeviceBatch *batch, int64_t rows, const LinearSpec *spec, const void *s,
-                         const void *lora_b, const void *bias, void *y, cudaStream_t stream);
+                         const void *lora_b, const void *bias, void *y, int64_t stride, cudaStream_t stream);
 /* ds_i FP32 [rows, R_i] = dy_i B_i */
 cudaError_t cuda_lora_ds(DType act, const DeviceBatch *batch, const LinearShape *shape, const void *const *dy,
                          const void *const *lora_b, float *const *ds, cudaStream_t stream);
@@ -129,11 +129,12 @@ cudaError_t cuda_lora_da(DType act, const DeviceBatch *batch, const LinearShape 
 /* dB_i [out_i, R_i] += scale_i dy_i^T s_i; members whose d_b is NULL are skipped. */
 cudaError_t cuda_lora_db(DType act, const DeviceBatch *batch, const LinearShape *shape, const void *const *dy,
                          const void *const *s, float *const *d_b, cudaStream_t stream);
-/* sums [columns] += column sums of x [rows, columns] (dbias). */
-cudaError_t cuda_column_sums(DType act, const DeviceBatch *batch, int64_t rows, int64_t columns, const void *x, float *sums,
-                             cudaStream_t stream);
+/* sums [columns] += column sums of x [rows, columns] (dbias). stride: of x; 0: contiguous. */
+cudaError_t cuda_column_sums(DType act, const DeviceBatch *batch, int64_t rows, int64_t columns, const void *x, int64_t stride,
+                             float *sums, cudaStream_t stream);
 /* Sets the rows of x [rows, columns] that are not in use to zero, for products that sum over rows (dW). */
-cudaError_t cuda_zero_tail(DType act, const DeviceBatch *batch, int64_t rows, int64_t columns, void *x, cudaStream_t stream);
+cudaError_t cuda_zero_tail(DType act, const DeviceBatch *batch, int64_t rows, int64_t columns, void *x, int64_t stride,
+                           cudaStream_t stream);
 
 /* ---- attention: head_dim even, up to CUDA_HEAD_DIM_MAX --------------------------------------------------------------
  * BF16 with head_dim a multiple of 8 up to 128 runs on the tensor cores; the rest on a plain path. Up to 4,194,240 rows. */

@@ -7,7 +7,7 @@
 enum { WARPS = 8, COLUMNS = 32, ROWS = 32, STRIDE = COLUMNS + 8 };
 
 struct WideLayout {
-    int64_t columns, rank;
+    int64_t columns, pitch, rank;  // pitch: from row to row
     float scale;
     bool by_column;  // the gradient is [columns, rank] (dB), else [rank, columns] (dA)
     Dropout dropout;
@@ -16,17 +16,18 @@ struct WideLayout {
 // Rows [first, first + ROWS) of the block's columns into a stage.
 template <bool ALIGNED>
 __device__ __forceinline__ void load_stage(bf16 *stage, const bf16 *x, int64_t first, int64_t tokens, int64_t column,
-                                           int64_t columns) {
+                                           const WideLayout &layout) {
     int lane = threadIdx.x % 32;
 #pragma unroll
     for (int i = 0; i < ROWS * COLUMNS / 8 / 32; i++) {
         int chunk = i * 32 + lane, row = chunk / (COLUMNS / 8), c = chunk % (COLUMNS / 8) * 8;
-        bool ok = first + row < tokens && column + c < columns;
-        const bf16 *from = x + (first + row) * columns + column + c;
+        bool ok = first + row < tokens && column + c < layout.columns;
+        const bf16 *from = x + (first + row) * layout.pitch + column + c;
         if (ALIGNED) {
             cp_async16(stage + row * STRIDE + c, ok ? from : x, ok);
         } else {
-            *reinterpret_cast<uint4 *>(stage + row * STRIDE + c) = load_eight<false>(from, ok ? columns - column - c : 0);
+            *reinterpret_cast<uint4 *>(stage + row * STRIDE + c) =
+                load_eight<false>(from, ok ? layout.columns - column - c : 0);
         }
     }
     cp_async_commit();
@@ -63,9 +64,9 @@ __global__ void __launch_bounds__(WARPS * 32, 1)
     bool dropping = !layout.by_column && is_dropping(batch, layout.dropout);
     float sum[MR][4][4] = {};
     int now = 0;
-    load_stage<ALIGNED>(stages[warp][0], wide, warp * ROWS, tokens, column, layout.columns);
+    load_stage<ALIGNED>(stages[warp][0], wide, warp * ROWS, tokens, column, layout);
     for (int64_t first = warp * ROWS; first < tokens; first += WARPS * ROWS, now ^= 1) {
-        load_stage<ALIGNED>(stages[warp][now ^ 1], wide, first + WARPS * ROWS, tokens, column, layout.columns);
+        load_stage<ALIGNED>(stages[warp][now ^ 1], wide, first + WARPS * ROWS, tokens, column, layout);
         cp_async_wait<1>();
         __syncwarp();
         bf16 *stage = stages[warp][now];
@@ -135,7 +136,7 @@ __global__ void __launch_bounds__(256)
                                       (uint32_t)c, layout.dropout.threshold)) {
             continue;
         }
-        sum += narrow[t * layout.rank + r] * wide[t * layout.columns + c];
+        sum += narrow[t * layout.rank + r] * wide[t * layout.pitch + c];
     }
     float scale = dropping ? layout.scale * layout.dropout.factor : layout.scale;
     grad[layout.by_column ? c * layout.rank + r : r * layout.columns + c] += scale * sum;
@@ -145,7 +146,7 @@ template <class Narrow, int MR>
 static void launch(const DeviceBatch *batch, const void *wide, const void *narrow, const WideLayout &layout, float *grad,
                    cudaStream_t stream) {
     dim3 grid((unsigned)divide_up(layout.columns, COLUMNS), (unsigned)divide_up(layout.rank, MR * 16));
-    if (layout.columns % VEC == 0 && is_aligned(wide)) {
+    if ((layout.columns | layout.pitch) % VEC == 0 && is_aligned(wide)) {
         CU_LAUNCH((lora_grad<Narrow, MR, true>), grid, WARPS * 32, 0, stream, batch, (const bf16 *)wide, (const Narrow *)narrow,
                   layout, grad);
     } else {
@@ -170,7 +171,8 @@ static void gradient(DType act, const DeviceBatch *batch, const void *wide, cons
 static bool is_shape(const LinearShape *s, DType act) {
     bool fits = s->rows >= 0 && s->in >= 1 && s->count >= 1 && s->count <= LINEAR_GROUP_MAX && is_weight_type(act);
     for (int i = 0; fits && i < s->count; i++) {
-        fits = s->linear[i].rank >= 0 && s->linear[i].rank <= 65535 && s->linear[i].out >= 1 && s->linear[i].out <= GRID_MAX;
+        fits = s->linear[i].rank >= 0 && s->linear[i].rank <= 65535 && s->linear[i].out >= 1 && s->linear[i].out <= GRID_MAX &&
+               is_pitch(s->stride, s->linear[i].out);
     }
     return fits && s->in <= GRID_MAX;
 }
@@ -181,7 +183,7 @@ extern "C" cudaError_t cuda_lora_da(DType act, const DeviceBatch *batch, const L
     for (int i = 0; i < shape->count && shape->rows > 0; i++) {
         const LinearSpec *spec = &shape->linear[i];
         if (spec->rank == 0 || d_a[i] == NULL) continue;
-        WideLayout layout = {shape->in, spec->rank, spec->lora_scale, false, dropout_of(spec)};
+        WideLayout layout = {shape->in, shape->in, spec->rank, spec->lora_scale, false, dropout_of(spec)};
         gradient<float>(act, batch, x, ds[i], layout, d_a[i], stream);
     }
     return cudaGetLastError();
@@ -193,7 +195,7 @@ extern "C" cudaError_t cuda_lora_db(DType act, const DeviceBatch *batch, const L
     for (int i = 0; i < shape->count && shape->rows > 0; i++) {
         const LinearSpec *spec = &shape->linear[i];
         if (spec->rank == 0 || d_b[i] == NULL) continue;
-        WideLayout layout = {spec->out, spec->rank, spec->lora_scale, true, {}};
+        WideLayout layout = {spec->out, pitch_of(shape->stride, spec->out), spec->rank, spec->lora_scale, true, {}};
         gradient<bf16>(act, batch, dy[i], s[i], layout, d_b[i], stream);
     }
     return cudaGetLastError();

@@ -27,7 +27,7 @@ __device__ __forceinline__ void store_rank(float *out, int64_t i, float v) {
 
 template <class Out, bool TRANSPOSED, bool DROPS, bool ALIGNED>
 __global__ void __launch_bounds__(WARPS * 32)
-    rank_product(const DeviceBatch *__restrict__ batch, const bf16 *__restrict__ x, int64_t k, RankGroup group) {
+    rank_product(const DeviceBatch *__restrict__ batch, const bf16 *__restrict__ x, int64_t pitch, int64_t k, RankGroup group) {
     CU_SHARED(float, total, [ROWS][TILES * 8 + 1]);
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     int64_t first = (int64_t)blockIdx.x * ROWS, tokens = batch->tokens;
@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(WARPS * 32)
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             int64_t r = first + i * 8 + g;
-            rows[i / 2][i % 2] = load_eight<ALIGNED>(x + r * k + at, r < tokens ? k - at : 0);
+            rows[i / 2][i % 2] = load_eight<ALIGNED>(x + r * pitch + at, r < tokens ? k - at : 0);
         }
     };
     float sum[2][TILES][4] = {};
@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(WARPS * 32)
 // F32: a warp takes one element of the result.
 template <bool TRANSPOSED>
 __global__ void __launch_bounds__(WARPS * 32)
-    rank_product_plain(const DeviceBatch *__restrict__ batch, const float *__restrict__ x, int64_t k,
+    rank_product_plain(const DeviceBatch *__restrict__ batch, const float *__restrict__ x, int64_t pitch, int64_t k,
                        const float *__restrict__ w, int64_t rank, Dropout dropout, float *__restrict__ out) {
     int lane = threadIdx.x % 32;
     int64_t row = blockIdx.x, r = (int64_t)blockIdx.y * WARPS + threadIdx.x / 32;
@@ -118,53 +118,57 @@ __global__ void __launch_bounds__(WARPS * 32)
                                       (uint32_t)i, dropout.threshold)) {
             continue;
         }
-        sum += x[row * k + i] * (TRANSPOSED ? w[i * rank + r] : w[r * k + i]);
+        sum += x[row * pitch + i] * (TRANSPOSED ? w[i * rank + r] : w[r * k + i]);
     }
     sum = warp_sum(sum);
     if (lane == 0) out[row * rank + r] = dropping ? sum * dropout.factor : sum;
 }
 
+// The operand that is read once.
+struct Wide {
+    const void *data;
+    int64_t rows, k, pitch;
+};
+
 template <class Out, bool TRANSPOSED, bool DROPS>
-static void launch_aligned(const DeviceBatch *batch, int64_t rows, const void *x, int64_t k, const RankGroup &group,
-                           bool aligned, cudaStream_t stream) {
-    unsigned blocks = (unsigned)divide_up(rows, ROWS);
+static void launch_aligned(const DeviceBatch *batch, const Wide &x, const RankGroup &group, bool aligned, cudaStream_t stream) {
+    unsigned blocks = (unsigned)divide_up(x.rows, ROWS);
     if (aligned) {
-        CU_LAUNCH((rank_product<Out, TRANSPOSED, DROPS, true>), blocks, WARPS * 32, 0, stream, batch, (const bf16 *)x, k,
-                  group);
+        CU_LAUNCH((rank_product<Out, TRANSPOSED, DROPS, true>), blocks, WARPS * 32, 0, stream, batch, (const bf16 *)x.data,
+                  x.pitch, x.k, group);
     } else {
-        CU_LAUNCH((rank_product<Out, TRANSPOSED, DROPS, false>), blocks, WARPS * 32, 0, stream, batch, (const bf16 *)x, k,
-                  group);
+        CU_LAUNCH((rank_product<Out, TRANSPOSED, DROPS, false>), blocks, WARPS * 32, 0, stream, batch, (const bf16 *)x.data,
+                  x.pitch, x.k, group);
     }
 }
 
 // Launches what the group has and empties it.
 template <class Out, bool TRANSPOSED>
-static void launch_group(const DeviceBatch *batch, int64_t rows, const void *x, int64_t k, RankGroup *group,
-                         cudaStream_t stream) {
+static void launch_group(const DeviceBatch *batch, const Wide &x, RankGroup *group, cudaStream_t stream) {
     if (group->count == 0) return;
-    bool aligned = k % VEC == 0 && is_aligned(x);
+    bool aligned = x.k % VEC == 0 && x.pitch % VEC == 0 && is_aligned(x.data);
     for (int j = 0; j < group->count; j++)
         aligned = aligned && (TRANSPOSED || is_aligned(group->tile[j].w));
     if constexpr (TRANSPOSED) {
-        launch_aligned<Out, TRANSPOSED, false>(batch, rows, x, k, *group, aligned, stream);
+        launch_aligned<Out, TRANSPOSED, false>(batch, x, *group, aligned, stream);
     } else if (group->dropout.threshold != 0) {
-        launch_aligned<Out, TRANSPOSED, true>(batch, rows, x, k, *group, aligned, stream);
+        launch_aligned<Out, TRANSPOSED, true>(batch, x, *group, aligned, stream);
     } else {
-        launch_aligned<Out, TRANSPOSED, false>(batch, rows, x, k, *group, aligned, stream);
+        launch_aligned<Out, TRANSPOSED, false>(batch, x, *group, aligned, stream);
     }
     group->count = 0;
 }
 
 // Puts the tiles of one member behind those in the group; launches the group when it is full or has another mask.
 template <class Out, bool TRANSPOSED>
-static void add_member(const DeviceBatch *batch, int64_t rows, const void *x, int64_t k, const LinearSpec *spec, const void *w,
-                       void *out, RankGroup *group, cudaStream_t stream) {
+static void add_member(const DeviceBatch *batch, const Wide &x, const LinearSpec *spec, const void *w, void *out,
+                       RankGroup *group, cudaStream_t stream) {
     Dropout dropout = dropout_of(spec);
     bool alone = dropout.threshold != 0 || group->dropout.threshold != 0;
-    if (alone) launch_group<Out, TRANSPOSED>(batch, rows, x, k, group, stream);
+    if (alone) launch_group<Out, TRANSPOSED>(batch, x, group, stream);
     group->dropout = dropout;
     for (int64_t first = 0; first < spec->rank; first += 8) {
-        if (group->count == TILES) launch_group<Out, TRANSPOSED>(batch, rows, x, k, group, stream);
+        if (group->count == TILES) launch_group<Out, TRANSPOSED>(batch, x, group, stream);
         group->tile[group->count++] = {w, out, (int32_t)first, (int32_t)spec->rank};
     }
 }
@@ -172,16 +176,16 @@ static void add_member(const DeviceBatch *batch, int64_t rows, const void *x, in
 static bool is_shape(const LinearShape *s) {
     bool fits = s->rows >= 0 && s->rows <= GRID_MAX && s->in >= 1 && s->count >= 1 && s->count <= LINEAR_GROUP_MAX;
     for (int i = 0; fits && i < s->count; i++)
-        fits = s->linear[i].rank >= 0 && s->linear[i].rank <= 65535;
+        fits = s->linear[i].rank >= 0 && s->linear[i].rank <= 65535 && is_pitch(s->stride, s->linear[i].out);
     return fits;
 }
 
 template <bool TRANSPOSED>
-static void launch_plain(const DeviceBatch *batch, int64_t rows, const void *x, int64_t k, const LinearSpec *spec,
-                         const void *w, void *out, cudaStream_t stream) {
-    dim3 grid((unsigned)rows, (unsigned)divide_up(spec->rank, WARPS));
-    CU_LAUNCH((rank_product_plain<TRANSPOSED>), grid, WARPS * 32, 0, stream, batch, (const float *)x, k, (const float *)w,
-              spec->rank, dropout_of(spec), (float *)out);
+static void launch_plain(const DeviceBatch *batch, const Wide &x, const LinearSpec *spec, const void *w, void *out,
+                         cudaStream_t stream) {
+    dim3 grid((unsigned)x.rows, (unsigned)divide_up(spec->rank, WARPS));
+    CU_LAUNCH((rank_product_plain<TRANSPOSED>), grid, WARPS * 32, 0, stream, batch, (const float *)x.data, x.pitch, x.k,
+              (const float *)w, spec->rank, dropout_of(spec), (float *)out);
 }
 
 extern "C" cudaError_t cuda_lora_down(DType act, const DeviceBatch *batch, const LinearShape *shape, const void *x,
@@ -189,16 +193,17 @@ extern "C" cudaError_t cuda_lora_down(DType act, const DeviceBatch *batch, const
     if (!is_shape(shape) || !is_weight_type(act)) return cudaErrorInvalidValue;
     if (shape->rows == 0) return cudaSuccess;
     RankGroup group = {};
+    Wide wide = {x, shape->rows, shape->in, shape->in};
     for (int i = 0; i < shape->count; i++) {
         const LinearSpec *spec = &shape->linear[i];
         if (spec->rank == 0) continue;
         if (act == DTYPE_F32) {
-            launch_plain<false>(batch, shape->rows, x, shape->in, spec, lora_a[i], s[i], stream);
+            launch_plain<false>(batch, wide, spec, lora_a[i], s[i], stream);
         } else {
-            add_member<bf16, false>(batch, shape->rows, x, shape->in, spec, lora_a[i], s[i], &group, stream);
+            add_member<bf16, false>(batch, wide, spec, lora_a[i], s[i], &group, stream);
         }
     }
-    launch_group<bf16, false>(batch, shape->rows, x, shape->in, &group, stream);
+    launch_group<bf16, false>(batch, wide, &group, stream);
     return cudaGetLastError();
 }
 
@@ -209,13 +214,14 @@ extern "C" cudaError_t cuda_lora_ds(DType act, const DeviceBatch *batch, const L
     for (int i = 0; i < shape->count; i++) {
         const LinearSpec *spec = &shape->linear[i];
         if (spec->rank == 0) continue;
+        Wide wide = {dy[i], shape->rows, spec->out, pitch_of(shape->stride, spec->out)};
         if (act == DTYPE_F32) {
-            launch_plain<true>(batch, shape->rows, dy[i], spec->out, spec, lora_b[i], ds[i], stream);
+            launch_plain<true>(batch, wide, spec, lora_b[i], ds[i], stream);
             continue;
         }
         RankGroup group = {};
-        add_member<float, true>(batch, shape->rows, dy[i], spec->out, spec, lora_b[i], ds[i], &group, stream);
-        launch_group<float, true>(batch, shape->rows, dy[i], spec->out, &group, stream);
+        add_member<float, true>(batch, wide, spec, lora_b[i], ds[i], &group, stream);
+        launch_group<float, true>(batch, wide, &group, stream);
     }
     return cudaGetLastError();
 }

@@ -24,7 +24,8 @@ __device__ __forceinline__ void store_eight(bf16 *p, const float v[8], int64_t v
 
 __global__ void __launch_bounds__(WARPS * 32)
     lora_up(const DeviceBatch *__restrict__ batch, const bf16 *__restrict__ s, const bf16 *__restrict__ b,
-            const bf16 *__restrict__ bias, int64_t rank, float scale, int64_t columns, bool aligned, bf16 *__restrict__ y) {
+            const bf16 *__restrict__ bias, int64_t rank, float scale, int64_t columns, bool aligned, bf16 *__restrict__ y,
+            int64_t pitch) {
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     int64_t base = (int64_t)blockIdx.x * COLUMNS + threadIdx.x / 32 * 32, tokens = batch->tokens,
             first = (int64_t)blockIdx.y * ROWS;
@@ -59,7 +60,7 @@ __global__ void __launch_bounds__(WARPS * 32)
 #pragma unroll
             for (int i = 0; i < 8; i++)
                 v[i] = offset[i] + scale * sum[i / 2][half * 2 + i % 2];
-            store_eight(y + r * columns + column, v, r < tokens ? columns - column : 0, aligned);
+            store_eight(y + r * pitch + column, v, r < tokens ? columns - column : 0, aligned);
         }
     }
 }
@@ -132,15 +133,15 @@ __global__ void __launch_bounds__(WARPS * 32)
 }
 
 // F32: a thread takes one element of the result.
-__global__ void __launch_bounds__(256)
-    lora_up_plain(const DeviceBatch *__restrict__ batch, const float *__restrict__ s, const float *__restrict__ b,
-                  const float *__restrict__ bias, int64_t rank, float scale, int64_t columns, float *__restrict__ y) {
+__global__ void __launch_bounds__(256) lora_up_plain(const DeviceBatch *__restrict__ batch, const float *__restrict__ s,
+                                                     const float *__restrict__ b, const float *__restrict__ bias, int64_t rank,
+                                                     float scale, int64_t columns, float *__restrict__ y, int64_t pitch) {
     int64_t row = blockIdx.x, column = (int64_t)blockIdx.y * 256 + threadIdx.x;
     if (row >= batch->tokens || column >= columns) return;
     float sum = 0.0f;
     for (int64_t r = 0; r < rank; r++)
         sum += s[row * rank + r] * b[column * rank + r];
-    y[row * columns + column] = (bias != NULL ? bias[column] : 0.0f) + scale * sum;
+    y[row * pitch + column] = (bias != NULL ? bias[column] : 0.0f) + scale * sum;
 }
 
 __global__ void __launch_bounds__(256)
@@ -168,17 +169,19 @@ static bool is_grid(int64_t rows, int64_t columns) {
 }
 
 extern "C" cudaError_t cuda_lora_up(DType act, const DeviceBatch *batch, int64_t rows, const LinearSpec *spec, const void *s,
-                                    const void *lora_b, const void *bias, void *y, cudaStream_t stream) {
+                                    const void *lora_b, const void *bias, void *y, int64_t stride, cudaStream_t stream) {
     if (!is_grid(rows, spec->out) || spec->rank < 0 || !is_weight_type(act)) return cudaErrorInvalidValue;
+    if (!is_pitch(stride, spec->out)) return cudaErrorInvalidValue;
     if (rows == 0) return cudaSuccess;
+    int64_t pitch = pitch_of(stride, spec->out);
     if (act == DTYPE_F32) {
         dim3 grid((unsigned)rows, (unsigned)divide_up(spec->out, 256));
         CU_LAUNCH(lora_up_plain, grid, 256, 0, stream, batch, (const float *)s, (const float *)lora_b, (const float *)bias,
-                  spec->rank, spec->lora_scale, spec->out, (float *)y);
+                  spec->rank, spec->lora_scale, spec->out, (float *)y, pitch);
     } else {
         dim3 grid((unsigned)divide_up(spec->out, COLUMNS), (unsigned)divide_up(rows, ROWS));
         CU_LAUNCH(lora_up, grid, WARPS * 32, 0, stream, batch, (const bf16 *)s, (const bf16 *)lora_b, (const bf16 *)bias,
-                  spec->rank, spec->lora_scale, spec->out, spec->out % VEC == 0 && is_aligned(y), (bf16 *)y);
+                  spec->rank, spec->lora_scale, spec->out, (spec->out | pitch) % VEC == 0 && is_aligned(y), (bf16 *)y, pitch);
     }
     return cudaGetLastError();
 }

@@ -132,6 +132,8 @@ static Status attention_plan(const ExecConfig *config, const AttentionShape *sha
     TRY(check_rows("attention", config, shape->rows, plan, err));
     if (shape->head_dim % 2 != 0 || shape->head_dim > CUDA_HEAD_DIM_MAX)
         FAIL("attention: head size: want an even number up to %d, got %lld", CUDA_HEAD_DIM_MAX, (long long)shape->head_dim);
+    if ((shape->q_stride | shape->k_stride | shape->v_stride | shape->gradient_stride) % 2 != 0)
+        FAIL("attention: rows of q, k and v want an even number of elements from one to the next");
     plan->saved = (size_t)(shape->rows * shape->heads) * sizeof(float);
     plan->backward_workspace = cuda_attention_workspace(shape);
     return OK;

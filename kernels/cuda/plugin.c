@@ -93,6 +93,7 @@ static Status device_open(int index, void **out, char *name, size_t capacity, Er
 static void install(Backend *backend) {
     backend->name = "cuda";
     backend->on_device = 1;
+    backend->joined_groups = 1;
     cuda_install_memory(backend);
     cuda_install_batch(backend);
     cuda_install_linear(backend);

@@ -6,15 +6,9 @@ static Status gemm(CudaContext *context, const Product *p, cublasOperation_t fir
     const float one = 1.0f;
     cudaDataType in = p->in == DTYPE_BF16 ? CUDA_R_16BF : CUDA_R_32F, out = p->out == DTYPE_BF16 ? CUDA_R_16BF : CUDA_R_32F;
     if (p->m == 0 || p->n == 0) return OK;
-    if (p->count > 1) {
-        cublasStatus_t batched = cublasGemmStridedBatchedEx(
-            context->blas, first, second, (int)p->n, (int)p->m, (int)p->k, &one, p->b, in, (int)ld_first, p->stride_b, p->a, in,
-            (int)ld_second, 0, &p->beta, p->c, out, (int)p->n, p->stride_c, p->count, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
-        return batched == CUBLAS_STATUS_SUCCESS ? OK : cublas_failure(context, "cublasGemmStridedBatchedEx", batched, err);
-    }
-    cublasStatus_t code =
-        cublasGemmEx(context->blas, first, second, (int)p->n, (int)p->m, (int)p->k, &one, p->b, in, (int)ld_first, p->a, in,
-                     (int)ld_second, &p->beta, p->c, out, (int)p->n, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
+    cublasStatus_t code = cublasGemmEx(context->blas, first, second, (int)p->n, (int)p->m, (int)p->k, &one, p->b, in,
+                                       (int)ld_first, p->a, in, (int)ld_second, &p->beta, p->c, out,
+                                       (int)(p->ldc > 0 ? p->ldc : p->n), CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
     return code == CUBLAS_STATUS_SUCCESS ? OK : cublas_failure(context, "cublasGemmEx", code, err);
 }
 

@@ -4,6 +4,11 @@
 
 enum { WARPS = 8 };
 
+// Elements from row to row.
+struct Pitch {
+    int64_t q, k;
+};
+
 // q and k of a row, one head after another.
 struct Heads {
     int64_t heads, kv_heads, head_dim;
@@ -11,6 +16,7 @@ struct Heads {
     const void *q_weight, *k_weight;  // of the norm
     const void *dq_in, *dk_in;        // gradients of the outputs
     void *q_out, *k_out;
+    Pitch in, gradient, out;
 };
 
 struct Angles {
@@ -26,14 +32,13 @@ struct Head {
 template <class T>
 __device__ __forceinline__ Head<T> head_of(const Heads &h, int64_t t, int64_t head) {
     bool is_k = head >= h.heads;
-    int64_t at = is_k ? (t * h.kv_heads + head - h.heads) * h.head_dim : (t * h.heads + head) * h.head_dim;
-    auto from = [at](const void *q, const void *k, bool second) {  // some are not there
-        const T *base = (const T *)(second ? k : q);
-        return base != NULL ? base + at : NULL;
+    int64_t at = (is_k ? head - h.heads : head) * h.head_dim;
+    auto from = [=](const void *q, const void *k, const Pitch &pitch) {  // some are not there
+        const T *base = (const T *)(is_k ? k : q);
+        return base != NULL ? base + t * (is_k ? pitch.k : pitch.q) + at : NULL;
     };
-    T *out = (T *)(is_k ? h.k_out : h.q_out);
-    return {from(h.q, h.k, is_k), from(h.dq_in, h.dk_in, is_k), (const T *)(is_k ? h.k_weight : h.q_weight),
-            out != NULL ? out + at : NULL};
+    return {from(h.q, h.k, h.in), from(h.dq_in, h.dk_in, h.gradient), (const T *)(is_k ? h.k_weight : h.q_weight),
+            (T *)from(h.q_out, h.k_out, h.out)};
 }
 
 template <class T, int N, bool NORM>
@@ -187,12 +192,25 @@ __global__ void __launch_bounds__(PAIRS *ROW_LANES)
 }
 
 static bool is_shape(const RopeShape *s) {
-    return s->rows >= 0 && s->rows <= GRID_MAX && s->heads >= 1 && s->kv_heads >= 0 && s->head_dim >= 2 && s->head_dim % 2 == 0;
+    int64_t width = s->heads * s->head_dim;
+    return s->rows >= 0 && s->rows <= GRID_MAX && s->heads >= 1 && s->kv_heads >= 0 && s->head_dim >= 2 &&
+           s->head_dim % 2 == 0 && is_pitch(s->stride, width) && is_pitch(s->out_stride, width) &&
+           is_pitch(s->gradient_stride, width);
 }
 
-// Pairs of two neighbours: every row starts at an even element.
-static bool has_pairs(const RopeShape *s) {
-    return s->head_dim % 4 == 0;
+static Pitch pitch_of_heads(const RopeShape *s, int64_t stride) {
+    return {pitch_of(stride, s->heads * s->head_dim), pitch_of(stride, s->kv_heads * s->head_dim)};
+}
+
+template <class... P>
+static bool are_pairs(const P *...p) {
+    return ((((uintptr_t)p & 3) == 0) && ...);
+}
+
+// Pairs of two neighbours: every row of what is given starts at an even element.
+template <class... P>
+static bool has_pairs(const RopeShape *s, const P *...p) {
+    return s->head_dim % 4 == 0 && (s->stride | s->out_stride | s->gradient_stride) % 2 == 0 && are_pairs(p...);
 }
 
 extern "C" cudaError_t cuda_rope_forward(DType act, const DeviceBatch *batch, const RopeShape *shape, const float *cosine,
@@ -200,15 +218,29 @@ extern "C" cudaError_t cuda_rope_forward(DType act, const DeviceBatch *batch, co
                                          const void *k_weight, void *rq, void *rk, float *roots, cudaStream_t stream) {
     if (!is_shape(shape)) return cudaErrorInvalidValue;
     if (shape->rows == 0) return cudaSuccess;
-    Heads heads = {shape->heads, shape->kv_heads, shape->head_dim, q, k, q_weight, k_weight, NULL, NULL, rq, rk};
+    Heads heads = {shape->heads,
+                   shape->kv_heads,
+                   shape->head_dim,
+                   q,
+                   k,
+                   q_weight,
+                   k_weight,
+                   NULL,
+                   NULL,
+                   rq,
+                   rk,
+                   pitch_of_heads(shape, shape->stride),
+                   {},
+                   pitch_of_heads(shape, shape->out_stride)};
     Angles angles = {cosine, sine};
+    bool pairs = has_pairs(shape, q, k, rq, rk);
 #define FORWARD(N, NORM)                                                                                      \
     CU_LAUNCH((rope_forward<T, N, NORM>), (unsigned)shape->rows, WARPS * 32, 0, stream, batch, heads, angles, \
               (float)shape->epsilon, roots)
     WITH_ACT(act, {
-        if (has_pairs(shape) && shape->has_norm)
+        if (pairs && shape->has_norm)
             FORWARD(2, true);
-        else if (has_pairs(shape))
+        else if (pairs)
             FORWARD(2, false);
         else if (shape->has_norm)
             FORWARD(1, true);
@@ -224,14 +256,28 @@ extern "C" cudaError_t cuda_rope_backward(DType act, const DeviceBatch *batch, c
                                           void *dk, cudaStream_t stream) {
     if (!is_shape(shape)) return cudaErrorInvalidValue;
     if (shape->rows == 0) return cudaSuccess;
-    Heads heads = {shape->heads, shape->kv_heads, shape->head_dim, q, k, q_weight, k_weight, drq, drk, dq, dk};
+    Heads heads = {shape->heads,
+                   shape->kv_heads,
+                   shape->head_dim,
+                   q,
+                   k,
+                   q_weight,
+                   k_weight,
+                   drq,
+                   drk,
+                   dq,
+                   dk,
+                   pitch_of_heads(shape, shape->stride),
+                   pitch_of_heads(shape, shape->gradient_stride),
+                   pitch_of_heads(shape, shape->gradient_stride)};
     Angles angles = {cosine, sine};
+    bool pairs = has_pairs(shape, q, k, drq, drk, dq, dk);
 #define BACKWARD(N, NORM) \
     CU_LAUNCH((rope_backward<T, N, NORM>), (unsigned)shape->rows, WARPS * 32, 0, stream, batch, heads, angles, roots)
     WITH_ACT(act, {
-        if (has_pairs(shape) && shape->has_norm)
+        if (pairs && shape->has_norm)
             BACKWARD(2, true);
-        else if (has_pairs(shape))
+        else if (pairs)
             BACKWARD(2, false);
         else if (shape->has_norm)
             BACKWARD(1, true);
@@ -247,7 +293,20 @@ extern "C" cudaError_t cuda_rope_weight_grad(DType act, const DeviceBatch *batch
                                              cudaStream_t stream) {
     if (!is_shape(shape) || !shape->has_norm) return cudaErrorInvalidValue;
     if (shape->rows == 0) return cudaSuccess;
-    Heads heads = {shape->heads, shape->kv_heads, shape->head_dim, q, k, NULL, NULL, drq, drk, NULL, NULL};
+    Heads heads = {shape->heads,
+                   shape->kv_heads,
+                   shape->head_dim,
+                   q,
+                   k,
+                   NULL,
+                   NULL,
+                   drq,
+                   drk,
+                   NULL,
+                   NULL,
+                   pitch_of_heads(shape, shape->stride),
+                   pitch_of_heads(shape, shape->gradient_stride),
+                   {}};
     Angles angles = {cosine, sine};
     dim3 grid((unsigned)divide_up(shape->head_dim / 2, PAIRS), 2);
     WITH_ACT(act, CU_LAUNCH((rope_weight_grad<T>), grid, PAIRS * ROW_LANES, 0, stream, batch, heads, angles, roots, dq_weight,

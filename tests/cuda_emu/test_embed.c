@@ -65,9 +65,9 @@ static void check_columns(DType act, int64_t tokens, int64_t columns) {
     assert_cuda(cudaMemcpy(dev_x, x, (size_t)count * dtype_size(act), cudaMemcpyHostToDevice));
     float *sums = device_out(&device, start, (size_t)columns * sizeof(float));
     const DeviceBatch *there = device_batch(&device, &batch, 0);
-    assert_cuda(cuda_column_sums(act, there, tokens + SPARE, columns, dev_x, sums, 0));
+    assert_cuda(cuda_column_sums(act, there, tokens + SPARE, columns, dev_x, 0, sums, 0));
     device_compare("sums", DTYPE_F32, sums, want, columns, 0, 1e-6, "FP32 sums of at most 130 values");
-    assert_cuda(cuda_zero_tail(act, there, tokens + SPARE, columns, dev_x, 0));
+    assert_cuda(cuda_zero_tail(act, there, tokens + SPARE, columns, dev_x, 0, 0));
     void *all = scope_filled(&scope, act, count + SPARE * columns, 0.0);
     memcpy(all, x, (size_t)count * dtype_size(act));
     device_compare("rows and tail", act, dev_x, all, count + SPARE * columns, 0, 0.0, "copies");

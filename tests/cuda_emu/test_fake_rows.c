@@ -14,7 +14,13 @@ static void check_fixed(DType act, int64_t tokens, int64_t columns, int64_t grou
     Exec exec = exec_open(act, 1);
     int64_t count = tokens * columns, bytes = (columns + 7) / 8;
     Batch batch = scope_batch(&scope, &tokens, 1, 10);
-    FakeRowsShape shape = {tokens + SPARE, columns, group, bits, symmetric, scale}, planned = shape;
+    FakeRowsShape shape = {.rows = tokens + SPARE,
+                           .columns = columns,
+                           .group = group,
+                           .bits = bits,
+                           .symmetric = symmetric,
+                           .scale = scale},
+                  planned = shape;
     OpPlan plan;
     if (bits == 0) planned.bits = 8;
     assert_ok(reference.fake_rows_plan(&exec.config, &planned, &plan, &err), &err);
@@ -92,7 +98,9 @@ static void takes_a_fixed_scale_or_none(void **state) {
 
 static void refuses(void **state) {
     (void)state;
-    FakeRowsShape uneven = {1, 10, 3, 8, 1, 0}, wide = {1, 8194, 2, 8, 1, 0}, deep = {1, 8, 8, 9, 1, 0};
+    FakeRowsShape uneven = {.rows = 1, .columns = 10, .group = 3, .bits = 8, .symmetric = 1},
+                  wide = {.rows = 1, .columns = 8194, .group = 2, .bits = 8, .symmetric = 1},
+                  deep = {.rows = 1, .columns = 8, .group = 8, .bits = 9, .symmetric = 1};
     assert_int_equal(cuda_fake_rows_forward(DTYPE_F32, NULL, &uneven, NULL, NULL, NULL, 0), cudaErrorInvalidValue);
     assert_int_equal(cuda_fake_rows_forward(DTYPE_F32, NULL, &wide, NULL, NULL, NULL, 0), cudaErrorInvalidValue);
     assert_int_equal(cuda_fake_rows_forward(DTYPE_F32, NULL, &deep, NULL, NULL, NULL, 0), cudaErrorInvalidValue);

@@ -12,7 +12,7 @@ static void check(DType act, int64_t tokens, int64_t width) {
     Exec exec = exec_open(act, 1);
     int64_t count = tokens * width, spare = SPARE * width;
     Batch batch = scope_batch(&scope, &tokens, 1, 10);
-    GateShape shape = {tokens + SPARE, width};
+    GateShape shape = {.rows = tokens + SPARE, .width = width};
     const void *gate = scope_random(&scope, act, count, 12.0), *up = scope_random(&scope, act, count, 2.0);
     const void *dy = scope_random(&scope, act, count, 1.0);
     void *y = scope_nan(&scope, act, count), *d_gate = scope_nan(&scope, act, count), *d_up = scope_nan(&scope, act, count);

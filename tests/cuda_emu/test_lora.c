@@ -126,8 +126,8 @@ static void check_up(Fixture *f) {
         dtype_convert(narrow, run->act, want, DTYPE_F64, run->tokens * out);
         void *y = device_nan(&f->device, run->act, (run->tokens + SPARE) * out);
         const void *there = run->bias ? device_in_values(&f->device, run->act, bias, out) : NULL;
-        assert_cuda(
-            cuda_lora_up(run->act, f->there, run->tokens + SPARE, &f->shape.linear[i], s.device[i], b.device[i], there, y, 0));
+        assert_cuda(cuda_lora_up(run->act, f->there, run->tokens + SPARE, &f->shape.linear[i], s.device[i], b.device[i], there,
+                                 y, 0, 0));
         device_compare("y", run->act, y, narrow, run->tokens * out, SPARE * out, tolerance(f), rounded);
     }
 }
@@ -261,7 +261,7 @@ static void does_without_adapters(void **state) {
     assert_cuda(cuda_lora_db(DTYPE_BF16, f.there, &f.shape, none, none, grads, 0));
     void *y = device_nan(&f.device, DTYPE_BF16, 7 * 24), *dx = device_nan(&f.device, DTYPE_BF16, 7 * 16);
     const void *zeros = scope_filled(&f.scope, DTYPE_BF16, 5 * 24, 0.0);
-    assert_cuda(cuda_lora_up(DTYPE_BF16, f.there, 7, &f.shape.linear[0], NULL, NULL, NULL, y, 0));
+    assert_cuda(cuda_lora_up(DTYPE_BF16, f.there, 7, &f.shape.linear[0], NULL, NULL, NULL, y, 0, 0));
     assert_cuda(cuda_lora_dx(DTYPE_BF16, f.there, &f.shape, (const float *const *)grads, none, dx, 0));
     device_compare("y", DTYPE_BF16, y, zeros, 5 * 24, 2 * 24, 0.0, "nothing is added");
     device_compare("dx", DTYPE_BF16, dx, zeros, 5 * 16, 2 * 16, 0.0, "nothing is added");

@@ -19,7 +19,7 @@ typedef struct Case {
     void *gate, *up, *dy, *y, *d_gate, *d_up;
 } Case;
 
-static const GateShape shape = {ROWS, WIDTH};
+static const GateShape shape = {.rows = ROWS, .width = WIDTH};
 
 static void open_case(Case *c, DType act, int threads) {
     Error err;
@@ -118,8 +118,8 @@ static void test_refusals(void **state) {
     OpPlan plan;
     open_case(&c, DTYPE_F32, 1);
     run(&c);
-    assert_refused(c.backend.gate_plan(&c.exec.config, &(GateShape){0, 4}, &plan, &err), &err, "rows");
-    assert_refused(c.backend.gate_plan(&c.exec.config, &(GateShape){4, -1}, &plan, &err), &err, "width");
+    assert_refused(c.backend.gate_plan(&c.exec.config, &(GateShape){.rows = 0, .width = 4}, &plan, &err), &err, "rows");
+    assert_refused(c.backend.gate_plan(&c.exec.config, &(GateShape){.rows = 4, .width = -1}, &plan, &err), &err, "width");
     assert_refused(c.backend.gate_plan(&(ExecConfig){DTYPE_F16, 1}, &shape, &plan, &err), &err, "F16");
     c.batch.tokens = ROWS + 1;
     assert_refused(c.backend.gate_forward(&c.exec, &shape, &c.batch, c.gate, c.up, c.y, &err), &err, "tokens");

@@ -21,6 +21,7 @@ Status ref_attention_layout(const ExecConfig *config, const AttentionShape *shap
     }
     if (shape->window < 0) FAIL("attention: window: want 0 (none) or more, got %lld", (long long)shape->window);
     if (!isfinite(shape->scale)) FAIL("attention: scale: want a finite number, got %g", (double)shape->scale);
+    TRY(ref_check_stride("attention", shape->q_stride | shape->k_stride | shape->v_stride | shape->gradient_stride, err));
     size_t output = 0, width = 0;
     TRY(ref_region(&width, NULL, "attention", shape->heads, shape->head_dim, 1, err));
     TRY(ref_region(&output, NULL, "attention", shape->rows, (int64_t)width, sizeof(double), err));

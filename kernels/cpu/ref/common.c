@@ -72,6 +72,11 @@ Status ref_check_dimension(const char *op, const char *name, int64_t value, Erro
     FAIL("%s: %s: want 1 to %lld, got %lld", op, name, (long long)REF_DIMENSION_MAX, (long long)value);
 }
 
+Status ref_check_stride(const char *op, int64_t stride, Error *err) {
+    if (stride != 0) FAIL("%s: activations are contiguous on the CPU, got a stride of %lld", op, (long long)stride);
+    return OK;
+}
+
 Status ref_check_config(const char *op, const ExecConfig *config, Error *err) {
     if (config->act != DTYPE_F32 && config->act != DTYPE_BF16 && config->act != DTYPE_F64) {
         FAIL("%s: activations of type %s are not supported; use BF16 or F32", op, dtype_name(config->act));

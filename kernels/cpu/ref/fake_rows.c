@@ -29,6 +29,7 @@ static Status plan(const ExecConfig *config, const FakeRowsShape *shape, OpPlan 
         FAIL("fake quantization: groups of %lld do not divide %lld columns", (long long)shape->group,
              (long long)shape->columns);
     if (shape->bits < 2 || shape->bits > 8) FAIL("fake quantization: codes have 2 to 8 bits, got %d", shape->bits);
+    TRY(ref_check_stride("fake quantization", shape->stride | shape->gradient_stride, err));
     *plan = (OpPlan){0};
     TRY(ref_region(&plan->saved, NULL, "fake quantization", shape->rows, mask_bytes(shape), 1, err));
     return ref_region(&plan->forward_workspace, NULL, "fake quantization", config->threads, shape->columns, sizeof(float), err);

@@ -18,6 +18,7 @@ Status ref_gate_plan(const ExecConfig *config, const GateShape *shape, OpPlan *p
     TRY(ref_check_config("gate", config, err));
     TRY(ref_check_dimension("gate", "rows", shape->rows, err));
     TRY(ref_check_dimension("gate", "width", shape->width, err));
+    TRY(ref_check_stride("gate", shape->stride | shape->gradient_stride, err));
     size_t output = 0;
     TRY(ref_region(&output, NULL, "gate", shape->rows, shape->width, dtype_size(config->act), err));
     *plan = (OpPlan){0};

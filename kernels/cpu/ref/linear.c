@@ -23,6 +23,7 @@ Status ref_linear_layout(const ExecConfig *config, const LinearShape *shape, Lin
     if (shape->count < 1 || shape->count > LINEAR_GROUP_MAX) {
         FAIL("linear: members of a group: want 1 to %d, got %d", LINEAR_GROUP_MAX, shape->count);
     }
+    TRY(ref_check_stride("linear", shape->stride, err));
     *layout = (LinearLayout){0};
     size_t saved = 0, workspace = 0, output = 0;
     int64_t rank = 0;

@@ -72,6 +72,8 @@ Status ref_region(size_t *total, size_t *offset, const char *op, int64_t a, int6
 
 /* Fails unless 1 <= value <= REF_DIMENSION_MAX. */
 Status ref_check_dimension(const char *op, const char *name, int64_t value, Error *err);
+/* Fails unless a shape's stride is 0: activations are contiguous here. */
+Status ref_check_stride(const char *op, int64_t stride, Error *err);
 /* Fails unless the activation type is one the reference computes in and threads is positive. */
 Status ref_check_config(const char *op, const ExecConfig *config, Error *err);
 /* Fails when a batch has more rows than the buffers. */

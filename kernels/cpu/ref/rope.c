@@ -35,6 +35,7 @@ Status ref_rope_plan(const ExecConfig *config, const RopeShape *shape, OpPlan *p
     TRY(ref_check_dimension("rope", "rows of the table", shape->table_rows, err));
     if (shape->head_dim % 2 != 0) FAIL("rope: head size: want an even number, got %lld", (long long)shape->head_dim);
     if (shape->has_norm && !(shape->epsilon >= 0.0)) FAIL("rope: epsilon: want 0 or more, got %g", shape->epsilon);
+    TRY(ref_check_stride("rope", shape->stride | shape->out_stride | shape->gradient_stride, err));
     size_t output = 0, row = 0;
     int64_t heads = shape->heads + shape->kv_heads;
     TRY(ref_region(&row, NULL, "rope", heads, shape->head_dim, 1, err));

@@ -40,6 +40,7 @@ static Status linear_plan(const ExecConfig *config, const LinearShape *shape, Op
     TRY(ref_check_dimension("linear", "inputs", shape->in, err));
     if (shape->count < 1 || shape->count > LINEAR_GROUP_MAX)
         FAIL("linear: members of a group: want 1 to %d, got %d", LINEAR_GROUP_MAX, shape->count);
+    TRY(ref_check_stride("linear", shape->stride, err));
     for (int i = 0; i < shape->count; i++)
         TRY(check_spec(config, shape, &shape->linear[i], err));
     Layout at;
