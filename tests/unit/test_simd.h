@@ -1,7 +1,7 @@
 /* What the tests of the vector kernels share: variants, seeded data in guarded buffers, weights of every format, measures.
  *
- * Reductions differ from the reference (which sums in double) by FP32 rounding: with K terms in blocks of 256 the relative
- * norm of the error stays below about 2^-24 * sqrt(256) ~ 1e-6. Where the result is BF16, both sides round nearly the same
+ * Reductions differ from the reference (which sums in double) by FP32 rounding: with K terms in blocks of up to 320 the relative
+ * norm of the error stays below about 2^-24 * sqrt(320) ~ 1e-6. Where the result is BF16, both sides round nearly the same
  * value: they differ by one ulp (2^-7 of the value at most) where it lies near a tie, and not elsewhere.
  */
 #ifndef NIBBLE_TESTS_UNIT_TEST_SIMD_H
@@ -25,7 +25,7 @@
 #include "kernels/ops.h"
 #include "quant/ggml.h"
 
-/* Relative norm of an F32 reduction's error: blocks of 256 FP32 additions (see above), times a few for cancellation. */
+/* Relative norm of an F32 reduction's error: blocks of 320 FP32 additions (see above), times a few for cancellation. */
 #define REDUCTION_F32 4e-6
 /* Relative norm in BF16: a few percent of the values lie one ulp (2^-8 of themselves) apart. */
 #define REDUCTION_BF16 1.5e-3

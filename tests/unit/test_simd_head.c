@@ -131,6 +131,66 @@ static void chunks(const Backend *ref, const Backend *simd, const char *name) {
     check_case(ref, simd, &r, &c);
 }
 
+/* A frozen head in a BF16 run: several slabs in each slice of the vocabulary, slices without words, more rows than a chunk, row
+ * tiles that are not whole panels. */
+static void frozen(const Backend *ref, const Backend *simd, const char *name) {
+    (void)name;
+    static const int64_t sizes[][3] = {{1, 32, 2}, {70, 96, 4999}, {1100, 32, 1601}, {400, 64, 256}};
+    Random r = {2000000};
+    for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++)
+        for (int quantized = 0; quantized < 2; quantized++) {
+            Case c = {.act = DTYPE_BF16,
+                      .format = quantized ? WEIGHT_NF4 : WEIGHT_BF16,
+                      .tokens = sizes[s][0],
+                      .hidden = sizes[s][1],
+                      .vocab = sizes[s][2],
+                      .need_dx = 1};
+            check_case(ref, simd, &r, &c);
+        }
+}
+
+/* A model that is sure of word 300 of 600 in a BF16 run: the loss and the gradient of the target are differences of near equals. */
+static void sure(const Backend *ref, const Backend *simd, const char *name) {
+    (void)name;
+    enum { HIDDEN = 32, WORDS = 600 };
+    bf16 x[2 * HIDDEN], w[WORDS * HIDDEN], dx[2 * HIDDEN], want_dx[2 * HIDDEN];
+    for (int i = 0; i < 2 * HIDDEN; i++)
+        x[i] = bf16_from_float(i < HIDDEN ? 0.5f : -8.0f);
+    for (int i = 0; i < WORDS * HIDDEN; i++)
+        w[i] = bf16_from_float(i / HIDDEN == 300 ? 1.0f : (float)(i % 7) * 0.01f);
+    int32_t rows[2] = {0, 1}, targets[2] = {300, 300};
+    float nll[2], want_nll[2];
+    Batch batch = {.tokens = 2, .supervised = 2, .rows = rows, .targets = targets, .grad_scale = 1.0f};
+    HeadShape shape = {.rows = 2, .hidden = HIDDEN, .vocab = WORDS, .supervised = 2, .format = WEIGHT_BF16, .need_dx = 1};
+    WeightView view = {.format = WEIGHT_BF16, .rows = WORDS, .cols = HIDDEN, .data = w};
+    Exec exec = exec_of(DTYPE_BF16, 1);
+    const Backend *both[2] = {ref, simd};
+    for (int i = 0; i < 2; i++) {
+        OpPlan plan;
+        double loss = 0.0;
+        assert_ok(both[i]->head_plan(&exec.config, &shape, &plan, err));
+        void *workspace = buffer(plan.forward_workspace);
+        assert_ok(both[i]->head_loss(&exec, &shape, &batch, x, &view, &loss, i ? nll : want_nll, i ? dx : want_dx, NULL,
+                                     workspace, err));
+        free(workspace);
+    }
+    for (int j = 0; j < 2; j++) /* FP32 logits of 16 and 256, whose last bit is 2e-6 and 3e-5 */
+        assert_true(fabsf(nll[j] - want_nll[j]) <= (j ? 6e-5f : 4e-6f));
+    for (int i = 0; i < 2 * HIDDEN; i++) { /* rounded to BF16 twice: two ulps */
+        float want = bf16_to_float(want_dx[i]);
+        assert_true(fabsf(bf16_to_float(dx[i]) - want) <= fabsf(want) * 0.016f + 1e-9f);
+    }
+    x[3] = bf16_from_float(NAN);
+    OpPlan plan;
+    double loss = 0.0;
+    assert_ok(simd->head_plan(&exec.config, &shape, &plan, err));
+    void *workspace = buffer(plan.forward_workspace);
+    assert_ok(simd->head_loss(&exec, &shape, &batch, x, &view, &loss, nll, dx, NULL, workspace, err));
+    assert_true(isnan(loss) && isnan(nll[0]) && !isnan(nll[1]));
+    free(workspace);
+    pool_free(exec.pool);
+}
+
 /* A logit far above the others, and far below: the loss is exact at both ends and gradients stay finite. */
 static void extremes(const Backend *ref, const Backend *simd, const char *name) {
     (void)ref;
@@ -187,15 +247,15 @@ static void refusals(const Backend *ref, const Backend *simd, const char *name) 
     }
 TEST(shapes)
 TEST(chunks)
+TEST(frozen)
+TEST(sure)
 TEST(extremes)
 TEST(refusals)
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_shapes),
-        cmocka_unit_test(test_chunks),
-        cmocka_unit_test(test_extremes),
-        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_shapes), cmocka_unit_test(test_chunks),   cmocka_unit_test(test_frozen),
+        cmocka_unit_test(test_sure),   cmocka_unit_test(test_extremes), cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

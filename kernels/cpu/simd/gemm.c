@@ -9,6 +9,8 @@
 #define TURN_FLOATS (SIMD_WIDTH * TURN_STRIDE)
 #define C_FLOATS (GEMM_TILE_ROWS * GEMM_TILE_COLUMNS)
 
+_Static_assert(GEMM_TALL_ROWS *GEMM_COLUMNS <= C_FLOATS, "a tall tile fits");
+
 typedef struct Buffers {
     float *a, *b, *turn, *c, *masked;
 } Buffers;
@@ -34,24 +36,62 @@ static Buffers buffers_of(void *workspace, int worker, int with_mask) {
 
 typedef struct Tile {
     int64_t m0, rows, n0, columns;
+    int64_t stride; /* of c */
 } Tile;
 
+static int64_t pieces(int64_t whole, int64_t piece) {
+    return (whole + piece - 1) / piece;
+}
+
+/* The contraction in blocks of about one length: every block is a pass over C. */
+static int64_t block_length(int64_t k, int64_t longest) {
+    return k <= longest ? longest : round_up(pieces(k, pieces(k, longest)), 32);
+}
+
 #if GEMM_PAIRS
-static void kernel_of_pairs(const float *a, const float *b, float *c, int64_t pairs, int vectors) {
+static void kernel_of_pairs(const float *a, int64_t a_stride, const float *b, float *c, int64_t c_stride, int64_t pairs,
+                            int vectors) {
 #if GEMM_TILES
-    gemm_kernel_tiles(a, GEMM_K_STRIDE, b, c, GEMM_TILE_COLUMNS, round_up(pairs, SIMD_WIDTH), vectors);
+    gemm_kernel_tiles(a, a_stride, b, c, c_stride, round_up(pairs, SIMD_WIDTH), vectors);
 #else
-    gemm_kernel_pairs(a, GEMM_K_STRIDE, b, c, GEMM_TILE_COLUMNS, pairs, vectors);
+    gemm_kernel_pairs(a, a_stride, b, c, c_stride, pairs, vectors);
 #endif
 }
 
+/* Whether A lies in memory as its panels would: whole pairs (with tiles, whole tiles of them) along dense rows. */
+static int is_direct(const Term *term) {
+    const Operand *a = &term->a;
+    return !term->a_rows_are_k && a->weight == NULL && a->rows == NULL && a->scale == 1.0f && operand_is_bf16(a) &&
+           operand_is_bf16(&term->b) && a->stride % 2 == 0 && term->k % (GEMM_TILES ? 2 * SIMD_WIDTH : 2) == 0;
+}
+
+/* Rows [i, i + GEMM_PANEL_ROWS) of a tile: where they lie, or packed. Packed are all panels, or the last one that is not whole. */
+typedef struct Panels {
+    const float *direct; /* row 0 at this block of k */
+    int64_t stride;
+    int64_t whole; /* rows of whole panels that are read in place */
+    const float *packed;
+} Panels;
+
+static Panels panels_of(const Term *term, const Tile *tile, const Buffers *buf, int64_t k0, int64_t k) {
+    Panels panels = {.packed = buf->a};
+    if (is_direct(term)) {
+        panels.direct = (const float *)(const void *)((const bf16 *)term->a.data + tile->m0 * term->a.stride + k0);
+        panels.stride = term->a.stride / 2;
+        panels.whole = tile->rows / GEMM_PANEL_ROWS * GEMM_PANEL_ROWS;
+    }
+    if (term->a_rows_are_k)
+        gemm_pairs_pack_a_turned(&term->a, tile->m0, tile->rows, k0, k, buf->turn, TURN_STRIDE, buf->a, GEMM_K_STRIDE);
+    else if (panels.whole < tile->rows)
+        gemm_pairs_pack_a(&term->a, tile->m0 + panels.whole, tile->rows - panels.whole, k0, k, buf->a, GEMM_K_STRIDE);
+    return panels;
+}
+
 static void add_term_pairs(const Term *term, const Tile *tile, const Buffers *buf, float *c) {
-    for (int64_t k0 = 0; k0 < term->k; k0 += GEMM_PAIRS_K) {
-        int64_t k = least(GEMM_PAIRS_K, term->k - k0);
-        if (term->a_rows_are_k)
-            gemm_pairs_pack_a_turned(&term->a, tile->m0, tile->rows, k0, k, buf->turn, TURN_STRIDE, buf->a, GEMM_K_STRIDE);
-        else
-            gemm_pairs_pack_a(&term->a, tile->m0, tile->rows, k0, k, buf->a, GEMM_K_STRIDE);
+    int64_t length = block_length(term->k, GEMM_PAIRS_K);
+    for (int64_t k0 = 0; k0 < term->k; k0 += length) {
+        int64_t k = least(length, term->k - k0), pairs = (k + 1) / 2;
+        Panels a = panels_of(term, tile, buf, k0, k);
         for (int64_t n = 0; n < tile->columns; n += GEMM_COLUMNS) {
             int64_t columns = least(GEMM_COLUMNS, tile->columns - n);
             int vectors = (int)((columns + SIMD_WIDTH - 1) / SIMD_WIDTH);
@@ -59,14 +99,23 @@ static void add_term_pairs(const Term *term, const Tile *tile, const Buffers *bu
                 gemm_pairs_pack_b_turned(&term->b, tile->n0 + n, columns, k0, k, vectors, buf->turn, TURN_STRIDE, buf->b);
             else
                 gemm_pairs_pack_b(&term->b, tile->n0 + n, columns, k0, k, vectors, buf->b);
-            for (int64_t i = 0; i < tile->rows; i += GEMM_PANEL_ROWS)
-                kernel_of_pairs(buf->a + i * GEMM_K_STRIDE, buf->b, c + i * GEMM_TILE_COLUMNS + n, (k + 1) / 2, vectors);
+            for (int64_t i = 0; i < a.whole; i += GEMM_PANEL_ROWS)
+                kernel_of_pairs(a.direct + i * a.stride, a.stride, buf->b, c + i * tile->stride + n, tile->stride, pairs,
+                                vectors);
+            for (int64_t i = a.whole; i < tile->rows; i += GEMM_PANEL_ROWS)
+                kernel_of_pairs(a.packed + (i - a.whole) * GEMM_K_STRIDE, GEMM_K_STRIDE, buf->b, c + i * tile->stride + n,
+                                tile->stride, pairs, vectors);
         }
     }
 }
 #endif
 
-/* c [rows up to GEMM_ROWS, with tiles to GEMM_PANEL_ROWS][GEMM_TILE_COLUMNS] += A B */
+/* Rows of A panels along k are so far apart: a tall tile's are short (choose_grid). */
+static int64_t k_stride(int64_t k) {
+    return round_up(least(k, GEMM_K), 16) + 16;
+}
+
+/* c [rows up to GEMM_ROWS, with tiles to GEMM_PANEL_ROWS][stride] += A B */
 static void add_term(const Term *term, const Tile *tile, const Buffers *buf, float *c) {
 #if GEMM_PAIRS
     if (operand_is_bf16(&term->a) && operand_is_bf16(&term->b)) {
@@ -74,12 +123,14 @@ static void add_term(const Term *term, const Tile *tile, const Buffers *buf, flo
         return;
     }
 #endif
-    for (int64_t k0 = 0; k0 < term->k; k0 += GEMM_K) {
-        int64_t k = least(GEMM_K, term->k - k0);
+    int64_t stride = k_stride(term->k);
+    int64_t length = block_length(term->k, GEMM_K);
+    for (int64_t k0 = 0; k0 < term->k; k0 += length) {
+        int64_t k = least(length, term->k - k0);
         if (term->a_rows_are_k)
-            gemm_pack_a_turned(&term->a, tile->m0, tile->rows, k0, k, buf->turn, TURN_STRIDE, buf->a, GEMM_K_STRIDE);
+            gemm_pack_a_turned(&term->a, tile->m0, tile->rows, k0, k, buf->turn, TURN_STRIDE, buf->a, stride);
         else
-            gemm_pack_a(&term->a, tile->m0, tile->rows, k0, k, buf->a, GEMM_K_STRIDE);
+            gemm_pack_a(&term->a, tile->m0, tile->rows, k0, k, buf->a, stride);
         for (int64_t n = 0; n < tile->columns; n += GEMM_COLUMNS) {
             int64_t columns = least(GEMM_COLUMNS, tile->columns - n);
             int vectors = (int)((columns + SIMD_WIDTH - 1) / SIMD_WIDTH);
@@ -88,8 +139,7 @@ static void add_term(const Term *term, const Tile *tile, const Buffers *buf, flo
             else
                 gemm_pack_b(&term->b, tile->n0 + n, columns, k0, k, vectors, buf->b);
             for (int64_t i = 0; i < tile->rows; i += GEMM_ROWS)
-                gemm_kernel(buf->a + i * GEMM_K_STRIDE, GEMM_K_STRIDE, buf->b, c + i * GEMM_TILE_COLUMNS + n, GEMM_TILE_COLUMNS,
-                            k, vectors);
+                gemm_kernel(buf->a + i * stride, stride, buf->b, c + i * tile->stride + n, tile->stride, k, vectors);
         }
     }
 }
@@ -97,12 +147,12 @@ static void add_term(const Term *term, const Tile *tile, const Buffers *buf, flo
 static void clear(const Tile *tile, float *c) {
     size_t bytes = (size_t)round_up(tile->columns, SIMD_WIDTH) * sizeof *c;
     for (int64_t i = 0; i < most(round_up(tile->rows, GEMM_ROWS), round_up(tile->rows, GEMM_PANEL_ROWS)); i++)
-        memset(c + i * GEMM_TILE_COLUMNS, 0, bytes);
+        memset(c + i * tile->stride, 0, bytes);
 }
 
 static void add_masked(const Term *term, const Tile *tile, float *masked, float *c) {
     for (int64_t i = 0; i < tile->rows; i++) {
-        float *from = masked + i * GEMM_TILE_COLUMNS, *to = c + i * GEMM_TILE_COLUMNS;
+        float *from = masked + i * tile->stride, *to = c + i * tile->stride;
         dropout_apply(term->mask, tile->m0 + i, tile->n0, tile->columns, from);
         for (int64_t n = 0; n < tile->columns; n++)
             to[n] += from[n];
@@ -126,6 +176,23 @@ static void write_row(const Product *p, int64_t m, int64_t n0, int64_t columns, 
     }
 }
 
+void gemm_add_tile(const Term *term, int64_t m0, int64_t rows, int64_t n0, int64_t columns, float *c, int64_t stride,
+                   void *workspace, int worker) {
+    Tile tile = {.m0 = m0, .rows = rows, .n0 = n0, .columns = columns, .stride = stride};
+    Buffers buf = buffers_of(workspace, worker, 0);
+#if GEMM_TILES
+    gemm_tiles_begin();
+#endif
+    add_term(term, &tile, &buf, c);
+#if GEMM_TILES
+    gemm_tiles_end();
+#endif
+}
+
+float *gemm_tile_memory(void *workspace, int worker) {
+    return buffers_of(workspace, worker, 0).c;
+}
+
 static void run_tile(const Product *p, const Tile *tile, const Buffers *buf) {
 #if GEMM_TILES
     gemm_tiles_begin();
@@ -145,7 +212,7 @@ static void run_tile(const Product *p, const Tile *tile, const Buffers *buf) {
     gemm_tiles_end();
 #endif
     for (int64_t i = 0; i < tile->rows; i++)
-        write_row(p, tile->m0 + i, tile->n0, tile->columns, buf->c + i * GEMM_TILE_COLUMNS);
+        write_row(p, tile->m0 + i, tile->n0, tile->columns, buf->c + i * tile->stride);
 }
 
 /* ---- a few rows: dot products ------------------------------------------------------------------------------------------ */
@@ -153,7 +220,7 @@ static void run_tile(const Product *p, const Tile *tile, const Buffers *buf) {
 /* sum[n][m] (a vector each) += B's row n . A's row m over all of k */
 static void add_term_dots(const Term *term, const Tile *tile, const Buffers *buf) {
 #if GEMM_PAIRS
-    if (gemm_dots_pairs_take(term, tile->rows, A_FLOATS)) {
+    if (term->a.scale == 1.0f && gemm_dots_pairs_take(term, tile->rows, A_FLOATS)) {
         gemm_dots_pairs(term, tile->m0, tile->rows, tile->n0, tile->columns, buf->a, buf->c);
         return;
     }
@@ -206,7 +273,8 @@ static int takes_dots(const Product *p) {
 typedef struct Grid {
     int dots;
     int64_t tile_rows, tile_columns, across; /* tiles in a row of tiles */
-    int64_t first;                           /* number of this product's first tile */
+    int64_t stride;
+    int64_t first; /* number of this product's first tile */
 } Grid;
 
 typedef struct Job {
@@ -216,14 +284,41 @@ typedef struct Job {
     void *workspace;
 } Job;
 
-static int64_t pieces(int64_t whole, int64_t piece) {
-    return (whole + piece - 1) / piece;
+#if GEMM_PAIRS
+/* Whether tiles can be tall and narrow: what A's panels would need is in place, or short enough for a tall tile to pack. */
+static int takes_tall(const Product *p) {
+    if (!is_direct(&p->term[0])) return 0;
+    for (int t = 1; t < p->terms; t++)
+        if (!is_direct(&p->term[t]) && (p->term[t].a_rows_are_k || k_stride(p->term[t].k) * GEMM_TALL_ROWS > A_FLOATS))
+            return 0;
+    return 1;
 }
+
+/* One panel of B wide, so that B is decoded as seldom as can be; as many rows as give the threads equal shares. */
+static int64_t tall_grid(const Product *p, int threads, Grid *grid) {
+    int64_t across = pieces(p->n, GEMM_COLUMNS), best = 0, best_cost = 0;
+    for (int64_t cuts = pieces(p->m, GEMM_TALL_ROWS), tried = 0; tried < 8; cuts++, tried++) {
+        int64_t rows = round_up(pieces(p->m, cuts), GEMM_PANEL_ROWS), items = pieces(p->m, rows) * across;
+        int64_t cost = pieces(items, threads) * (rows + GEMM_PACKING_ROWS);
+        if (best == 0 || cost < best_cost) {
+            best = rows;
+            best_cost = cost;
+        }
+    }
+    grid->tile_rows = best;
+    grid->tile_columns = grid->stride = GEMM_COLUMNS;
+    grid->across = across;
+    return pieces(p->m, best) * across;
+}
+#endif
 
 /* Tiles as large as the buffers, or smaller where every thread would not get a few. */
 static int64_t choose_grid(const Product *p, int threads, Grid *grid) {
     if (p->m <= 0 || p->n <= 0) return 0;
     grid->dots = takes_dots(p);
+#if GEMM_PAIRS
+    if (!grid->dots && takes_tall(p)) return tall_grid(p, threads, grid);
+#endif
     int64_t rows = round_up(pieces(p->m, pieces(p->m, GEMM_TILE_ROWS)), GEMM_PANEL_ROWS), columns = GEMM_TILE_COLUMNS;
     if (grid->dots) columns = 64;
     int64_t want = threads > 1 ? 4 * (int64_t)threads : 1;
@@ -233,6 +328,7 @@ static int64_t choose_grid(const Product *p, int threads, Grid *grid) {
         rows = round_up(rows / 2, GEMM_PANEL_ROWS);
     grid->tile_rows = rows;
     grid->tile_columns = columns;
+    grid->stride = GEMM_TILE_COLUMNS;
     grid->across = pieces(p->n, columns);
     return pieces(p->m, rows) * grid->across;
 }
@@ -246,6 +342,7 @@ static void run_item(void *context, int64_t item, int worker) {
     const Grid *grid = &job->grid[i];
     int64_t number = item - grid->first;
     Tile tile = {.m0 = number / grid->across * grid->tile_rows, .n0 = number % grid->across * grid->tile_columns};
+    tile.stride = grid->stride;
     tile.rows = least(grid->tile_rows, p->m - tile.m0);
     tile.columns = least(grid->tile_columns, p->n - tile.n0);
     Buffers buf = buffers_of(job->workspace, worker, job->with_mask);

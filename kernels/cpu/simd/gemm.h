@@ -5,7 +5,7 @@
  * The structure is Goto and van de Geijn's (2008): a tile of C stays with one thread; for every block of the contraction
  * the thread packs its rows of A, then one panel of B at a time, and a register-blocked kernel runs over both.
  *
- *   tile of C [TILE_ROWS, TILE_COLUMNS] FP32
+ *   tile of C [TILE_ROWS, TILE_COLUMNS] FP32; or [TALL_ROWS, one panel], where A's rows are BF16 pairs as they lie in memory
  *     A panels: GEMM_ROWS rows each, every row contiguous along k (stride GEMM_K_STRIDE: rows start in different cache sets)
  *     B panel:  [k][GEMM_COLUMNS], in L1/L2
  *
@@ -54,10 +54,12 @@
 #define GEMM_PANEL_ROWS (GEMM_TILES ? 32 : GEMM_ROWS) /* panels of pairs are completed to so many rows by zeros */
 #define GEMM_VECTORS (SIMD_WIDTH == 16 ? 4 : 2)
 #define GEMM_COLUMNS (GEMM_VECTORS * SIMD_WIDTH)
-#define GEMM_K 256
+#define GEMM_K 320 /* longest block of the contraction */
 #define GEMM_K_STRIDE (GEMM_K + 16)
 #define GEMM_TILE_ROWS 384
 #define GEMM_TILE_COLUMNS 256
+#define GEMM_TALL_ROWS 576 /* of a tile that is one panel of B wide, where A needs no packing; a multiple of GEMM_PANEL_ROWS */
+#define GEMM_PACKING_ROWS 24 /* a panel of B is packed in the time that so many rows are multiplied with it */
 #define GEMM_TERMS 6
 #define GEMM_DOT_ROWS 8 /* at most so many rows take dot products */
 
@@ -86,6 +88,15 @@ typedef struct Product {
 
 /* Bytes of workspace of one call; with_mask when any term has a mask. */
 size_t gemm_workspace(int threads, int with_mask);
+
+#define gemm_add_tile SIMD_SYMBOL(gemm_add_tile)
+/* c [rows up to GEMM_PANEL_ROWS][stride] += rows [m0, ..) and columns [n0, ..) of a term without a mask; rows is at most
+ * GEMM_TILE_ROWS. workspace: as for gemm_run, of which gemm_tile_memory is not touched. */
+void gemm_add_tile(const Term *term, int64_t m0, int64_t rows, int64_t n0, int64_t columns, float *c, int64_t stride,
+                   void *workspace, int worker);
+/* GEMM_TILE_ROWS * GEMM_TILE_COLUMNS floats of a worker's, which a tile of C may be. */
+#define gemm_tile_memory SIMD_SYMBOL(gemm_tile_memory)
+float *gemm_tile_memory(void *workspace, int worker);
 
 /* Independent products at once (they share the threads). Nothing is done for m or n of 0. */
 void gemm_run(const Exec *exec, const Product *products, int count, void *workspace);

@@ -50,6 +50,9 @@ SIMD_INLINE void kernel_body(const float *restrict a, int64_t a_stride, const fl
     const Row zero = {{vf_zero(), vf_zero(), vf_zero(), vf_zero()}};
     Row sum0 = zero, sum1 = zero, sum2 = zero, sum3 = zero, sum4 = zero, sum5 = zero;
     const float *a3 = a + 3 * a_stride;
+    for (int i = 0; i < GEMM_ROWS; i++) /* C is touched at the end: it arrives meanwhile */
+        for (int v = 0; v < vectors; v++)
+            _mm_prefetch((const char *)(c + i * c_stride + v * SIMD_WIDTH), _MM_HINT_T0);
     for (int64_t p = 0; p < k; p++) {
         Row row = row_load(b + p * vectors * SIMD_WIDTH, vectors);
         sum0 = row_fma(sum0, a[p], row, vectors, pairs);

@@ -7,8 +7,7 @@
  */
 #include <math.h>
 
-#include "kernels/cpu/simd/entries.h"
-#include "kernels/cpu/simd/gemm.h"
+#include "kernels/cpu/simd/head.h"
 
 typedef struct Layout {
     int64_t chunk; /* rows */
@@ -39,6 +38,9 @@ static Status head_plan(const ExecConfig *config, const HeadShape *shape, OpPlan
     TRY(ref_region(&output, NULL, "head", shape->rows, shape->hidden, dtype_size(config->act), err));
     TRY(ref_region(&output, NULL, "head", shape->vocab, shape->hidden, sizeof(float), err));
     TRY(layout_of(config, shape, &at, err));
+#if GEMM_PAIRS
+    if (head_flash_takes(config, shape)) return head_flash_plan(config, shape, plan, err);
+#endif
     *plan = (OpPlan){.forward_workspace = at.total};
     return OK;
 }
@@ -208,6 +210,10 @@ static Status head_loss(const Exec *exec, const HeadShape *shape, const Batch *b
     if (!shape->need_dx) dx = NULL;
     if (!shape->train_weight) d_weight = NULL;
     if (dx != NULL) memset(dx, 0, (size_t)(batch->tokens * shape->hidden) * dtype_size(exec->config.act));
+#if GEMM_PAIRS
+    if (head_flash_takes(&exec->config, shape))
+        return head_flash_loss(exec, shape, batch, x, weight, loss_sum, nll, dx, workspace, err);
+#endif
     for (int64_t first = 0; first < batch->supervised; first += at.chunk) {
         int64_t count = batch->supervised - first < at.chunk ? batch->supervised - first : at.chunk;
         Product product = logits_product(exec, shape, batch, first, count, x, weight, logits);
@@ -239,8 +245,12 @@ static Status head_logits(const Exec *exec, const HeadShape *shape, const Batch 
     TRY(ref_head_check(shape, batch, weight, 0, err));
     Layout at;
     TRY(layout_of(&exec->config, shape, &at, err));
+    void *gemm = (char *)workspace + at.gemm;
+#if GEMM_PAIRS
+    if (head_flash_takes(&exec->config, shape)) gemm = workspace; /* planned without logits; its end is the products' as well */
+#endif
     Product product = logits_product(exec, shape, batch, 0, batch->supervised, x, weight, logits);
-    gemm_run(exec, &product, 1, (char *)workspace + at.gemm);
+    gemm_run(exec, &product, 1, gemm);
     return OK;
 }
 

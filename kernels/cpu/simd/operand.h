@@ -38,9 +38,18 @@ typedef struct Operand {
  * must be room. With a mask, column is a multiple of 4. */
 void operand_read(const Operand *operand, int64_t row, int64_t column, int64_t count, float *out);
 
-/* Whether every element is a BF16 number as it stands. */
+/* A power of two, by which BF16 numbers are multiplied without rounding; nothing so large or small that it could matter. */
+SIMD_INLINE int is_exact_scale(float scale) {
+    union {
+        float value;
+        uint32_t bits;
+    } s = {scale};
+    return (s.bits & 0x007FFFFFu) == 0 && scale >= 0.015625f && scale <= 64.0f;
+}
+
+/* Whether every element is a BF16 number. */
 SIMD_INLINE int operand_is_bf16(const Operand *o) {
-    if (o->mask != NULL || o->scale != 1.0f) return 0;
+    if (o->mask != NULL || !is_exact_scale(o->scale)) return 0;
     if (o->weight != NULL) return o->round_to == DTYPE_BF16 || o->weight->format == WEIGHT_BF16;
     return o->type == DTYPE_BF16;
 }

@@ -266,6 +266,9 @@ SIMD_INLINE void vf_store_act(void *x, DType act, int64_t index, int64_t count, 
 /* e^x within 2 ulp: x = n ln2 + r with |r| <= ln2/2, polynomial in r, exponent bits. 0 below -87.3 (no subnormals), and
  * for -inf; +inf above 88.7; NaN stays NaN. */
 SIMD_INLINE vf vf_exp(vf x) {
+#if SIMD_WIDTH == 16
+    x = _mm512_min_ps(vf_set(100.0f), x); /* inf would meet itself; NaN is the second operand, and stays */
+#endif
     vf n = vf_round(x * vf_set(1.44269504088896341f));
     vf r = vf_fma(n, vf_set(-0.693359375f), x);
     r = vf_fma(n, vf_set(2.12194440e-4f), r);
@@ -277,6 +280,9 @@ SIMD_INLINE vf vf_exp(vf x) {
     p = vf_fma(p, r, vf_set(1.6666665459e-1f));
     p = vf_fma(p, r, vf_set(5.0000001201e-1f));
     p = vf_fma(p * r, r, r) + vf_set(1.0f);
+#if SIMD_WIDTH == 16
+    return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, vf_set(-87.3f), _CMP_NLT_UQ), p, n);
+#else
     vi low = (vi)(x < vf_set(-87.3f)), high = (vi)(x > vf_set(88.72f));
     vi exponent = vi_from_vf(n); /* 128 is 2^127 twice, so that the scale itself does not overflow */
     vi half = exponent >> 1;
@@ -284,6 +290,7 @@ SIMD_INLINE vf vf_exp(vf x) {
     vf y = p * scale1 * scale2;
     y = vf_select(low, vf_zero(), y);
     return vf_select(high, vf_set(__builtin_inff()), y);
+#endif
 }
 
 /* W x W block: to[c][r] = from[r][c]; strides in floats. */
