@@ -9,7 +9,7 @@
 
 typedef struct BenchOptions {
     const char *kind;
-    const char *model, *arch; /* one of them, for `step`; a shape for a device's operations; a model for `load` */
+    const char *model, *arch; /* one of them, for `step` and `generate`; a shape for a device's operations; a model for `load` */
     const char *device;       /* NULL: auto for step and load, cuda for a device's operations */
     const char *const *overrides;
     int override_count;
@@ -21,6 +21,10 @@ typedef struct BenchOptions {
 
 /* A whole optimizer step on made-up tokens, and its time by kind of operation (bench_step.c). */
 Status bench_step(const BenchOptions *options, Text *out, Error *err);
+
+/* Tokens a second of one sequence on the CPU, against the memory's read bandwidth (bench_generate.c). tokens: of the prompt;
+ * steps: rounds. */
+Status bench_generate(const BenchOptions *options, Text *out, Error *err);
 
 /* One operation on a device, against the ceilings of the same run (bench_device.c): dequant, gemm, attention, loss, optimizer. */
 Status bench_device(const BenchOptions *options, Text *out, Error *err);

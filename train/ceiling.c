@@ -82,5 +82,5 @@ double ceiling_gemm(const Backend *backend, const Exec *exec) {
     }
     if (!(best > 0.0)) best = NAN;
     DType act = exec->config.act == DTYPE_BF16 ? DTYPE_BF16 : DTYPE_F32;
-    return backend->on_device ? best : ceiling_best(backend->variant.linear, act, exec->config.threads, best);
+    return backend->on_device ? best : ceiling_best(backend->variant.linear, dtype_name(act), exec->config.threads, best);
 }

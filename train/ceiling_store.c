@@ -10,7 +10,7 @@
 #include "core/text.h"
 
 #define FILE_LIMIT ((size_t)1 << 16)
-#define RATE_MAX 1e16 /* FLOP/s: more is no processor's, and the line is wrong */
+#define RATE_MAX 1e16 /* more is no processor's, and the line is wrong */
 
 static void processor_name(char *out, size_t capacity) {
     char line[512];
@@ -44,13 +44,13 @@ static double find(const char *text, const char *key, Text *rest) {
     return found;
 }
 
-double ceiling_best(const char *variant, DType act, int threads, double measured) {
+double ceiling_best(const char *variant, const char *type, int threads, double measured) {
     char *path = user_cache_path("ceilings"), name[256], key[384], *text = NULL;
     size_t length;
     Text rest = {0};
     if (path == NULL) return measured;
     processor_name(name, sizeof name);
-    (void)snprintf(key, sizeof key, "%s %s %d %s", variant, dtype_name(act), threads, name);
+    (void)snprintf(key, sizeof key, "%s %s %d %s", variant, type, threads, name);
     double kept = NAN;
     if (file_read(path, FILE_LIMIT, &text, &length, NULL) == OK && strlen(text) == length) kept = find(text, key, &rest);
     int better = isfinite(measured) && measured > 0.0 && !(measured <= kept);

@@ -7,22 +7,31 @@
 #include "core/memory.h"
 #include "train/bench.h"
 #include "train/ceiling.h"
+#include "train/ceiling_store.h"
 #include "train/commands.h"
 #include "train/device.h"
 #include "train/options.h"
 
 #define STEPS 3
+#define ROUNDS 9 /* of bench generate */
 #define TOKENS 512
+#define PROMPT 128
+#define READS 5
+#define NOT_GIVEN INT64_MIN
 
 static const CommandHelp help = {
     .usage =
-        "nibble bench ceiling | cpu | step MODEL | step --arch FILE | load MODEL | dequant, gemm, attention, loss, optimizer "
-        "--arch FILE  [options]",
+        "nibble bench ceiling | cpu | step MODEL | step --arch FILE | generate MODEL | generate --arch FILE | load MODEL | "
+        "dequant, gemm, attention, loss, optimizer --arch FILE  [options]",
     .summary =
-        "ceiling: the rate of dense FP32 and BF16 products on one thread and on all. cpu: the instruction sets that this "
-        "processor\n"
-        "offers and what each operation uses. step: tokens a second of an optimizer step and where its time goes;\n"
-        "--arch measures a shape with random weights. dequant to optimizer: one operation of that shape on a device, in GB/s\n"
+        "ceiling: the rate of dense FP32 and BF16 products, and of reading memory, on one thread and on all. cpu: the "
+        "instruction "
+        "sets\n"
+        "that this processor offers and what each operation uses. step: tokens a second of an optimizer step and where its "
+        "time\n"
+        "goes. generate: tokens a second of one sequence, the bytes that a token reads, and what share of the memory's read\n"
+        "bandwidth that makes. --arch measures a shape with random weights. dequant to optimizer: one operation of that shape "
+        "on a device, in GB/s\n"
         "or TFLOP/s and as a share of the copy bandwidth or of the largest product of the same run. load: a model's files "
         "into\n"
         "memory, quantized (the device's memory where there is one), as a share of reading the same files.",
@@ -30,6 +39,7 @@ static const CommandHelp help = {
         "nibble bench ceiling\n"
         "nibble bench step models/TinyLlama-1.1B --tokens 1024 --set lora.rank=32\n"
         "nibble bench step --arch configs/arch/smollm-135m.json --json\n"
+        "nibble bench generate --arch configs/arch/tinyllama-1.1b.json --threads 1\n"
         "nibble bench attention --arch configs/arch/llama-3.1-8b.json --seq 4096 --device cuda\n"
         "nibble bench step --arch configs/arch/llama-3-8b.json --seq 4096 --rank 16",
 };
@@ -44,6 +54,35 @@ static Status measure_products(const Backend *backend, DType act, int threads, i
     *rate = ceiling_gemm(backend, &exec);
     pool_free(pool);
     if (!isfinite(*rate)) FAIL("the rate of products could not be measured on %d threads", *used);
+    return OK;
+}
+
+/* Of several, as with products. */
+static Status measure_read(int threads, int *used, double *rate, Error *err) {
+    Pool *pool;
+    Arena memory;
+    TRY(pool_create(&pool, threads, err));
+    *used = pool_threads(pool);
+    *rate = 0.0;
+    Status status = ceiling_memory(&memory, err);
+    for (int run = 0; run < READS && status == OK; run++)
+        *rate = fmax(*rate, ceiling_read(pool, &memory));
+    if (status == OK) arena_free(&memory);
+    pool_free(pool);
+    *rate = ceiling_best("memory", "read", *used, *rate);
+    return status;
+}
+
+static Status print_read(const BenchOptions *o, Text *out, Error *err) {
+    int one, all;
+    double single, together;
+    TRY(measure_read(1, &one, &single, err));
+    TRY(measure_read((int)o->threads, &all, &together, err));
+    if (o->json)
+        text_addf(out, ", \"read\": {\"one_thread_bytes\": %.6g, \"threads\": %d, \"bytes\": %.6g}", single, all, together);
+    else
+        text_addf(out, "reading memory\n  1 thread    %10.1f GB/s\n  %d threads   %10.1f GB/s (%.2f times)\n", single / 1e9,
+                  all, together / 1e9, together / single);
     return OK;
 }
 
@@ -67,6 +106,7 @@ static Status bench_ceiling(const BenchOptions *o, Text *out, Error *err) {
             text_addf(out, "dense %s products (%s)\n  1 thread    %10.1f GFLOP/s\n  %d threads   %10.1f GFLOP/s (%.2f times)\n",
                       kinds[i].name, backend.variant.linear, single / 1e9, all, together / 1e9, together / single);
     }
+    TRY(print_read(o, out, err));
     text_adds(out, o->json ? "}\n" : "");
     return OK;
 }
@@ -136,10 +176,10 @@ static Status check_operation(const BenchOptions *o, Error *err) {
     return OK;
 }
 
-static Status check_load(const BenchOptions *o, Error *err) {
+static Status check_load(const BenchOptions *o, int64_t tokens, Error *err) {
     static const char *const keys[] = {"method=", "precision=", "quant."};
     if (o->model == NULL || o->arch != NULL) FAIL_USAGE("bench load: want a MODEL, a folder or a .gguf file");
-    if (o->steps != STEPS || o->tokens != 0 || o->length != 0 || o->rank != 0)
+    if (o->steps != STEPS || tokens != 0 || o->length != 0 || o->rank != 0)
         FAIL_USAGE("bench load: --steps, --tokens, --seq and --rank belong to bench step");
     for (int i = 0; i < o->override_count; i++) {
         int known = 0;
@@ -150,19 +190,44 @@ static Status check_load(const BenchOptions *o, Error *err) {
     return OK;
 }
 
+static Status check_generate(const BenchOptions *o, Error *err) {
+    static const char *const keys[] = {"method=", "precision=", "seed=", "quant."};
+    for (int i = 0; i < o->override_count; i++) {
+        int known = 0;
+        for (size_t k = 0; k < sizeof keys / sizeof *keys; k++)
+            known |= strncmp(o->overrides[i], keys[k], strlen(keys[k])) == 0;
+        if (!known || strcmp(o->overrides[i], "method=full") == 0)
+            FAIL_USAGE("--set %.60s: bench generate takes method (qlora or lora), precision, seed and quant.*",
+                       o->overrides[i]);
+    }
+    if ((o->model != NULL) == (o->arch != NULL)) FAIL_USAGE("bench generate: want a MODEL or --arch FILE, one of them");
+    if (o->rank != 0 || o->length != 0)
+        FAIL_USAGE("bench generate: --rank and --seq belong to other kinds; --tokens: of the prompt");
+    if (o->device != NULL && strcmp(o->device, "cpu") != 0 && strcmp(o->device, "auto") != 0)
+        FAIL_USAGE("bench generate: --device %.20s is not supported, only cpu", o->device);
+    if (o->steps < 1 || o->steps > 100000) FAIL_USAGE("--steps: want 1 to 100000 rounds, got %lld", (long long)o->steps);
+    if (o->tokens < 1 || o->tokens > (int64_t)1 << 20)
+        FAIL_USAGE("--tokens: want 1 to 1048576, got %lld", (long long)o->tokens);
+    return OK;
+}
+
 /* Tokens of a micro-batch: one sequence, where only its length is given. */
-static BenchOptions with_tokens(const BenchOptions *options) {
+static BenchOptions with_defaults(const char *kind, const BenchOptions *options) {
     BenchOptions out = *options;
+    int generates = strcmp(kind, "generate") == 0;
+    if (out.steps == NOT_GIVEN) out.steps = generates ? ROUNDS : STEPS;
+    if (out.tokens == 0 && generates) out.tokens = PROMPT;
     if (out.tokens == 0) out.tokens = out.length > 0 ? out.length : TOKENS;
     return out;
 }
 
 static Status run_kind(const char *kind, const BenchOptions *given, Text *out, Error *err) {
-    static const char *const kinds[] = {"ceiling", "cpu", "step", "load", "dequant", "gemm", "attention", "loss", "optimizer"};
-    const BenchOptions sized = with_tokens(given), *o = &sized;
+    static const char *const kinds[] = {"ceiling", "cpu",  "step",      "load", "generate",
+                                        "dequant", "gemm", "attention", "loss", "optimizer"};
+    const BenchOptions sized = with_defaults(kind, given), *o = &sized;
     int step = strcmp(kind, "step") == 0;
     if (o->device != NULL) TRY(device_check_name(o->device, err));
-    for (size_t i = 4; i < sizeof kinds / sizeof *kinds; i++)
+    for (size_t i = 5; i < sizeof kinds / sizeof *kinds; i++)
         if (strcmp(kind, kinds[i]) == 0) {
             TRY(check_operation(o, err));
             return bench_device(o, out, err);
@@ -173,8 +238,12 @@ static Status run_kind(const char *kind, const BenchOptions *given, Text *out, E
         return bench_step(o, out, err);
     }
     if (strcmp(kind, "load") == 0) {
-        TRY(check_load(given, err));
+        TRY(check_load(o, given->tokens, err));
         return bench_load(given, out, err);
+    }
+    if (strcmp(kind, "generate") == 0) {
+        TRY(check_generate(o, err));
+        return bench_generate(o, out, err);
     }
     int is_ceiling = strcmp(kind, "ceiling") == 0;
     if (is_ceiling || strcmp(kind, "cpu") == 0) {
@@ -185,23 +254,27 @@ static Status run_kind(const char *kind, const BenchOptions *given, Text *out, E
     }
     const char *near = nearest_word(kind, kinds, sizeof kinds / sizeof *kinds);
     FAIL_USAGE(
-        "bench \"%.60s\" is not supported yet; there are ceiling, cpu, step, load, dequant, gemm, attention, loss and "
+        "bench \"%.60s\" is not supported yet; there are ceiling, cpu, step, load, generate, dequant, gemm, attention, loss "
+        "and "
         "optimizer%s%s%s",
         kind, near != NULL ? " (did you mean " : "", near != NULL ? near : "", near != NULL ? "?)" : "");
 }
 
 Status command_bench(int argc, char **argv, Error *err) {
-    BenchOptions o = {.steps = STEPS};
+    BenchOptions o = {.steps = NOT_GIVEN};
     OptionList set = {.count = 0};
     const OptionSpec specs[] = {
         {"arch", OPTION_STRING, "FILE", "a Hugging Face config.json, the shape", &o.arch},
         {"device", OPTION_STRING, "NAME", "cpu, cuda, emu or auto; left out: auto, for an operation cuda", &o.device},
         {"set", OPTION_LIST, "KEY=VALUE",
-         "step: sets method, precision, seed, quant.*, lora.* or train.recompute; load: method, precision or quant.*", &set},
-        {"tokens", OPTION_INTEGER, "N", "tokens of a micro-batch; left out: one sequence", &o.tokens},
+         "step: sets method, precision, seed, quant.*, lora.* or train.recompute; generate: all but the last two; load: "
+         "method, precision or quant.*",
+         &set},
+        {"tokens", OPTION_INTEGER, "N",
+         "tokens of a micro-batch; left out: one sequence; generate: of the prompt; left out: 128", &o.tokens},
         {"seq", OPTION_INTEGER, "N", "tokens of a sequence; left out: at most 512", &o.length},
         {"rank", OPTION_INTEGER, "N", "step, optimizer: rank of the adapters; left out: 16", &o.rank},
-        {"steps", OPTION_INTEGER, "N", "step: how many are timed", &o.steps},
+        {"steps", OPTION_INTEGER, "N", "how many are timed; left out: step 3, generate 9 rounds", &o.steps},
         {"threads", OPTION_INTEGER, "N", "threads; 0: all that this process may use", &o.threads},
         {"json", OPTION_FLAG, NULL, "print the result as JSON", &o.json},
     };

@@ -19,6 +19,7 @@ struct Generator {
     int32_t *order;   /* [vocab] */
     int32_t *positions, *rows;
     int64_t past;
+    double *profile; /* borrowed, or NULL */
 };
 
 static size_t cache_bytes(const ModelConfig *model, DType act, int64_t capacity) {
@@ -82,6 +83,10 @@ size_t generator_device_bytes(const Generator *generator) {
     return generator->engine->backend.on_device ? generator->rows_there.capacity : 0;
 }
 
+void generator_profile(Generator *generator, double *seconds) {
+    generator->profile = seconds;
+}
+
 void generator_free(Generator *generator) {
     if (generator == NULL) return;
     tape_free(generator->tape);
@@ -109,6 +114,7 @@ static Status run_rows(Generator *g, const int32_t *ids, int64_t count, int64_t 
     run.logits = logits;
     run.cache = g->cache;
     run.past = g->past;
+    run.profile = g->profile;
     TRY(tape_run(g->tape, &run, err));
     memcpy(g->held + g->past, ids, (size_t)count * sizeof *ids);
     g->past += count;

@@ -34,6 +34,8 @@ Tape *generator_tape(Generator *generator);
 size_t generator_bytes(const ModelConfig *model, DType act, int64_t capacity, int64_t logit_rows);
 /* Bytes of the cache on a device; 0 on the CPU. */
 size_t generator_device_bytes(const Generator *generator);
+/* Seconds are added per instruction of its tape from here on; NULL: no more. */
+void generator_profile(Generator *generator, double *seconds);
 void generator_free(Generator *generator);
 
 /* Starts a new sequence with `prompt` (count >= 1), appends up to max_new_tokens. *generated: how many. */
