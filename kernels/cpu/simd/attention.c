@@ -21,9 +21,11 @@ typedef struct Work {
 /* Largest scale * score of a row among the visible ones. */
 static float row_largest(const float *scores, int64_t first, int64_t end, float scale) {
     vf largest = vf_set(-INFINITY);
-    for (int64_t c = first / SIMD_WIDTH * SIMD_WIDTH; c < end; c += SIMD_WIDTH)
-        largest =
-            vf_max(largest, vf_select(lanes_within(c, first, end), vf_load(scores + c) * vf_set(scale), vf_set(-INFINITY)));
+    for (int64_t c = first / SIMD_WIDTH * SIMD_WIDTH; c < end; c += SIMD_WIDTH) {
+        vf x = vf_load(scores + c) * vf_set(scale);
+        if (c < first || c + SIMD_WIDTH > end) x = vf_select(lanes_within(c, first, end), x, vf_set(-INFINITY));
+        largest = vf_max(largest, x);
+    }
     return vf_largest(largest);
 }
 
@@ -35,7 +37,7 @@ SIMD_INLINE float row_exp(float *scores, int64_t count, int64_t first, int64_t e
         vf p = vf_zero();
         if (c < end && c + SIMD_WIDTH > first) {
             p = vf_exp(vf_fma(vf_load(scores + c), vf_set(scale), vf_set(-largest)));
-            p = vf_select(lanes_within(c, first, end), p, vf_zero());
+            if (c < first || c + SIMD_WIDTH > end) p = vf_select(lanes_within(c, first, end), p, vf_zero());
             sum += p;
         }
         store_scores(scores, c, p, pairs);

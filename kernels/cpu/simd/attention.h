@@ -74,10 +74,14 @@ SIMD_INLINE vi lanes_within(int64_t at, int64_t first, int64_t end) {
 
 /* Stores scores [c, c + SIMD_WIDTH) of a row, of which those up to c + SIMD_WIDTH have been read: as BF16 they lie behind. */
 SIMD_INLINE void store_scores(float *row, int64_t c, vf x, const int pairs) {
-    if (pairs)
-        vf_store_bf16((bf16 *)(void *)row + c, x);
-    else
-        vf_store(row + c, x);
+#if GEMM_PAIRS
+    if (pairs) {
+        store_operands((bf16 *)(void *)row + c, x);
+        return;
+    }
+#endif
+    (void)pairs;
+    vf_store(row + c, x);
 }
 
 /* Head `head` of an activation [.., heads * dim]. */

@@ -37,14 +37,22 @@ SIMD_INLINE void score_gradients(const Scratch *s, int64_t block, int64_t count,
                                  const int by_row, const int pairs) {
     for (int64_t i = 0; i < block; i++) {
         float *p = s->scores[0] + i * ATTENTION_STRIDE, *ds = s->scores[1] + i * ATTENTION_STRIDE;
+        int64_t first = visible->first[i], end = visible->end[i];
         for (int64_t c = 0; c < count; c += SIMD_WIDTH) {
-            vi seen = lanes_within(c, visible->first[i], visible->end[i]);
-            vf lse = by_row ? vf_set(s->stat[0][i]) : vf_load(s->stat[0] + c);
-            vf delta = by_row ? vf_set(s->stat[1][i]) : vf_load(s->stat[1] + c);
-            vf probability = vf_exp(vf_load(p + c) * vf_set(scale) - lse);
-            vf gradient = probability * (vf_load(ds + c) - delta);
-            store_scores(p, c, vf_select(seen, probability, vf_zero()), pairs);
-            store_scores(ds, c, vf_select(seen, gradient, vf_zero()), pairs);
+            vf probability = vf_zero(), gradient = vf_zero();
+            if (c < end && c + SIMD_WIDTH > first) {
+                vf lse = by_row ? vf_set(s->stat[0][i]) : vf_load(s->stat[0] + c);
+                vf delta = by_row ? vf_set(s->stat[1][i]) : vf_load(s->stat[1] + c);
+                probability = vf_exp(vf_fma(vf_load(p + c), vf_set(scale), -lse));
+                gradient = probability * (vf_load(ds + c) - delta);
+                if (c < first || c + SIMD_WIDTH > end) {
+                    vi seen = lanes_within(c, first, end);
+                    probability = vf_select(seen, probability, vf_zero());
+                    gradient = vf_select(seen, gradient, vf_zero());
+                }
+            }
+            store_scores(p, c, probability, pairs);
+            store_scores(ds, c, gradient, pairs);
         }
     }
 }

@@ -170,6 +170,13 @@ static void write_row(const Product *p, int64_t m, int64_t n0, int64_t columns, 
     int64_t at = row * p->out_stride + n0;
     for (int64_t n = 0; n < columns; n += SIMD_WIDTH) {
         vf x = vf_load(c + n);
+        if (p->split_scale != 0.0f) {
+            x *= vf_set(p->split_scale);
+            vf high = vf_round_bf16(x);
+            vf_store_act(p->out, DTYPE_BF16, at + n, columns - n, high);
+            vf_store_act(p->out, DTYPE_BF16, at + p->n + n, columns - n, x - high);
+            continue;
+        }
         if (p->bias != NULL) x += vf_load_act(p->bias, p->out_type, n0 + n, columns - n);
         if (p->accumulate) x += vf_load_act(p->out, DTYPE_F32, at + n, columns - n);
         vf_store_act(p->out, p->out_type, at + n, columns - n, x);
@@ -324,7 +331,7 @@ static int64_t choose_grid(const Product *p, int threads, Grid *grid) {
     int64_t want = threads > 1 ? 4 * (int64_t)threads : 1;
     while (columns > GEMM_COLUMNS && pieces(p->m, rows) * pieces(p->n, columns) < want)
         columns /= 2;
-    while (rows > 64 && pieces(p->m, rows) * pieces(p->n, columns) < want)
+    while (rows > 64 && !p->rows_meet && pieces(p->m, rows) * pieces(p->n, columns) < want)
         rows = round_up(rows / 2, GEMM_PANEL_ROWS);
     grid->tile_rows = rows;
     grid->tile_columns = columns;

@@ -82,6 +82,8 @@ typedef struct Product {
     const int32_t *out_rows; /* row m goes to out_rows[m]; NULL: m */
     int accumulate;          /* F32 out: added to */
     int out_transposed;      /* element (m, n) goes to [n][m]; accumulating only */
+    int rows_meet;           /* out_rows names a row more than once: m, at most GEMM_TILE_ROWS, stays in one tile */
+    float split_scale;       /* not 0: BF16 out [m][2n]: x = split_scale * c as the nearest BF16 number, then as x minus that */
 } Product;
 
 #define GEMM_GROUP_MAX 10 /* products of one call */
@@ -133,6 +135,11 @@ void gemm_pairs_pack_a_turned(const Operand *a, int64_t m0, int64_t rows, int64_
 void gemm_pairs_pack_b(const Operand *b, int64_t n0, int64_t columns, int64_t k0, int64_t k, int vectors, float *to);
 void gemm_pairs_pack_b_turned(const Operand *b, int64_t n0, int64_t columns, int64_t k0, int64_t k, int vectors, float *turn,
                               int64_t turn_stride, float *to);
+
+/* x as BF16 operands of such products, which take subnormal numbers for zeros anyway. */
+SIMD_INLINE void store_operands(bf16 *to, vf x) {
+    _mm256_storeu_si256((void *)to, (__m256i)_mm512_cvtneps_pbh(x));
+}
 
 #if GEMM_TILES
 /* Between the two this thread's tile registers hold the kernel's shapes. */

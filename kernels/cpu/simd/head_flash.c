@@ -80,7 +80,7 @@ static float soften(float *z, int64_t columns, int64_t target, float *largest, d
     for (int64_t v = 0; v < columns; v += SIMD_WIDTH) {
         vf e = vf_exp(vf_load(z + v) - vf_set(now));
         total += e;
-        vf_store_bf16((bf16 *)(void *)z + v, e); /* behind what is still to be read */
+        store_operands((bf16 *)(void *)z + v, e); /* behind what is still to be read */
     }
     if (target >= 0 && target < columns) ((bf16 *)(void *)z)[target] = 0;
     float shrink = before == -INFINITY ? 0.0f : expf(before - now);

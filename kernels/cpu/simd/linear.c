@@ -4,6 +4,8 @@
 #include "kernels/cpu/simd/entries.h"
 #include "kernels/cpu/simd/gemm.h"
 
+#define SPLIT_RANK_MAX (GEMM_TILE_ROWS / 2)
+
 typedef struct Layout {
     size_t s[LINEAR_GROUP_MAX], saved;
     size_t ds[LINEAR_GROUP_MAX], gemm, backward; /* gemm: where ds ends */
@@ -58,8 +60,16 @@ typedef struct Call {
     const LinearOperand *operands;
     DropoutMask masks[LINEAR_GROUP_MAX];
     int masked[LINEAR_GROUP_MAX];
+    int split[LINEAR_GROUP_MAX]; /* ds, scaled, is kept as two BF16 numbers a value, whose products take pairs */
+    int32_t twice[LINEAR_GROUP_MAX][2 * SPLIT_RANK_MAX]; /* 0 to R - 1, and again */
     Layout at;
 } Call;
+
+static int takes_split(const Call *call, int i) {
+    const LinearSpec *spec = &call->shape->linear[i];
+    return GEMM_PAIRS && call->act == DTYPE_BF16 && spec->rank > 0 && spec->rank <= SPLIT_RANK_MAX &&
+           spec->lora_scale != 0.0f && !call->masked[i];
+}
 
 static Status call_begin(Call *call, const Exec *exec, const LinearShape *shape, const Batch *batch,
                          const LinearOperand *operands, Error *err) {
@@ -74,6 +84,9 @@ static Status call_begin(Call *call, const Exec *exec, const LinearShape *shape,
                                        .stream = spec->dropout_stream,
                                        .threshold = dropout_threshold(spec->dropout),
                                        .scale = (float)(1.0 / (1.0 - (double)spec->dropout))};
+        call->split[i] = takes_split(call, i);
+        for (int64_t k = 0; call->split[i] && k < 2 * spec->rank; k++)
+            call->twice[i][k] = (int32_t)(k % spec->rank);
     }
     return OK;
 }
@@ -148,7 +161,7 @@ static Status linear_forward(const Exec *exec, const LinearShape *shape, const B
 
 /* ---- backward ----------------------------------------------------------------------------------------------------------- */
 
-/* ds_i = dy_i B_i, without the scale */
+/* ds_i = dy_i B_i: FP32 without the scale; or split: [rows, 2R], scale_i ds_i rounded to BF16, then what that leaves. */
 static Product adapter_gradient(const Call *call, int i, const void *dy, void *workspace) {
     const LinearSpec *spec = &call->shape->linear[i];
     return (Product){.m = call->batch->tokens,
@@ -158,13 +171,29 @@ static Product adapter_gradient(const Call *call, int i, const void *dy, void *w
                                .b = dense(call->operands[i].lora_b, call->act, spec->rank, 1.0f),
                                .k = spec->out}},
                      .out = (char *)workspace + call->at.ds[i],
-                     .out_type = DTYPE_F32,
-                     .out_stride = spec->rank};
+                     .out_type = call->split[i] ? DTYPE_BF16 : DTYPE_F32,
+                     .out_stride = spec->rank * (call->split[i] ? 2 : 1),
+                     .split_scale = call->split[i] ? spec->lora_scale : 0.0f};
 }
 
 static Operand scaled_ds(const Call *call, int i, const void *workspace) {
     const LinearSpec *spec = &call->shape->linear[i];
-    return dense((const char *)workspace + call->at.ds[i], DTYPE_F32, spec->rank, spec->lora_scale);
+    const char *ds = (const char *)workspace + call->at.ds[i];
+    return call->split[i] ? dense(ds, DTYPE_BF16, 2 * spec->rank, 1.0f) : dense(ds, DTYPE_F32, spec->rank, spec->lora_scale);
+}
+
+/* mask_i(scale_i ds_i A_i); split, A_i's rows meet both halves. */
+static Term adapter_term(const Call *call, int i, const void *workspace) {
+    const LinearSpec *spec = &call->shape->linear[i];
+    Term term = {.a = scaled_ds(call, i, workspace),
+                 .b = dense(call->operands[i].lora_a, call->act, call->shape->in, 1.0f),
+                 .k = spec->rank,
+                 .mask = mask_of(call, i)};
+    if (call->split[i]) {
+        term.b.rows = call->twice[i];
+        term.k = 2 * spec->rank;
+    }
+    return term;
 }
 
 /* dx = sum_i dy_i W_i + mask_i(scale_i ds_i A_i) */
@@ -174,11 +203,7 @@ static Product input_gradient(const Call *call, const void *const *dy, const voi
     for (int i = 0; i < call->shape->count; i++) {
         const LinearSpec *spec = &call->shape->linear[i];
         p.term[p.terms++] = (Term){.a = dense(dy[i], call->act, spec->out, 1.0f), .b = weight_of(call, i), .k = spec->out};
-        if (spec->rank > 0)
-            p.term[p.terms++] = (Term){.a = scaled_ds(call, i, workspace),
-                                       .b = dense(call->operands[i].lora_a, call->act, in, 1.0f),
-                                       .k = spec->rank,
-                                       .mask = mask_of(call, i)};
+        if (spec->rank > 0) p.term[p.terms++] = adapter_term(call, i, workspace);
     }
     return p;
 }
@@ -202,9 +227,13 @@ static int member_gradients(const Call *call, int i, const void *x, const void *
     int64_t in = call->shape->in;
     int count = 0;
     Operand dy_i = dense(dy, call->act, spec->out, 1.0f);
-    if (spec->rank > 0 && grad->lora_a != NULL)
-        products[count++] =
-            parameter_gradient(call, scaled_ds(call, i, workspace), spec->rank, masked_x(call, x, i), in, grad->lora_a);
+    if (spec->rank > 0 && grad->lora_a != NULL) {
+        Product *p = &products[count++];
+        int64_t rows = call->split[i] ? 2 * spec->rank : spec->rank;
+        *p = parameter_gradient(call, scaled_ds(call, i, workspace), rows, masked_x(call, x, i), in, grad->lora_a);
+        if (call->split[i]) p->out_rows = call->twice[i];
+        p->rows_meet = call->split[i];
+    }
     if (spec->rank > 0 && grad->lora_b != NULL) {
         Operand s = dense((const char *)saved + call->at.s[i], call->act, spec->rank, spec->lora_scale);
         Product *p = &products[count++];

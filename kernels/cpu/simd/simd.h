@@ -187,12 +187,14 @@ SIMD_INLINE float vf_sum(vf x) {
 #endif
 
 SIMD_INLINE float vf_largest(vf x) {
-    float lane[SIMD_WIDTH];
-    vf_store(lane, x);
-    float largest = lane[0];
-    for (int i = 1; i < SIMD_WIDTH; i++)
-        largest = lane[i] > largest ? lane[i] : largest;
-    return largest;
+#if SIMD_WIDTH == 16
+    __m256 h = _mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+#else
+    __m256 h = x;
+#endif
+    __m128 q = _mm_max_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+    q = _mm_max_ps(q, _mm_movehl_ps(q, q));
+    return _mm_cvtss_f32(_mm_max_ss(q, _mm_movehdup_ps(q)));
 }
 
 /* bf16 <-> float by integer operations: the same bits as core/dtype.h, NaN included. */
