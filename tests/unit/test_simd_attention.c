@@ -242,6 +242,50 @@ static void cached(const Backend *ref, const Backend *simd, const char *name) {
         }
 }
 
+/* One row over caches around the stretches of keys, many query heads a key/value head; the same bits for any threads. */
+static void cached_row(const Backend *ref, const Backend *simd, const char *name) {
+    static const int64_t pasts[] = {0, 14, 15, 16, 127, 128, 129, 300};
+    static const int64_t sizes[][4] = {
+        {12, 2, 64, 0}, {7, 1, 80, 0}, {6, 6, 18, 130}, {130, 1, 8, 0}}; /* heads, kv, dim, window */
+    Random r = {3000000};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+        for (int act = 0; act < 2; act++) {
+            DType type = act ? DTYPE_BF16 : DTYPE_F32;
+            int64_t heads = sizes[i][0], kv = sizes[i][1], dim = sizes[i][2], capacity = 301, starts[] = {0, 1};
+            AttentionShape shape = {
+                .rows = capacity, .heads = heads, .kv_heads = kv, .head_dim = dim, .window = sizes[i][3], .scale = 0.3f};
+            void *keys = random_values(&r, type, capacity * kv * dim, 2.0f), *q = random_values(&r, type, heads * dim, 2.0f);
+            void *values = random_values(&r, type, capacity * kv * dim, 1.0f);
+            KvLayer cache = {keys, values};
+            Batch batch = {.tokens = 1, .sequences = 1, .starts = starts};
+            for (size_t p = 0; p < sizeof pasts / sizeof *pasts; p++) {
+                static const int threads[] = {1, 1, 2, 8}; /* the first is the reference's */
+                size_t bytes = (size_t)(heads * dim) * dtype_size(type), row = (size_t)(pasts[p] * kv * dim) * dtype_size(type);
+                void *o[4];
+                for (int side = 0; side < 4; side++) {
+                    const Backend *backend = side == 0 ? ref : simd;
+                    Exec exec = exec_of(type, threads[side]);
+                    OpPlan plan;
+                    assert_ok(backend->attention_plan(&exec.config, &shape, &plan, err));
+                    void *workspace = buffer(plan.forward_workspace);
+                    o[side] = buffer(bytes);
+                    assert_ok(backend->attention_cached(&exec, &shape, &batch, q, (char *)keys + row, (char *)values + row,
+                                                        &cache, pasts[p], o[side], workspace, err));
+                    free(workspace);
+                    pool_free(exec.pool);
+                }
+                assert_close(name, type, o[1], o[0], heads * dim, attention_tolerance(simd, type));
+                assert_memory_equal(o[1], o[2], bytes);
+                assert_memory_equal(o[1], o[3], bytes);
+                for (int side = 0; side < 4; side++)
+                    free(o[side]);
+            }
+            free(keys);
+            free(values);
+            free(q);
+        }
+}
+
 #define TEST(check)                          \
     static void test_##check(void **state) { \
         (void)state;                         \
@@ -250,12 +294,14 @@ static void cached(const Backend *ref, const Backend *simd, const char *name) {
 TEST(shapes)
 TEST(position_in_batch)
 TEST(cached)
+TEST(cached_row)
 
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_shapes),
         cmocka_unit_test(test_position_in_batch),
         cmocka_unit_test(test_cached),
+        cmocka_unit_test(test_cached_row),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

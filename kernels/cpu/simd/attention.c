@@ -143,6 +143,7 @@ static Status attention_cached(const Exec *exec, const AttentionShape *shape, co
     TRY(attention_places(&exec->config, shape, &at, err));
     TRY(ref_attention_check(shape, batch, err));
     TRY(ref_attention_append(exec->config.act, shape, batch, k, v, cache, past, err));
+    if (batch->tokens == 1 && attention_one(exec, shape, q, cache, past, o, (char *)workspace + at.forward_scratch)) return OK;
     int64_t blocks = attention_cut(batch, workspace);
     Work work = {.act = exec->config.act,
                  .shape = shape,
