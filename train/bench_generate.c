@@ -96,7 +96,6 @@ static void count_bytes(GenerateBench *b) {
         if (view.rows > 0) add_weight(&view, linear ? &bytes->linear : &bytes->norms, &bytes->constants);
     }
     WeightView head = weights_view(engine->weights, WEIGHT_HEAD), norm = weights_view(engine->weights, WEIGHT_FINAL_NORM);
-    if (head.rows == 0) head = weights_view(engine->weights, WEIGHT_EMBED);
     add_weight(&head, &bytes->head, &bytes->head);
     add_weight(&norm, &bytes->norms, &bytes->norms);
     bytes->cache = b->rows / b->steps * 2.0 * act * (double)(model->layers * model->kv_heads * model->head_dim);
@@ -233,6 +232,7 @@ static Status open_generator(GenerateBench *b, const Config *config, Error *err)
                              .cpu = getenv("NIBBLE_CPU"),
                              .device = "cpu",
                              .random_weights = o->arch != NULL,
+                             .small_head = strcmp(o->head, "q8_0") == 0,
                              .method = METHOD_FROZEN,
                              .seed = (uint64_t)config->seed};
     TRY(weight_options_from_config(config, &options.weights, err));

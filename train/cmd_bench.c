@@ -226,6 +226,10 @@ static Status run_kind(const char *kind, const BenchOptions *given, Text *out, E
                                         "dequant", "gemm", "attention", "loss", "optimizer"};
     const BenchOptions sized = with_defaults(kind, given), *o = &sized;
     int step = strcmp(kind, "step") == 0;
+    if (strcmp(o->head, "none") != 0 && strcmp(o->head, "q8_0") != 0)
+        FAIL_USAGE("--head: want none or q8_0, got \"%.60s\"", o->head);
+    if (strcmp(o->head, "none") != 0 && strcmp(kind, "generate") != 0)
+        FAIL_USAGE("bench %.20s: --head belongs to generate", kind);
     if (o->device != NULL) TRY(device_check_name(o->device, err));
     for (size_t i = 5; i < sizeof kinds / sizeof *kinds; i++)
         if (strcmp(kind, kinds[i]) == 0) {
@@ -261,11 +265,12 @@ static Status run_kind(const char *kind, const BenchOptions *given, Text *out, E
 }
 
 Status command_bench(int argc, char **argv, Error *err) {
-    BenchOptions o = {.steps = NOT_GIVEN};
+    BenchOptions o = {.steps = NOT_GIVEN, .head = "none"};
     OptionList set = {.count = 0};
     const OptionSpec specs[] = {
         {"arch", OPTION_STRING, "FILE", "a Hugging Face config.json, the shape", &o.arch},
         {"device", OPTION_STRING, "NAME", "cpu, cuda, emu or auto; left out: auto, for an operation cuda", &o.device},
+        {"head", OPTION_STRING, "TYPE", "generate: the output head as it is (none) or in q8_0", &o.head},
         {"set", OPTION_LIST, "KEY=VALUE",
          "step: sets method, precision, seed, quant.*, lora.* or train.recompute; generate: all but the last two; load: "
          "method, precision or quant.*",

@@ -208,6 +208,7 @@ static Status open_frozen(Engine *engine, const EngineOptions *options, Error *e
         TRY(weights_random(&engine->weights, &engine->model, &stored, &engine->backend, options->seed, err));
     else
         TRY(weights_load(&engine->weights, options->model, &engine->model, &stored, &engine->backend, engine->pool, err));
+    if (options->small_head) TRY(weights_quantize_head(engine->weights, engine->pool, err));
     engine->source = engine->base = weights_source(engine->weights);
     engine->distill = options->config != NULL && strcmp(options->config->train.loss, "distill") == 0;
     if (engine->adapter.modules == NULL) return take_ranges(engine, err);

@@ -27,6 +27,7 @@ typedef struct EngineOptions {
     const char *cpu;     /* forced CPU variant, or NULL */
     const char *device;  /* auto, cpu, cuda or emu; NULL: cpu */
     WeightOptions weights;
+    int small_head; /* METHOD_FROZEN: the output head in Q8_0 */
     Method method;
     int random_weights; /* made from the seed instead of read (the folder needs only config.json); METHOD_FULL: to train from */
     uint64_t seed;

@@ -126,6 +126,7 @@ static Status record_all(const Recorder *r, Error *err) {
     tape_segment(r->tape, -1);
     TRY(tape_norm(r->tape, "norm", residual, x, ref_of(r, WEIGHT_FINAL_NORM), c->rms_eps, &sum, &n, err));
     WeightRef head = c->tied_embeddings ? table : ref_of(r, WEIGHT_HEAD);
+    if (r->shape->weights != NULL && weights_has_small_head(r->shape->weights)) head = WEIGHT_FROZEN(WEIGHT_HEAD);
     TRY(tape_head(r->tape, "lm_head", n, head, format_of(r, WEIGHT_HEAD, r->shape->dense), c->vocab, err));
     return tape_finish(r->tape, err);
 }

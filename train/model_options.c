@@ -25,6 +25,10 @@ static int has_double_quant(WeightFormat format) {
     return format == WEIGHT_NF4 || format == WEIGHT_FP4;
 }
 
+static int has_small_head(const ModelOptions *options) {
+    return strcmp(options->head, "q8_0") == 0;
+}
+
 static int has_file(const char *folder, const char *name) {
     char *path = path_join(folder, name);
     int found = file_exists(path);
@@ -39,6 +43,8 @@ Status model_options_check(const ModelOptions *options, const char *folder, Mode
         FAIL_USAGE("--no-double-quant: --quant %s has no double quantization", options->quant);
     if (strcmp(options->precision, "bf16") != 0 && strcmp(options->precision, "f32") != 0)
         FAIL_USAGE("--precision: want bf16 or f32, got \"%.60s\"", options->precision);
+    if (strcmp(options->head, "none") != 0 && strcmp(options->head, "q8_0") != 0)
+        FAIL_USAGE("--head: want none or q8_0, got \"%.60s\"", options->head);
     TRY(device_check_name(options->device, err));
     if (options->threads < 0 || options->threads > 1024)
         FAIL_USAGE("--threads: want 0 (all) to 1024, got %lld", (long long)options->threads);
@@ -89,10 +95,12 @@ Status model_options_open(Engine *engine, const ModelOptions *options, const cha
                           .rounding = &rounding,
                           .comm = options->comm,
                           .method = METHOD_FROZEN};
+    open.small_head = has_small_head(options);
     WeightBytes bytes;
     TRY(weights_plan(model, &open.weights, model->dtype, &bytes, err));
     size_t left = memory_available() / (size_t)comm_local_size(options->comm),
-           need = bytes.arena + (bytes.staging > extra ? bytes.staging : extra);
+           need = bytes.arena + (open.small_head ? (size_t)(model->vocab * model->hidden) / 32 * 34 : 0) +
+                  (bytes.staging > extra ? bytes.staging : extra);
     if (need > left) {
         char want[32], have[32];
         FAIL("%s: needs %s and %s are left; try --quant nf4, or fewer tokens", folder,

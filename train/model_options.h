@@ -7,25 +7,27 @@
 #include "train/options.h"
 
 typedef struct ModelOptions {
-    const char *device, *adapter, *quant, *precision, *activations, *kv_cache;
+    const char *device, *adapter, *quant, *precision, *activations, *kv_cache, *head;
     int no_double_quant;
     int64_t threads;
     Comm *comm; /* of the engine, or NULL */
 } ModelOptions;
 #define MODEL_OPTIONS_DEFAULT \
-    { .device = "auto", .quant = "none", .precision = "bf16" }
+    { .device = "auto", .quant = "none", .head = "none", .precision = "bf16" }
 
 /* Entries of an OptionSpec table. */
-#define MODEL_OPTION_SPECS(o)                                                                                             \
-    {"adapter", OPTION_STRING, "DIR", "a PEFT folder, for example runs/first/adapter, or a GGUF adapter", &(o)->adapter}, \
-        {"quant", OPTION_STRING, "TYPE", "quantize on load: none, nf4, fp4, int8 or int4", &(o)->quant},                  \
-        {"activations", OPTION_STRING, "TYPE", "inputs of linears: none, int8, int8-asymmetric; else as the model says",  \
-         &(o)->activations},                                                                                              \
-        {"kv-cache", OPTION_STRING, "TYPE", "keys and values: none, int8, int4; else as the model says", &(o)->kv_cache}, \
-        {"no-double-quant", OPTION_FLAG, NULL, "keep the blocks' constants in FP32 (nf4, fp4)", &(o)->no_double_quant},   \
-        {"precision", OPTION_STRING, "TYPE", "bf16 or f32 (nothing is rounded to BF16)", &(o)->precision},                \
-        {"device", OPTION_STRING, "NAME", "auto, cpu, cuda or emu", &(o)->device}, {                                      \
-        "threads", OPTION_INTEGER, "N", "threads; 0: all that this process may use", &(o)->threads                        \
+#define MODEL_OPTION_SPECS(o)                                                                                                  \
+    {"adapter", OPTION_STRING, "DIR", "a PEFT folder, for example runs/first/adapter, or a GGUF adapter", &(o)->adapter},      \
+        {"quant", OPTION_STRING, "TYPE", "quantize on load: none, nf4, fp4, int8 or int4", &(o)->quant},                       \
+        {"head", OPTION_STRING, "TYPE", "output head: none (as it is), or q8_0: half the bytes a generated token reads of it", \
+         &(o)->head},                                                                                                          \
+        {"activations", OPTION_STRING, "TYPE", "inputs of linears: none, int8, int8-asymmetric; else as the model says",       \
+         &(o)->activations},                                                                                                   \
+        {"kv-cache", OPTION_STRING, "TYPE", "keys and values: none, int8, int4; else as the model says", &(o)->kv_cache},      \
+        {"no-double-quant", OPTION_FLAG, NULL, "keep the blocks' constants in FP32 (nf4, fp4)", &(o)->no_double_quant},        \
+        {"precision", OPTION_STRING, "TYPE", "bf16 or f32 (nothing is rounded to BF16)", &(o)->precision},                     \
+        {"device", OPTION_STRING, "NAME", "auto, cpu, cuda or emu", &(o)->device}, {                                           \
+        "threads", OPTION_INTEGER, "N", "threads; 0: all that this process may use", &(o)->threads                             \
     }
 
 /* Refuses wrong values, and a folder that is a run's or is quantized already where --quant is given; reads the model's

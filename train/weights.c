@@ -179,6 +179,7 @@ void weights_free(ModelWeights *weights) {
     if (weights->mirror.base != NULL) device_arena_free(&weights->mirror, weights->backend, weights->exec);
     if (weights->dense.base != NULL) device_arena_free(&weights->dense, weights->backend, weights->exec);
     if (weights->pinned.base != NULL) pinned_arena_free(&weights->pinned, weights->backend, weights->exec);
+    arena_free(&weights->small_head);
     arena_free(&weights->arena);
     shards_free(weights->shards);
     memory_free(weights->entries);
@@ -203,7 +204,18 @@ WeightView weight_stored_view(const ModelWeights *weights, const WeightEntry *en
                         .data = there(weights, entry->data)};
 }
 
+/* The head's copy in Q8_0. */
+static WeightView small_head_view(const ModelWeights *weights) {
+    const WeightEntry *entry = &weights->entries[weights->config.tied_embeddings ? WEIGHT_EMBED : WEIGHT_HEAD];
+    return (WeightView){.format = WEIGHT_GGML,
+                        .ggml_type = GGML_Q8_0,
+                        .rows = entry->rows,
+                        .cols = entry->cols,
+                        .data = weights->small_head.base};
+}
+
 WeightView weights_view(const ModelWeights *weights, int32_t id) {
+    if (id == WEIGHT_HEAD && weights->small_head.base != NULL) return small_head_view(weights);
     if (id == WEIGHT_HEAD && weights->config.tied_embeddings) id = WEIGHT_EMBED;
     if (id < 0 || id >= weights->count || !weights->entries[id].present) return (WeightView){0};
     return entry_view(weights, &weights->entries[id]);
@@ -371,5 +383,5 @@ size_t weights_pinned_bytes(const ModelWeights *weights) {
 }
 
 size_t weights_bytes(const ModelWeights *weights) {
-    return weights->arena.used;
+    return weights->arena.used + weights->small_head.capacity;
 }

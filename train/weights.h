@@ -97,6 +97,10 @@ Status weights_load(ModelWeights **out, const char *folder, const ModelConfig *c
 Status weights_random(ModelWeights **out, const ModelConfig *config, const WeightOptions *options, const Backend *backend,
                       uint64_t seed, Error *err);
 void weights_free(ModelWeights *weights); /* NULL is fine */
+/* From here on the head (a tied one too; not the embedding) is a Q8_0 copy of what was loaded, whose own memory is given back.
+ * Refused on a device, and where the head is blocks already. */
+Status weights_quantize_head(ModelWeights *weights, Pool *pool, Error *err);
+int weights_has_small_head(const ModelWeights *weights);
 /* The frozen weight as it lies in memory; valid as long as the weights. rows 0 when the model has none. */
 WeightView weights_view(const ModelWeights *weights, int32_t id);
 /* What is not on the backend's device yet goes there, when it has one, and the host's copy is dropped: views then point there.

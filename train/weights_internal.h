@@ -7,6 +7,7 @@
  *   weights_grouped.c  folders of GPTQ, AWQ and compressed-tensors
  *   weights_load.c     reader thread, staging, quantizing
  *   weights_stream.c   the same with a device that quantizes
+ *   weights_head.c     the head's copy in Q8_0
  *   weights_shard.c    a base that is split over the ranks
  *   weights.c          the loaded weights as a source
  */
@@ -58,6 +59,7 @@ struct ModelWeights {
     Arena mirror;         /* the same on a device; then `arena` has addresses, and no memory */
     Arena pinned;         /* what the device reads in host memory */
     Arena dense;          /* on the device: layers that are dequantized already */
+    Arena small_head;     /* weights_quantize_head; base NULL: the head is as it was stored */
     DType act;
     const Backend *backend;
     const Exec *exec;

@@ -77,6 +77,12 @@ generate_quant() {
     run 0 generate "$tiny" --prompt "x" --max-tokens 3 --quant nf4 --no-double-quant
 }
 check "generate quantizes on load" generate_quant
+small_head() {
+    run 0 generate "$tiny" --prompt "red is " --max-tokens 3 --head q8_0 --json --device cpu && is_json || return 1
+    run 0 eval "$tiny" --data "$work/pairs.jsonl" --head q8_0 --device cpu --json && is_json
+}
+check "the output head in Q8_0" small_head
+check "generate: a head that there is not" fails_with "want none or q8_0" generate "$tiny" --prompt x --head q4_0
 interrupted() { # after the first character: what is there stays, status 130
     sed 's/"max_position_embeddings": 128/"max_position_embeddings": 100000/' "$work/tiny.json" >"$work/long.json"
     "$nibble" synth --arch "$work/long.json" --out "$work/long" 2>/dev/null && mkfifo "$work/pipe" || return 1
@@ -289,12 +295,14 @@ bench_all() {
     run 0 bench cpu && out_has "used by each operation" && run 0 bench cpu --json && is_json || return 1
     run 0 bench ceiling --json && is_json || return 1
     run 0 bench step "$tiny" --tokens 64 --steps 1 --json && is_json && [[ $(value method) == qlora ]] || return 1
+    run 0 bench generate --arch "$work/tiny.json" --tokens 20 --steps 1 --json && is_json && [[ $(value threads) -ge 1 ]] || return 1
     TMPDIR=$work run 0 bench step --arch "$work/tiny.json" --tokens 64 --steps 1 --set method=full && out_has "tokens/s" || return 1
     [[ -z $(find "$work" -maxdepth 1 -name 'nibble-bench-*') ]]
 }
 check "bench measures, and leaves nothing behind" bench_all
 check "bench: a kind that is not there" fails_with "bench \"kernels\" is not supported yet" bench kernels
 check "bench: step without a model" fails_with "MODEL folder or --arch" bench step
+check "bench: a head for a step" fails_with "--head belongs to generate" bench step "$tiny" --head q8_0
 check "bench: a key that a step does not use" fails_with "--set data.path" bench step "$tiny" --set data.path=x
 check "bench: a model for cpu" fails_with "bench cpu takes only" bench cpu "$tiny"
 
