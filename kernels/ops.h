@@ -114,7 +114,8 @@ typedef struct NormShape {
  * Dropout: element (row, feature) is kept by dropout_keep(seed, stream, samples[row], positions[row], feature) and then
  * scaled by 1/(1-p) (core/philox.h); dropout_i(x) is never rounded, so the factor may be applied to the sums.
  * Backward: dx = sum_i dy_i W_i + scale_i * mask_i(dy_i B_i A_i); dA_i += scale_i (dy_i B_i)^T dropout_i(x);
- * dB_i += scale_i dy_i^T s_i; dW_i += dy_i^T x; dbias_i += column sums of dy_i. ds_i = dy_i B_i stays FP32 in workspace. */
+ * dB_i += scale_i dy_i^T s_i; dW_i += dy_i^T x; dbias_i += column sums of dy_i. ds_i = dy_i B_i stays FP32 in workspace (or two
+ * BF16 numbers a value, which hold it to 2^-17). */
 #define LINEAR_GROUP_MAX 3
 typedef struct LinearSpec {
     int64_t out;

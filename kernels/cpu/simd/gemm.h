@@ -58,8 +58,10 @@
 #define GEMM_K_STRIDE (GEMM_K + 16)
 #define GEMM_TILE_ROWS 384
 #define GEMM_TILE_COLUMNS 256
-#define GEMM_TALL_ROWS 576 /* of a tile that is one panel of B wide, where A needs no packing; a multiple of GEMM_PANEL_ROWS */
-#define GEMM_PACKING_ROWS 24 /* a panel of B is packed in the time that so many rows are multiplied with it */
+/* Rows of a tile that is one panel of B wide, where A needs no packing: a multiple of GEMM_PANEL_ROWS whose block of A stays in L2. */
+#define GEMM_TALL_ROWS (GEMM_TILES ? 1024 : 576)
+/* A panel of B is packed in the time that so many rows are multiplied with it. */
+#define GEMM_PACKING_ROWS (GEMM_TILES ? 128 : 48)
 #define GEMM_TERMS 6
 #define GEMM_DOT_ROWS 8 /* at most so many rows take dot products */
 

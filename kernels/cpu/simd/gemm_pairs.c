@@ -8,6 +8,7 @@
 
 #define PAIRS SIMD_WIDTH /* a vector holds so many */
 #define ELEMENTS (2 * SIMD_WIDTH)
+#define ROWS_AHEAD 16 /* of rows that are asked for before they are read */
 
 /* low, high [count]: the elements of neighbouring k. A pair a lane. */
 SIMD_INLINE void store_pairs(float *to, vf low, vf high) {
@@ -176,8 +177,15 @@ void gemm_pairs_pack_a_turned(const Operand *a, int64_t m0, int64_t rows, int64_
 
 void gemm_pairs_pack_b(const Operand *b, int64_t n0, int64_t columns, int64_t k0, int64_t k, int vectors, float *to) {
     int64_t width = (int64_t)vectors * SIMD_WIDTH;
-    for (int64_t at = 0; at < k; at += 2)
+    int far = is_dense(b) && b->rows == NULL && columns % ELEMENTS == 0; /* a few lines of every row: no prefetcher sees that */
+    for (int64_t at = 0; at < k; at += 2) {
+        if (far && at + ROWS_AHEAD + 1 < k)
+            for (int64_t i = 0; i < columns; i += ELEMENTS) {
+                _mm_prefetch((const char *)(dense_row(b, k0 + at + ROWS_AHEAD) + n0 + i), _MM_HINT_T0);
+                _mm_prefetch((const char *)(dense_row(b, k0 + at + ROWS_AHEAD + 1) + n0 + i), _MM_HINT_T0);
+            }
         read_row_pair(b, k0 + at, at + 1 == k, n0, columns, to + at / 2 * width);
+    }
     for (int64_t p = (k + 1) / 2; GEMM_TILES && p % PAIRS != 0; p++)
         memset(to + p * width, 0, (size_t)width * sizeof *to);
 }
