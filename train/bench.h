@@ -9,14 +9,14 @@
 
 typedef struct BenchOptions {
     const char *kind;
-    const char *model, *arch; /* one of them, for `step` and `generate`; a shape for a device's operations; a model for `load` */
+    const char *model, *arch; /* one of them, for `step` and `generate`; a shape for `linear` and a device's operations; a model for `load` */
     const char *device;       /* NULL: auto for step and load, cuda for a device's operations */
     const char *head;         /* generate: none or q8_0 */
     const char *const *overrides;
     int override_count;
     int64_t steps, tokens, threads;
     int64_t length; /* of the sequences; 0: the least of 512, the micro-batch and the context */
-    int64_t rank;   /* of adapters; 0: the config's for step, 16 for optimizer */
+    int64_t rank;   /* of adapters; 0: the config's for step, none for linear, 16 for optimizer */
     int json;
 } BenchOptions;
 
@@ -26,6 +26,13 @@ Status bench_step(const BenchOptions *options, Text *out, Error *err);
 /* Tokens a second of one sequence on the CPU, against the memory's read bandwidth (bench_generate.c). tokens: of the prompt;
  * steps: rounds. */
 Status bench_generate(const BenchOptions *options, Text *out, Error *err);
+
+/* The CPU's products with frozen weights, against dense ones and against BF16 weights (bench_linear.c). tokens 0: 512 and 1,024;
+ * steps: rounds; rank 0: no adapter. */
+Status bench_cpu_linear(const BenchOptions *options, Text *out, Error *err);
+
+/* Of count > 0 values, which it sorts (bench_generate.c). */
+double bench_median(double *values, int64_t count);
 
 /* One operation on a device, against the ceilings of the same run (bench_device.c): dequant, gemm, attention, loss, optimizer. */
 Status bench_device(const BenchOptions *options, Text *out, Error *err);

@@ -130,7 +130,7 @@ static int by_value(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-static double median(double *values, int64_t count) {
+double bench_median(double *values, int64_t count) {
     qsort(values, (size_t)count, sizeof *values, by_value);
     return count % 2 != 0 ? values[count / 2] : 0.5 * (values[count / 2 - 1] + values[count / 2]);
 }
@@ -188,7 +188,8 @@ static void print_result(GenerateBench *b, const Config *config, Text *out) {
     const BenchOptions *o = b->options;
     const char *model = o->model != NULL ? o->model : o->arch, *variant = b->engine.backend.variant.linear;
     const char *quant = strcmp(config->method, "qlora") == 0 ? config->quant.type : "none";
-    double tokens = median(b->tokens, o->steps), read = median(b->read, o->steps), fraction = median(b->fraction, o->steps);
+    double tokens = bench_median(b->tokens, o->steps), read = bench_median(b->read, o->steps);
+    double fraction = bench_median(b->fraction, o->steps);
     double all = 0.0, bytes = bytes_of(&b->bytes);
     int threads = b->engine.exec.config.threads;
     for (int i = 0; i < b->kind_count; i++)

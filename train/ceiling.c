@@ -29,14 +29,17 @@ typedef struct Ceiling {
     size_t matrix; /* bytes of one */
 } Ceiling;
 
-static Status measure(const Ceiling *c, uint8_t *memory, double *best) {
+#define RUNS_LEAST 3
+#define RUNS_MOST 20
+
+static Status measure(const Ceiling *c, uint8_t *memory, int runs, double *best) {
     Batch batch = {.tokens = c->shape.rows};
     LinearOperand operand = {
         .weight = {.format = c->shape.linear[0].format, .rows = c->shape.in, .cols = c->shape.in, .data = memory + c->matrix}};
     void *outputs[1] = {memory + 2 * c->matrix};
     uint8_t *saved = memory + 3 * c->matrix, *workspace = saved + arena_align(c->plan.saved + 1);
     double side = (double)c->shape.in, end = clock_seconds() + 0.1;
-    for (int run = 0; run < 3 || (run < 20 && clock_seconds() < end); run++) {
+    for (int run = 0; run < RUNS_LEAST || (run < runs && clock_seconds() < end); run++) {
         double begin = clock_seconds();
         TRY(c->backend->linear_forward(&c->exec, &c->shape, &batch, memory, &operand, outputs, saved, workspace, NULL));
         if (c->backend->finish != NULL) TRY(c->backend->finish(&c->exec, NULL));
@@ -48,7 +51,7 @@ static Status measure(const Ceiling *c, uint8_t *memory, double *best) {
 }
 
 /* FLOP/s of a square product, 0 when it cannot be had. */
-static double rate_of(const Backend *backend, const Exec *exec, int64_t side) {
+static double rate_of(const Backend *backend, const Exec *exec, int64_t side, int runs) {
     DType act = exec->config.act == DTYPE_BF16 ? DTYPE_BF16 : DTYPE_F32;
     Ceiling c = {.backend = backend,
                  .exec = *exec,
@@ -67,7 +70,7 @@ static double rate_of(const Backend *backend, const Exec *exec, int64_t side) {
     fill(host.base + c.matrix, side * side, act);
     double best = 0.0;
     if (mirror_create(&there, &host, backend, exec, NULL) == OK) {
-        if (measure(&c, mirror_at(&there, &host, host.base), &best) != OK) best = 0.0;
+        if (measure(&c, mirror_at(&there, &host, host.base), runs, &best) != OK) best = 0.0;
         if (backend->on_device) device_arena_free(&there, backend, exec);
     }
     arena_free(&host);
@@ -75,12 +78,17 @@ static double rate_of(const Backend *backend, const Exec *exec, int64_t side) {
 }
 
 double ceiling_gemm(const Backend *backend, const Exec *exec) {
-    double best = rate_of(backend, exec, SIDE);
+    double best = rate_of(backend, exec, SIDE, RUNS_MOST);
     if (backend->on_device && best > 2.0 * SIDE * SIDE * (double)SIDE / 1e-3) {
-        double large = rate_of(backend, exec, SIDE_DEVICE);
+        double large = rate_of(backend, exec, SIDE_DEVICE, RUNS_MOST);
         if (large > best) best = large;
     }
     if (!(best > 0.0)) best = NAN;
     DType act = exec->config.act == DTYPE_BF16 ? DTYPE_BF16 : DTYPE_F32;
     return backend->on_device ? best : ceiling_best(backend->variant.linear, dtype_name(act), exec->config.threads, best);
+}
+
+double ceiling_now(const Backend *backend, const Exec *exec) {
+    double rate = rate_of(backend, exec, SIDE, RUNS_LEAST);
+    return rate > 0.0 ? rate : NAN;
 }

@@ -9,6 +9,8 @@
  * FP32; FP32 for F64) on all its threads (about 0.1 s), or of
  * what earlier runs on this processor kept (train/ceiling_store.h); NaN when it cannot be measured. */
 double ceiling_gemm(const Backend *backend, const Exec *exec);
+/* The same of three runs in this moment, for what is measured beside it; nothing is kept. */
+double ceiling_now(const Backend *backend, const Exec *exec);
 
 /* A buffer many times the size of the last cache (512 MiB to 2 GiB, an eighth of the memory left at most), for the next. */
 Status ceiling_memory(Arena *buffer, Error *err);

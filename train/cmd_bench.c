@@ -13,7 +13,7 @@
 #include "train/options.h"
 
 #define STEPS 3
-#define ROUNDS 9 /* of bench generate */
+#define ROUNDS 9 /* of bench generate and linear */
 #define TOKENS 512
 #define PROMPT 128
 #define READS 5
@@ -21,13 +21,18 @@
 
 static const CommandHelp help = {
     .usage =
-        "nibble bench ceiling | cpu | step MODEL | step --arch FILE | generate MODEL | generate --arch FILE | load MODEL | "
+        "nibble bench ceiling | cpu | linear | step MODEL | step --arch FILE | generate MODEL | generate --arch FILE | load "
+        "MODEL | "
         "dequant, gemm, attention, loss, optimizer --arch FILE  [options]",
     .summary =
         "ceiling: the rate of dense FP32 and BF16 products, and of reading memory, on one thread and on all. cpu: the "
         "instruction "
         "sets\n"
-        "that this processor offers and what each operation uses. step: tokens a second of an optimizer step and where its "
+        "that this processor offers and what each operation uses. linear: products with frozen weights on the CPU, forward "
+        "and\n"
+        "backward, in BF16 and NF4 (or what --set quant.* says), as shares of dense products and of those with BF16 weights, "
+        "for\n"
+        "a table of shapes or those of --arch. step: tokens a second of an optimizer step and where its "
         "time\n"
         "goes. generate: tokens a second of one sequence, the bytes that a token reads, and what share of the memory's read\n"
         "bandwidth that makes. --arch measures a shape with random weights. dequant to optimizer: one operation of that shape "
@@ -37,6 +42,8 @@ static const CommandHelp help = {
         "memory, quantized (the device's memory where there is one), as a share of reading the same files.",
     .example =
         "nibble bench ceiling\n"
+        "nibble bench linear --threads 1\n"
+        "nibble bench linear --arch configs/arch/smollm-135m.json --rank 16\n"
         "nibble bench step models/TinyLlama-1.1B --tokens 1024 --set lora.rank=32\n"
         "nibble bench step --arch configs/arch/smollm-135m.json --json\n"
         "nibble bench generate --arch configs/arch/tinyllama-1.1b.json --threads 1\n"
@@ -211,18 +218,32 @@ static Status check_generate(const BenchOptions *o, Error *err) {
     return OK;
 }
 
+static Status check_linear(const BenchOptions *o, Error *err) {
+    for (int i = 0; i < o->override_count; i++)
+        if (strncmp(o->overrides[i], "quant.", 6) != 0) FAIL_USAGE("--set %.60s: bench linear takes quant.*", o->overrides[i]);
+    if (o->model != NULL) FAIL_USAGE("bench linear: takes no MODEL; --arch FILE: the shapes of a model");
+    if (o->device != NULL && strcmp(o->device, "cpu") != 0 && strcmp(o->device, "auto") != 0)
+        FAIL_USAGE("bench linear: --device %.20s is not supported, only cpu; a device has `nibble bench gemm`", o->device);
+    if (o->length != 0) FAIL_USAGE("bench linear: --seq belongs to other kinds; --tokens: rows of the products");
+    if (o->rank < 0 || o->rank > 4096) FAIL_USAGE("--rank: want 0 (no adapter) to 4096, got %lld", (long long)o->rank);
+    if (o->steps < 1 || o->steps > 100000) FAIL_USAGE("--steps: want 1 to 100000 rounds, got %lld", (long long)o->steps);
+    if (o->tokens < 0 || o->tokens > (int64_t)1 << 20)
+        FAIL_USAGE("--tokens: want 1 to 1048576, got %lld", (long long)o->tokens);
+    return OK;
+}
+
 /* Tokens of a micro-batch: one sequence, where only its length is given. */
 static BenchOptions with_defaults(const char *kind, const BenchOptions *options) {
     BenchOptions out = *options;
-    int generates = strcmp(kind, "generate") == 0;
-    if (out.steps == NOT_GIVEN) out.steps = generates ? ROUNDS : STEPS;
+    int generates = strcmp(kind, "generate") == 0, linear = strcmp(kind, "linear") == 0;
+    if (out.steps == NOT_GIVEN) out.steps = generates || linear ? ROUNDS : STEPS;
     if (out.tokens == 0 && generates) out.tokens = PROMPT;
-    if (out.tokens == 0) out.tokens = out.length > 0 ? out.length : TOKENS;
+    if (out.tokens == 0 && !linear) out.tokens = out.length > 0 ? out.length : TOKENS;
     return out;
 }
 
 static Status run_kind(const char *kind, const BenchOptions *given, Text *out, Error *err) {
-    static const char *const kinds[] = {"ceiling", "cpu",  "step",      "load", "generate",
+    static const char *const kinds[] = {"ceiling", "cpu",  "step",      "load", "generate", "linear",
                                         "dequant", "gemm", "attention", "loss", "optimizer"};
     const BenchOptions sized = with_defaults(kind, given), *o = &sized;
     int step = strcmp(kind, "step") == 0;
@@ -231,7 +252,7 @@ static Status run_kind(const char *kind, const BenchOptions *given, Text *out, E
     if (strcmp(o->head, "none") != 0 && strcmp(kind, "generate") != 0)
         FAIL_USAGE("bench %.20s: --head belongs to generate", kind);
     if (o->device != NULL) TRY(device_check_name(o->device, err));
-    for (size_t i = 5; i < sizeof kinds / sizeof *kinds; i++)
+    for (size_t i = 6; i < sizeof kinds / sizeof *kinds; i++)
         if (strcmp(kind, kinds[i]) == 0) {
             TRY(check_operation(o, err));
             return bench_device(o, out, err);
@@ -249,6 +270,10 @@ static Status run_kind(const char *kind, const BenchOptions *given, Text *out, E
         TRY(check_generate(o, err));
         return bench_generate(o, out, err);
     }
+    if (strcmp(kind, "linear") == 0) {
+        TRY(check_linear(o, err));
+        return bench_cpu_linear(o, out, err);
+    }
     int is_ceiling = strcmp(kind, "ceiling") == 0;
     if (is_ceiling || strcmp(kind, "cpu") == 0) {
         if (o->model != NULL || o->arch != NULL || o->override_count > 0 || o->steps != STEPS || given->tokens != 0 ||
@@ -258,7 +283,8 @@ static Status run_kind(const char *kind, const BenchOptions *given, Text *out, E
     }
     const char *near = nearest_word(kind, kinds, sizeof kinds / sizeof *kinds);
     FAIL_USAGE(
-        "bench \"%.60s\" is not supported yet; there are ceiling, cpu, step, load, generate, dequant, gemm, attention, loss "
+        "bench \"%.60s\" is not supported yet; there are ceiling, cpu, step, load, generate, linear, dequant, gemm, attention, "
+        "loss "
         "and "
         "optimizer%s%s%s",
         kind, near != NULL ? " (did you mean " : "", near != NULL ? near : "", near != NULL ? "?)" : "");
@@ -273,13 +299,15 @@ Status command_bench(int argc, char **argv, Error *err) {
         {"head", OPTION_STRING, "TYPE", "generate: the output head as it is (none) or in q8_0", &o.head},
         {"set", OPTION_LIST, "KEY=VALUE",
          "step: sets method, precision, seed, quant.*, lora.* or train.recompute; generate: all but the last two; load: "
-         "method, precision or quant.*",
+         "method, precision or quant.*; linear: quant.*",
          &set},
         {"tokens", OPTION_INTEGER, "N",
-         "tokens of a micro-batch; left out: one sequence; generate: of the prompt; left out: 128", &o.tokens},
+         "tokens of a micro-batch; left out: one sequence; generate: of the prompt; left out: 128; linear: left "
+         "out: 512 and 1,024",
+         &o.tokens},
         {"seq", OPTION_INTEGER, "N", "tokens of a sequence; left out: at most 512", &o.length},
-        {"rank", OPTION_INTEGER, "N", "step, optimizer: rank of the adapters; left out: 16", &o.rank},
-        {"steps", OPTION_INTEGER, "N", "how many are timed; left out: step 3, generate 9 rounds", &o.steps},
+        {"rank", OPTION_INTEGER, "N", "step, optimizer: rank of the adapters; left out: 16; linear: left out: none", &o.rank},
+        {"steps", OPTION_INTEGER, "N", "how many are timed; left out: step 3, generate and linear 9 rounds", &o.steps},
         {"threads", OPTION_INTEGER, "N", "threads; 0: all that this process may use", &o.threads},
         {"json", OPTION_FLAG, NULL, "print the result as JSON", &o.json},
     };

@@ -118,6 +118,10 @@ const TensorInfo *grouped_codes(const TensorFiles *files, const ModelConfig *con
 Status grouped_find(WeightCheck *check, const char *name, int32_t id, WeightEntry *entry, int *found, Error *err);
 Status grouped_read(const TensorFiles *files, const ModelConfig *config, WeightEntry *entry, Pool *pool, int drop_cache,
                     Error *err);
+/* Random bytes and constants in a tensor's storage, and values of a layer's usual spread (weights_random.c). */
+void weights_random_codes(uint64_t *state, QuantizedTensor *tensor);
+void weights_random_values(uint64_t *state, int64_t count, bf16 *out);
+
 /* What grouped_read allocates. */
 size_t grouped_staging(const WeightEntry *entry);
 

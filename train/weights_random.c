@@ -29,7 +29,7 @@ static void fill_floats(float *out, int64_t count, float value) {
 }
 
 /* 0.05 is near the absmax of 64 normal values of that spread. */
-static void fill_quantized(uint64_t *state, QuantizedTensor *t) {
+void weights_random_codes(uint64_t *state, QuantizedTensor *t) {
     random_bytes(state, t->codes, t->code_bytes);
     if (t->code_table != NULL) memcpy(t->code_table, quant_code_table(t->spec.format), 16 * sizeof(float));
     if (t->scales != NULL)
@@ -45,13 +45,21 @@ static void fill_quantized(uint64_t *state, QuantizedTensor *t) {
     t->nested_offset = 0.05f;
 }
 
+static float random_value(uint64_t *state) {
+    return 1.7320508f * SPREAD * ((float)(next_bits(state) >> 40) / 8388608.0f - 1.0f);
+}
+
+void weights_random_values(uint64_t *state, int64_t count, bf16 *out) {
+    for (int64_t i = 0; i < count; i++)
+        out[i] = bf16_from_float(random_value(state));
+}
+
 static void fill_dense(uint64_t *state, int32_t id, WeightEntry *entry) {
     int64_t values = entry->rows * entry->cols;
     int kind = id >= WEIGHT_GLOBALS ? (id - WEIGHT_GLOBALS) % LAYER_WEIGHTS : LAYER_INPUT_NORM;
     int norm = weight_is_vector(id) && kind >= LAYER_INPUT_NORM;
     for (int64_t i = 0; i < values; i++) {
-        float uniform = (float)(next_bits(state) >> 40) / 8388608.0f - 1.0f;
-        float value = weight_is_vector(id) ? (float)norm : 1.7320508f * SPREAD * uniform;
+        float drawn = random_value(state), value = weight_is_vector(id) ? (float)norm : drawn;
         if (entry->dense == DTYPE_BF16)
             ((bf16 *)entry->data)[i] = bf16_from_float(value);
         else
@@ -74,7 +82,7 @@ Status weights_random(ModelWeights **out, const ModelConfig *config, const Weigh
     uint64_t state = seed * 2 + 1;
     for (int32_t id = 0; id < weights->count; id++) {
         WeightEntry *entry = &weights->entries[id];
-        if (entry->present && entry->quantized) fill_quantized(&state, &entry->tensor);
+        if (entry->present && entry->quantized) weights_random_codes(&state, &entry->tensor);
         if (entry->present && !entry->quantized) fill_dense(&state, id, entry);
     }
     *out = weights;

@@ -300,6 +300,27 @@ bench_all() {
     [[ -z $(find "$work" -maxdepth 1 -name 'nibble-bench-*') ]]
 }
 check "bench measures, and leaves nothing behind" bench_all
+linear_keys() { # PATTERN...: each is somewhere in the JSON
+    is_json || return 1
+    for pattern; do out_has "$pattern" || return 1; done
+}
+bench_linears() {
+    run 0 bench linear --arch "$work/tiny.json" --tokens 32 --steps 1 --rank 4 --threads 2 --json || return 1
+    linear_keys '"threads": 2' '"name": "q,k,v", "tokens": 32, "in": 64, "out": [64, 32, 32], "pass": "forward"' \
+        '"name": "gate,up", "tokens": 32, "in": 64, "out": [192, 192], "pass": "backward"' '"weight": "bf16", "rank": 0' '"weight": "nf4", ' \
+        '"weight": "nf4+dq", ' '"weight": "nf4+dq, rank 4", "rank": 4' '"fraction": ' '"of_bf16": ' '"cold_bytes": ' || return 1
+    run 0 bench linear --arch "$work/tiny.json" --tokens 7 --steps 2 --set quant.type=int8 --json &&
+        linear_keys '"weight": "int8", ' && ! grep -q nf4 "$work/out" || return 1
+    NIBBLE_CPU=ref run 0 bench linear --arch "$work/tiny.json" --tokens 2 --steps 1 &&
+        out_has "ref, " && out_has "of dense F32 products" && out_has "down 192 -> 64"
+}
+check "bench linear: kinds of weight, shapes and adapters" bench_linears
+check "bench linear: a model" fails_with "takes no MODEL" bench linear "$tiny"
+check "bench linear: a key that products do not have" fails_with "--set lora.rank=4: bench linear takes quant" bench linear --set lora.rank=4
+check "bench linear: a device" fails_with "only cpu" bench linear --device emu
+check "bench linear: sequences" fails_with "--seq belongs" bench linear --seq 4
+check "bench linear: fewer than no tokens" fails_with "--tokens: want 1" bench linear --tokens -1
+check "bench linear: a block that does not fit" fails_with "quant.block_size" bench linear --set quant.block_size=48
 check "bench: a kind that is not there" fails_with "bench \"kernels\" is not supported yet" bench kernels
 check "bench: step without a model" fails_with "MODEL folder or --arch" bench step
 check "bench: a head for a step" fails_with "--head belongs to generate" bench step "$tiny" --head q8_0
