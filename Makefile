@@ -109,6 +109,7 @@ bench: all
 	./$(BINARY) bench ceiling
 	./$(BINARY) bench linear --tokens 512
 	./$(BINARY) bench step --arch configs/arch/smollm-135m.json --device cpu
+	./$(BINARY) bench generate --arch configs/arch/tinyllama-1.1b.json
 
 .PHONY: install
 install: all
@@ -171,12 +172,13 @@ peers:
 	$(AGAIN) peers-programs
 	PEERS_PYTHON=$(PEERS_PYTHON) tests/peers/run.sh $(BUILD)
 
-# Products, steps, and quantizers, beside theirs in one run.
+# Products, steps, generation, and quantizers, beside theirs in one run.
 .PHONY: bench-peers
 bench-peers:
 	$(AGAIN) all peers-programs
 	$(PEERS_PYTHON) tests/peers/bench_linear.py ./$(BINARY)
 	$(PEERS_PYTHON) tests/peers/bench_cpu.py ./$(BINARY)
+	$(PEERS_PYTHON) tests/peers/bench_generate.py ./$(BINARY)
 	$(PEERS_PYTHON) tests/peers/quantizer_speed.py $(BUILD)
 
 .PHONY: unit-run
@@ -240,8 +242,8 @@ help:
 	@echo 'make cuda            libnibble_cuda.so for --device cuda (nvcc); make emu: libnibble_emu.so for --device emu'
 	@echo 'make test-gpu        kernels and runs on a GPU of this machine; bench-gpu: measurements, one table'
 	@echo 'make peers           results against transformers, PEFT and bitsandbytes in PEERS_PYTHON ($(PEERS_PYTHON))'
-	@echo 'make bench           the machine'"'"'s ceilings, linears and a training step beside them'
-	@echo 'make bench-peers     products, training steps and quantizers beside theirs on this CPU, in one run'
+	@echo 'make bench           the machine'"'"'s ceilings, linears, a training step and generation beside them'
+	@echo 'make bench-peers     products, training steps, generation and quantizers beside theirs on this CPU, in one run'
 	@echo 'make check-includes  folders include each other only downwards'
 	@echo 'make format          rewrites the source with clang-format; format-check only looks; tidy runs clang-tidy'
 	@echo 'make demo-base       makes the demo'"'"'s base model again: text, tokenizer, questions, weights (some minutes)'

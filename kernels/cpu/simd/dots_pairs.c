@@ -18,7 +18,7 @@
 #define PARTS 2 /* sums of one element that are formed beside each other */
 #define WEIGHT_ROWS 4
 #define CONSTANT_ROWS 16 /* rows whose constants are decoded at once */
-#define AHEAD 4096       /* bytes between what is read and what is fetched */
+#define AHEAD 8192       /* bytes between what is read and what is fetched */
 
 static int is_4bit(const WeightView *w) {
     if (w->format == WEIGHT_GROUPED) return w->bits == 4 && w->group_index == NULL;
