@@ -211,7 +211,9 @@ static Status bench_linears(DeviceBench *b, int only_dequantize, Error *err) {
     int64_t width = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim, tokens = b->batch.tokens;
     TRY(bench_linear(b, "q_proj", WEIGHT_BF16, width, c->hidden, tokens, err));
     TRY(bench_linear(b, "k_proj", WEIGHT_BF16, kv, c->hidden, tokens, err));
+    TRY(bench_linear(b, "q, k, v", WEIGHT_BF16, width + 2 * kv, c->hidden, tokens, err));
     TRY(bench_linear(b, "gate_proj", WEIGHT_BF16, c->intermediate, c->hidden, tokens, err));
+    TRY(bench_linear(b, "gate, up", WEIGHT_BF16, 2 * c->intermediate, c->hidden, tokens, err));
     TRY(bench_linear(b, "down_proj", WEIGHT_BF16, c->hidden, c->intermediate, tokens, err));
     return bench_linear(b, "gate_proj from nf4", WEIGHT_NF4, c->intermediate, c->hidden, tokens, err);
 }

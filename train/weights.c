@@ -128,16 +128,19 @@ Status weights_load(ModelWeights **out, const char *folder, const ModelConfig *c
 /* ---- on a device ---- */
 
 static Status make_dense(ModelWeights *weights, Error *err) {
-    size_t bytes = 0;
+    size_t bytes = 0, end = 0;
     for (int32_t id = 0; id < weights->count; id++)
-        if (weights->entries[id].resident) bytes += weight_dense_bytes(&weights->entries[id], weights->act);
+        if (weights->entries[id].resident) (void)weight_dense_place(id, &weights->entries[id], weights->act, &bytes);
     if (bytes == 0) return OK;
+    bytes = arena_align(bytes);
     TRY(device_arena_create(&weights->dense, weights->backend, weights->exec, "dequantized layers", bytes, err));
+    void *base;
+    TRY(arena_take(&weights->dense, bytes, &base, err));
     for (int32_t id = 0; id < weights->count; id++) {
         WeightEntry *entry = &weights->entries[id];
         if (!entry->resident) continue;
         WeightView view = weight_stored_view(weights, entry);
-        TRY(arena_take(&weights->dense, weight_dense_bytes(entry, weights->act), &entry->dequantized, err));
+        entry->dequantized = (uint8_t *)base + weight_dense_place(id, entry, weights->act, &end);
         TRY(weights->backend->make_dense(weights->exec, &view, entry->dequantized, err));
     }
     return OK;

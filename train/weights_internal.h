@@ -84,8 +84,9 @@ Status weights_take(const ModelConfig *config, WeightEntry *entries, Arena *aren
                     Error *err);
 /* Makes both arenas, and the device's, and takes the storage: for entries that were decided on. */
 Status weights_reserve(ModelWeights *weights, const WeightOptions *options, const Backend *backend, Error *err);
-/* Bytes of a linear as a dense matrix of type act. */
-size_t weight_dense_bytes(const WeightEntry *entry, DType act);
+/* Where a linear lies among those that stay dequantized, *end bytes of which are taken, its own then too: the members of a group
+ * (q, k, v; gate, up) follow each other without a gap, as one matrix. */
+size_t weight_dense_place(int32_t id, const WeightEntry *entry, DType act, size_t *end);
 /* The entry as it is stored, and where the backend's entries find it. */
 WeightView weight_stored_view(const ModelWeights *weights, const WeightEntry *entry);
 

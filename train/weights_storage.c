@@ -119,8 +119,12 @@ Status weight_take_entry(const ModelConfig *config, int32_t id, WeightEntry *ent
     return status;
 }
 
-size_t weight_dense_bytes(const WeightEntry *entry, DType act) {
-    return arena_align((size_t)(entry->rows * entry->cols) * dtype_size(act));
+size_t weight_dense_place(int32_t id, const WeightEntry *entry, DType act, size_t *end) {
+    int kind = (id - WEIGHT_GLOBALS) % LAYER_WEIGHTS;
+    int follows = kind == LAYER_K || kind == LAYER_V || kind == LAYER_UP;
+    size_t at = follows ? *end : arena_align(*end);
+    *end = at + (size_t)(entry->rows * entry->cols) * dtype_size(act);
+    return at;
 }
 
 Status weights_take(const ModelConfig *config, WeightEntry *entries, Arena *arena, Arena *pinned, WeightBytes *bytes,
@@ -164,7 +168,8 @@ Status weights_plan(const ModelConfig *config, const WeightOptions *options, DTy
     Status status = options->ranks > 1 ? shards_take(config, entries, options->ranks, &arena, &shards, bytes, err)
                                        : weights_take(config, entries, &arena, &pinned, bytes, err);
     for (int32_t id = 0; id < count; id++)
-        if (entries[id].resident) bytes->dense += weight_dense_bytes(&entries[id], options->act);
+        if (entries[id].resident) (void)weight_dense_place(id, &entries[id], options->act, &bytes->dense);
+    bytes->dense = arena_align(bytes->dense);
     memory_free(shards.own);
     memory_free(shards.offsets);
     bytes->staging = weights_staging(entries, count, file_dtype);

@@ -16,8 +16,9 @@ struct Shape {
     static constexpr size_t BYTES = sizeof(bf16) * STRIDE * (2 * ROWS + 4 * OTHERS);
 };
 
+// 0: as the compiler likes it; for 32 it would spill a register on sm_90 to fit four blocks.
 template <int D>
-__global__ void __launch_bounds__(THREADS) attention_dq(Attention a) {
+__global__ void __launch_bounds__(THREADS, D > 32 ? 0 : 3) attention_dq(Attention a) {
     constexpr int KEYS = Shape<D>::OTHERS, STRIDE = Shape<D>::STRIDE, NT = KEYS / 8, DT = D / 8;
     CU_DYN_SHARED(memory);
     bf16 *tile_q = (bf16 *)memory, *tile_do = tile_q + ROWS * STRIDE;

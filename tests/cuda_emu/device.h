@@ -104,6 +104,38 @@ static inline void device_compare(const char *what, DType type, const void *from
     memory_free(got);
 }
 
+/* ---- members of a joined buffer, whose rows are `stride` elements apart ----
+ * It begins as NaN (device_nan); members are put there, a kernel runs, members are taken away again, and what is left must be NaN:
+ * a kernel that reads its neighbours gets NaN, and one that writes them is found. */
+static inline void *device_member(DType type, void *buffer, int64_t column) {
+    return (uint8_t *)buffer + (size_t)column * dtype_size(type);
+}
+
+static inline void device_put(DType type, void *member, int64_t stride, const void *values, int64_t rows, int64_t columns) {
+    size_t row = (size_t)columns * dtype_size(type), pitch = (size_t)stride * dtype_size(type);
+    assert_cuda(cudaDeviceSynchronize());
+    for (int64_t t = 0; t < rows; t++)
+        assert_cuda(cudaMemcpy((uint8_t *)member + (size_t)t * pitch, (const uint8_t *)values + (size_t)t * row, row,
+                               cudaMemcpyHostToDevice));
+}
+
+/* A contiguous copy of the member, which becomes NaN. */
+static inline void *device_take(Device *device, DType type, void *member, int64_t stride, int64_t rows, int64_t columns) {
+    size_t row = (size_t)columns * dtype_size(type), pitch = (size_t)stride * dtype_size(type);
+    uint8_t *copy = device_nan(device, type, rows * columns);
+    assert_cuda(cudaDeviceSynchronize());
+    for (int64_t t = 0; t < rows; t++) {
+        uint8_t *at = (uint8_t *)member + (size_t)t * pitch;
+        assert_cuda(cudaMemcpy(copy + (size_t)t * row, at, row, cudaMemcpyDeviceToDevice));
+        assert_cuda(cudaMemset(at, 0xFF, row));
+    }
+    return copy;
+}
+
+static inline void device_is_nan(const char *what, DType type, const void *buffer, int64_t count) {
+    device_compare(what, type, buffer, NULL, 0, count, 0.0, "");
+}
+
 /* A copy of a batch; `past` rows are cached. */
 static inline const DeviceBatch *device_batch(Device *device, const Batch *batch, int64_t past) {
     size_t tokens = (size_t)batch->tokens, supervised = (size_t)batch->supervised;

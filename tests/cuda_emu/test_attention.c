@@ -173,7 +173,37 @@ typedef struct OnDevice {
     void *workspace;
 } OnDevice;
 
-static OnDevice run_device(Fixture *f) {
+/* q, k and v side by side, and room for their gradients so, with `gap` columns more. */
+typedef struct Joined {
+    int64_t stride, rows, width, kv_width;
+    void *values, *gradients;
+} Joined;
+
+static void join(Fixture *f, OnDevice *d, AttentionShape *shape, Joined *j, int64_t gap) {
+    DType act = f->run->act;
+    j->width = f->run->heads * f->run->head_dim, j->kv_width = f->run->kv_heads * f->run->head_dim;
+    j->stride = j->width + 2 * j->kv_width + gap, j->rows = shape->rows;
+    j->values = device_nan(&f->device, act, j->rows * j->stride),
+    j->gradients = device_nan(&f->device, act, j->rows * j->stride);
+    int64_t k = j->width, v = j->width + j->kv_width;
+    device_put(act, j->values, j->stride, f->q, f->batch.tokens, j->width);
+    device_put(act, device_member(act, j->values, k), j->stride, f->k, f->batch.tokens, j->kv_width);
+    device_put(act, device_member(act, j->values, v), j->stride, f->v, f->batch.tokens, j->kv_width);
+    d->q = j->values, d->k = device_member(act, j->values, k), d->v = device_member(act, j->values, v);
+    d->out.dq = j->gradients, d->out.dk = device_member(act, j->gradients, k), d->out.dv = device_member(act, j->gradients, v);
+    shape->q_stride = shape->k_stride = shape->v_stride = shape->gradient_stride = j->stride;
+}
+
+static void part(Fixture *f, OnDevice *d, const Joined *j) {
+    DType act = f->run->act;
+    d->out.dq = device_take(&f->device, act, d->out.dq, j->stride, j->rows, j->width);
+    d->out.dk = device_take(&f->device, act, d->out.dk, j->stride, j->rows, j->kv_width);
+    d->out.dv = device_take(&f->device, act, d->out.dv, j->stride, j->rows, j->kv_width);
+    device_is_nan("beside the gradients", act, j->gradients, j->rows * j->stride);
+}
+
+/* gap: less than 0: everything contiguous */
+static OnDevice run_device(Fixture *f, int64_t gap) {
     DType act = f->run->act;
     int64_t tokens = f->batch.tokens, width = f->run->heads * f->run->head_dim, kv_width = f->run->kv_heads * f->run->head_dim;
     AttentionShape shape = f->shape;
@@ -189,16 +219,19 @@ static OnDevice run_device(Fixture *f) {
                           device_nan(&f->device, act, f->kv_count + SPARE * kv_width),
                           device_nan(&f->device, act, f->kv_count + SPARE * kv_width), device_out(&f->device, NULL, lse)},
                   .workspace = device_out(&f->device, NULL, cuda_attention_workspace(&shape))};
+    Joined joined;
+    if (gap >= 0) join(f, &d, &shape, &joined, gap);
     assert_cuda(cuda_attention_forward(act, d.batch, &shape, d.q, d.k, d.v, d.out.o, d.out.lse, 0));
     assert_cuda(cuda_attention_backward(act, d.batch, &shape, d.q, d.k, d.v, d.out.o, d.out.lse, d.d_o, d.out.dq, d.out.dk,
                                         d.out.dv, d.workspace, 0));
+    if (gap >= 0) part(f, &d, &joined);
     return d;
 }
 
-static void check(const Run *run) {
+static void check_joined(const Run *run, int64_t gap) {
     Fixture f;
     fixture_open(&f, run);
-    OnDevice d = run_device(&f);
+    OnDevice d = run_device(&f, gap);
     const Results *e = &f.exact;
     int64_t spare = SPARE * run->heads * run->head_dim, kv_spare = SPARE * run->kv_heads * run->head_dim;
     device_compare("lse", DTYPE_F32, d.out.lse, e->lse, f.batch.tokens * run->heads, SPARE * run->heads, 1e-5, "FP32 sums");
@@ -217,6 +250,10 @@ static void check(const Run *run) {
         within_twice("dv", &f, d.out.dv, p.dv, e->dv, f.kv_count, kv_spare);
     }
     fixture_close(&f);
+}
+
+static void check(const Run *run) {
+    check_joined(run, -1);
 }
 
 /* Tiles are of 64 and 128 queries, of 32 (head sizes above 64) and 64 keys. */
@@ -264,26 +301,42 @@ static void attends_in_real_shapes(void **state) {
         check(&runs[i]);
 }
 
-/* Two launches, the same bits. */
+/* Rows of [q | k | v | gap]. A gap that is no multiple of eight leaves the tensor cores' path to those without it. */
+static void attends_side_by_side(void **state) {
+    (void)state;
+    static const Run runs[] = {
+        {DTYPE_BF16, {1}, 1, 1, 8, 0},       {DTYPE_BF16, {33}, 4, 2, 40, 0},      {DTYPE_BF16, {63}, 1, 1, 64, 0},
+        {DTYPE_BF16, {65}, 3, 1, 64, 0},     {DTYPE_BF16, {129}, 2, 1, 128, 0},    {DTYPE_BF16, {40, 27, 3, 11}, 2, 1, 96, 17},
+        {DTYPE_BF16, {9, 34}, 2, 1, 256, 0}, {DTYPE_F32, {5, 31, 2}, 4, 2, 64, 7}, {DTYPE_F32, {32}, 6, 2, 130, 0}};
+    for (size_t i = 0; i < sizeof runs / sizeof *runs; i++) {
+        check_joined(&runs[i], 0);
+        check_joined(&runs[i], 6);
+    }
+    check_joined(&(Run){DTYPE_BF16, {37}, 32, 8, 128, 0}, 0); /* Llama-3 8B */
+}
+
+/* Two launches, the same bits; and the same where q, k and v lie side by side. */
 static void repeats(void **state) {
     (void)state;
     static const Run run = {DTYPE_BF16, {70, 67}, 4, 2, 64, 0};
     Fixture f;
     fixture_open(&f, &run);
-    OnDevice a = run_device(&f), b = run_device(&f);
-    const void *first[] = {a.out.o, a.out.dq, a.out.dk, a.out.dv}, *second[] = {b.out.o, b.out.dq, b.out.dk, b.out.dv};
-    for (int i = 0; i < 4; i++) {
-        size_t bytes = (size_t)(i < 2 ? f.q_count : f.kv_count) * sizeof(bf16);
-        void *x = scope_bytes(&f.scope, bytes), *y = scope_bytes(&f.scope, bytes);
-        device_read(x, first[i], bytes);
-        device_read(y, second[i], bytes);
-        assert_memory_equal(x, y, bytes);
+    for (int64_t gap = -1; gap <= 8; gap += 9) {
+        OnDevice a = run_device(&f, -1), b = run_device(&f, gap);
+        const void *first[] = {a.out.o, a.out.dq, a.out.dk, a.out.dv}, *second[] = {b.out.o, b.out.dq, b.out.dk, b.out.dv};
+        for (int i = 0; i < 4; i++) {
+            size_t bytes = (size_t)(i < 2 ? f.q_count : f.kv_count) * sizeof(bf16);
+            void *x = scope_bytes(&f.scope, bytes), *y = scope_bytes(&f.scope, bytes);
+            device_read(x, first[i], bytes);
+            device_read(y, second[i], bytes);
+            assert_memory_equal(x, y, bytes);
+        }
     }
     fixture_close(&f);
 }
 
 /* One sequence in parts: each part sees what the cache holds before it. */
-static void check_cached(const Run *run, const int64_t *parts, int64_t count) {
+static void check_cached(const Run *run, const int64_t *parts, int64_t count, int joined) {
     Fixture f;
     fixture_open(&f, run);
     int64_t width = run->heads * run->head_dim, kv_width = run->kv_heads * run->head_dim, capacity = f.batch.tokens + 9,
@@ -302,6 +355,15 @@ static void check_cached(const Run *run, const int64_t *parts, int64_t count) {
         const void *k = device_in(&f.device, (const char *)f.k + (size_t)kv_at * element, (size_t)(rows * kv_width) * element);
         const void *v = device_in(&f.device, (const char *)f.v + (size_t)kv_at * element, (size_t)(rows * kv_width) * element);
         void *o = device_nan(&f.device, run->act, (rows + SPARE) * width);
+        if (joined) {
+            int64_t stride = width + 2 * kv_width;
+            uint8_t *values = device_nan(&f.device, run->act, rows * stride);
+            device_put(run->act, values, stride, (const char *)f.q + (size_t)q_at * element, rows, width);
+            q = values, k = device_member(run->act, values, width), v = device_member(run->act, values, width + kv_width);
+            device_put(run->act, (void *)(uintptr_t)k, stride, (const char *)f.k + (size_t)kv_at * element, rows, kv_width);
+            device_put(run->act, (void *)(uintptr_t)v, stride, (const char *)f.v + (size_t)kv_at * element, rows, kv_width);
+            shape.q_stride = shape.k_stride = shape.v_stride = stride;
+        }
         assert_cuda(cuda_cache_append(run->act, there, &shape, rows + SPARE, k, v, k_cache, v_cache, 0));
         assert_cuda(cuda_attention_cached(run->act, there, &shape, rows + SPARE, q, k_cache, v_cache, o, 0));
         void *want = scope_nan(&f.scope, run->act, rows * width);
@@ -321,8 +383,10 @@ static void attends_to_a_cache(void **state) {
                                {DTYPE_BF16, {102}, 2, 2, 128, 40},
                                {DTYPE_F32, {102}, 2, 1, 16, 0},
                                {DTYPE_BF16, {102}, 1, 1, 136, 21}};
-    for (size_t i = 0; i < sizeof runs / sizeof *runs; i++)
-        check_cached(&runs[i], parts, 5);
+    for (size_t i = 0; i < sizeof runs / sizeof *runs; i++) {
+        check_cached(&runs[i], parts, 5, 0);
+        check_cached(&runs[i], parts, 5, 1);
+    }
 }
 
 static void refuses(void **state) {
@@ -331,13 +395,19 @@ static void refuses(void **state) {
     assert_int_equal(cuda_attention_forward(DTYPE_BF16, NULL, &shape, NULL, NULL, NULL, NULL, NULL, 0), cudaErrorInvalidValue);
     shape.heads = 4, shape.head_dim = CUDA_HEAD_DIM_MAX + 2;
     assert_int_equal(cuda_attention_forward(DTYPE_BF16, NULL, &shape, NULL, NULL, NULL, NULL, NULL, 0), cudaErrorInvalidValue);
-    shape.head_dim = 5;
+    shape.head_dim = 64, shape.q_stride = 255;
+    assert_int_equal(cuda_attention_forward(DTYPE_BF16, NULL, &shape, NULL, NULL, NULL, NULL, NULL, 0), cudaErrorInvalidValue);
+    shape.head_dim = 5, shape.q_stride = 0;
     assert_int_equal(cuda_attention_forward(DTYPE_F32, NULL, &shape, NULL, NULL, NULL, NULL, NULL, 0), cudaErrorInvalidValue);
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(attends), cmocka_unit_test(attends_plainly),    cmocka_unit_test(attends_in_real_shapes),
-        cmocka_unit_test(repeats), cmocka_unit_test(attends_to_a_cache), cmocka_unit_test(refuses)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(attends),
+                                       cmocka_unit_test(attends_plainly),
+                                       cmocka_unit_test(attends_in_real_shapes),
+                                       cmocka_unit_test(attends_side_by_side),
+                                       cmocka_unit_test(repeats),
+                                       cmocka_unit_test(attends_to_a_cache),
+                                       cmocka_unit_test(refuses)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

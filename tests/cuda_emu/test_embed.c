@@ -71,6 +71,16 @@ static void check_columns(DType act, int64_t tokens, int64_t columns) {
     void *all = scope_filled(&scope, act, count + SPARE * columns, 0.0);
     memcpy(all, x, (size_t)count * dtype_size(act));
     device_compare("rows and tail", act, dev_x, all, count + SPARE * columns, 0, 0.0, "copies");
+    int64_t stride = columns + 3, rows = tokens + SPARE; /* the same inside wider rows */
+    void *joined = device_nan(&device, act, rows * stride), *member = device_member(act, joined, 2);
+    device_put(act, member, stride, x, tokens, columns);
+    sums = device_out(&device, start, (size_t)columns * sizeof(float));
+    assert_cuda(cuda_column_sums(act, there, rows, columns, member, stride, sums, 0));
+    device_compare("sums", DTYPE_F32, sums, want, columns, 0, 1e-6, "FP32 sums of at most 130 values");
+    assert_cuda(cuda_zero_tail(act, there, rows, columns, member, stride, 0));
+    member = device_take(&device, act, member, stride, rows, columns);
+    device_compare("rows and tail", act, member, all, rows * columns, 0, 0.0, "copies");
+    device_is_nan("beside them", act, joined, rows * stride);
     device_close(&device);
     scope_close(&scope);
 }

@@ -5,7 +5,7 @@
 enum { SPARE = 2 };
 
 static void check_fixed(DType act, int64_t tokens, int64_t columns, int64_t group, int bits, int symmetric, int broken,
-                        float scale) {
+                        float scale, int64_t gap) {
     Scope scope = {0};
     Device device = {0};
     Backend reference;
@@ -42,12 +42,26 @@ static void check_fixed(DType act, int64_t tokens, int64_t columns, int64_t grou
 
     const DeviceBatch *there = device_batch(&device, &batch, 0);
     size_t element = dtype_size(act);
+    int64_t rows = tokens + SPARE, stride = gap > 0 ? columns + gap : 0;
+    void *dev_x = device_in_values(&device, act, x, count), *joined = device_nan(&device, act, rows * stride);
     void *dev_y = device_nan(&device, act, count + SPARE * columns),
          *dev_dx = device_nan(&device, act, count + SPARE * columns);
     uint8_t *dev_saved = device_out(&device, NULL, (size_t)((tokens + SPARE) * bytes));
     assert_cuda(cudaMemcpy(dev_dx, dy, (size_t)count * element, cudaMemcpyHostToDevice));
-    assert_cuda(cuda_fake_rows_forward(act, there, &shape, device_in_values(&device, act, x, count), dev_y, dev_saved, 0));
+    if (gap > 0) {
+        dev_x = device_member(act, joined, gap);
+        device_put(act, dev_x, stride, x, tokens, columns);
+        shape.stride = shape.gradient_stride = stride;
+    }
+    assert_cuda(cuda_fake_rows_forward(act, there, &shape, dev_x, dev_y, dev_saved, 0));
+    if (gap > 0) {
+        (void)device_take(&device, act, dev_x, stride, rows, columns);
+        dev_dx = dev_x;
+        device_put(act, dev_dx, stride, dy, tokens, columns);
+    }
     assert_cuda(cuda_fake_rows_backward(act, there, &shape, dev_saved, dev_dx, dev_dx, 0));
+    if (gap > 0) dev_dx = device_take(&device, act, dev_dx, stride, rows, columns);
+    device_is_nan("beside it", act, joined, rows * stride);
     uint8_t *mask = memory_alloc((size_t)((tokens + SPARE) * bytes));
     device_read(mask, dev_saved, (size_t)((tokens + SPARE) * bytes));
     assert_memory_equal(mask, saved, (size_t)(tokens * bytes));
@@ -68,7 +82,8 @@ static void check_fixed(DType act, int64_t tokens, int64_t columns, int64_t grou
 }
 
 static void check(DType act, int64_t tokens, int64_t columns, int64_t group, int bits, int symmetric, int broken) {
-    check_fixed(act, tokens, columns, group, bits, symmetric, broken, 0.0f);
+    check_fixed(act, tokens, columns, group, bits, symmetric, broken, 0.0f, 0);
+    check_fixed(act, tokens, columns, group, bits, symmetric, broken, 0.0f, 5);
 }
 
 static void quantizes_rows(void **state) {
@@ -90,8 +105,8 @@ static void takes_a_fixed_scale_or_none(void **state) {
     (void)state;
     for (int kind = 0; kind < 4; kind++) {
         DType act = kind & 1 ? DTYPE_BF16 : DTYPE_F32;
-        check_fixed(act, 3, 72, 72, 8, 1, kind >> 1, 0.02f); /* values up to 4: some are cut */
-        check_fixed(act, 3, 72, 8, 4, 1, kind >> 1, 0.7f);
+        check_fixed(act, 3, 72, 72, 8, 1, kind >> 1, 0.02f, 0); /* values up to 4: some are cut */
+        check_fixed(act, 3, 72, 8, 4, 1, kind >> 1, 0.7f, 24);
         check(act, 3, 77, 7, 0, 1, kind >> 1); /* left out: copies */
     }
 }

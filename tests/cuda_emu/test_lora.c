@@ -11,6 +11,7 @@ typedef struct Run {
     int64_t out[LINEAR_GROUP_MAX], rank[LINEAR_GROUP_MAX];
     float dropout;
     int bias;
+    int64_t gap; /* 0, or columns behind the members' results in one buffer */
 } Run;
 
 typedef struct Fixture {
@@ -44,6 +45,9 @@ static void fixture_open(Fixture *f, const Run *run) {
                                           .dropout_stream = 3u + (uint32_t)i,
                                           .has_bias = run->bias};
     }
+    for (int i = 0; run->gap > 0 && i < run->count; i++)
+        f->shape.stride += run->out[i];
+    f->shape.stride += run->gap;
     f->there = device_batch(&f->device, &f->batch, 0);
 }
 
@@ -75,6 +79,22 @@ static Arrays arrays(Fixture *f, DType type, int64_t rows, const int64_t *column
         a.device[i] = device_in_values(&f->device, type, a.host[i], count);
     }
     return a;
+}
+
+/* dy of all members, side by side where the run has a gap. */
+static Arrays gradients(Fixture *f) {
+    const Run *run = f->run;
+    Arrays dy = arrays(f, run->act, run->tokens, run->out, 1.0);
+    if (run->gap == 0) return dy;
+    void *joined = device_nan(&f->device, run->act, run->tokens * f->shape.stride);
+    int64_t column = 0;
+    for (int i = 0; i < run->count; i++) {
+        void *member = device_member(run->act, joined, column);
+        device_put(run->act, member, f->shape.stride, dy.host[i], run->tokens, run->out[i]);
+        dy.device[i] = member;
+        column += run->out[i];
+    }
+    return dy;
 }
 
 static void check_down(Fixture *f) {
@@ -110,6 +130,8 @@ static void check_down(Fixture *f) {
 static void check_up(Fixture *f) {
     const Run *run = f->run;
     Arrays s = arrays(f, run->act, run->tokens, run->rank, 1.0), b = arrays(f, run->act, 0, run->rank, 1.0);
+    int64_t rows = run->tokens + SPARE, stride = f->shape.stride, column = 0;
+    void *joined = device_nan(&f->device, run->act, rows * stride);
     for (int i = 0; i < run->count; i++) {
         int64_t out = run->out[i], rank = run->rank[i];
         const void *bias = scope_random(&f->scope, run->act, out, 3.0);
@@ -124,17 +146,19 @@ static void check_up(Fixture *f) {
             }
         void *narrow = scope_nan(&f->scope, run->act, run->tokens * out);
         dtype_convert(narrow, run->act, want, DTYPE_F64, run->tokens * out);
-        void *y = device_nan(&f->device, run->act, (run->tokens + SPARE) * out);
+        void *y = stride > 0 ? device_member(run->act, joined, column) : device_nan(&f->device, run->act, rows * out);
         const void *there = run->bias ? device_in_values(&f->device, run->act, bias, out) : NULL;
-        assert_cuda(cuda_lora_up(run->act, f->there, run->tokens + SPARE, &f->shape.linear[i], s.device[i], b.device[i], there,
-                                 y, 0, 0));
+        assert_cuda(cuda_lora_up(run->act, f->there, rows, &f->shape.linear[i], s.device[i], b.device[i], there, y, stride, 0));
+        if (stride > 0) y = device_take(&f->device, run->act, y, stride, rows, out);
+        column += out;
         device_compare("y", run->act, y, narrow, run->tokens * out, SPARE * out, tolerance(f), rounded);
     }
+    device_is_nan("beside the members", run->act, joined, rows * stride);
 }
 
 static void check_ds(Fixture *f) {
     const Run *run = f->run;
-    Arrays dy = arrays(f, run->act, run->tokens, run->out, 1.0), b = arrays(f, run->act, 0, run->rank, 1.0);
+    Arrays dy = gradients(f), b = arrays(f, run->act, 0, run->rank, 1.0);
     float *ds[LINEAR_GROUP_MAX];
     for (int i = 0; i < run->count; i++)
         ds[i] = device_nan(&f->device, DTYPE_F32, (run->tokens + SPARE) * run->rank[i]);
@@ -180,7 +204,7 @@ static void check_dx(Fixture *f) {
 static void check_gradients(Fixture *f) {
     const Run *run = f->run;
     Arrays ds = arrays(f, DTYPE_F32, run->tokens, run->rank, 1.0), s = arrays(f, run->act, run->tokens, run->rank, 1.0);
-    Arrays dy = arrays(f, run->act, run->tokens, run->out, 1.0);
+    Arrays dy = gradients(f);
     const void *x = scope_random(&f->scope, run->act, run->tokens * run->in, 1.0);
     float *d_a[LINEAR_GROUP_MAX] = {NULL}, *d_b[LINEAR_GROUP_MAX] = {NULL};
     float *want_a[LINEAR_GROUP_MAX], *want_b[LINEAR_GROUP_MAX];
@@ -229,18 +253,24 @@ static void check(const Run *run) {
 static void multiplies(void **state) {
     (void)state;
     static const Run runs[] = {
-        {DTYPE_BF16, 1, 1, 1, {1}, {1}, 0.0f, 0},
-        {DTYPE_BF16, 31, 40, 1, {24}, {3}, 0.0f, 1},
-        {DTYPE_BF16, 33, 64, 3, {64, 32, 32}, {8, 8, 8}, 0.1f, 1},
-        {DTYPE_BF16, 65, 264, 2, {264, 96}, {16, 16}, 0.0f, 0},
-        {DTYPE_BF16, 17, 300, 2, {37, 41}, {5, 19}, 0.25f, 0},
-        {DTYPE_BF16, 19, 31, 1, {29}, {7}, 0.5f, 0},
-        {DTYPE_BF16, 40, 72, 3, {40, 8, 8}, {33, 64, 16}, 0.05f, 0},
-        {DTYPE_BF16, 300, 32, 1, {264}, {16}, 0.1f, 0},
-        {DTYPE_BF16, 9, 896, 3, {896, 128, 128}, {16, 16, 16}, 0.05f, 1}, /* q, k, v of Qwen2.5 0.5B */
-        {DTYPE_BF16, 5, 4096, 1, {1024}, {64}, 0.0f, 0},                  /* k of Llama-3 8B */
-        {DTYPE_F32, 7, 19, 2, {11, 5}, {3, 4}, 0.3f, 1},
-        {DTYPE_F32, 9, 300, 1, {260}, {9}, 0.0f, 0},
+        {DTYPE_BF16, 1, 1, 1, {1}, {1}, 0.0f, 0, 0},
+        {DTYPE_BF16, 31, 40, 1, {24}, {3}, 0.0f, 1, 0},
+        {DTYPE_BF16, 33, 64, 3, {64, 32, 32}, {8, 8, 8}, 0.1f, 1, 0},
+        {DTYPE_BF16, 65, 264, 2, {264, 96}, {16, 16}, 0.0f, 0, 0},
+        {DTYPE_BF16, 17, 300, 2, {37, 41}, {5, 19}, 0.25f, 0, 0},
+        {DTYPE_BF16, 19, 31, 1, {29}, {7}, 0.5f, 0, 0},
+        {DTYPE_BF16, 40, 72, 3, {40, 8, 8}, {33, 64, 16}, 0.05f, 0, 0},
+        {DTYPE_BF16, 300, 32, 1, {264}, {16}, 0.1f, 0, 0},
+        {DTYPE_BF16, 9, 896, 3, {896, 128, 128}, {16, 16, 16}, 0.05f, 1, 0}, /* q, k, v of Qwen2.5 0.5B */
+        {DTYPE_BF16, 5, 4096, 1, {1024}, {64}, 0.0f, 0, 0},                  /* k of Llama-3 8B */
+        {DTYPE_F32, 7, 19, 2, {11, 5}, {3, 4}, 0.3f, 1, 0},
+        {DTYPE_F32, 9, 300, 1, {260}, {9}, 0.0f, 0, 0},
+        {DTYPE_BF16, 33, 64, 3, {64, 32, 32}, {8, 8, 8}, 0.1f, 1, 8},
+        {DTYPE_BF16, 65, 264, 2, {264, 96}, {16, 16}, 0.0f, 0, 16},
+        {DTYPE_BF16, 17, 300, 2, {37, 41}, {5, 19}, 0.25f, 0, 3},
+        {DTYPE_BF16, 40, 72, 3, {40, 8, 8}, {33, 64, 16}, 0.05f, 0, 5},
+        {DTYPE_BF16, 300, 32, 2, {264, 8}, {16, 16}, 0.1f, 0, 8},
+        {DTYPE_F32, 7, 19, 2, {11, 5}, {3, 4}, 0.3f, 1, 1},
     };
     for (size_t i = 0; i < sizeof runs / sizeof *runs; i++)
         check(&runs[i]);
@@ -249,7 +279,7 @@ static void multiplies(void **state) {
 /* A member without adapter is skipped; y is its bias, or zero. */
 static void does_without_adapters(void **state) {
     (void)state;
-    Run run = {DTYPE_BF16, 5, 16, 2, {24, 8}, {0, 0}, 0.0f, 0};
+    Run run = {DTYPE_BF16, 5, 16, 2, {24, 8}, {0, 0}, 0.0f, 0, 0};
     Fixture f;
     fixture_open(&f, &run);
     const void *none[LINEAR_GROUP_MAX] = {NULL};
@@ -271,7 +301,7 @@ static void does_without_adapters(void **state) {
 /* Evaluation: the batch switches dropout off. */
 static void evaluates_without_dropout(void **state) {
     (void)state;
-    Run run = {DTYPE_BF16, 12, 40, 1, {16}, {8}, 0.4f, 0};
+    Run run = {DTYPE_BF16, 12, 40, 1, {16}, {8}, 0.4f, 0, 0};
     Fixture f;
     fixture_open(&f, &run);
     f.batch.dropout = 0;

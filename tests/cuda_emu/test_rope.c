@@ -7,15 +7,17 @@ typedef struct Run {
     DType act;
     int64_t tokens, heads, kv_heads, head_dim;
     int norm;
+    int64_t gap; /* 0, or columns behind q and k in one buffer; without norm rq and rk are written over them */
 } Run;
 
 typedef struct Side {
     int64_t heads, count;
+    int64_t column; /* in a joined buffer */
     const void *x, *weight, *dy;
     void *y, *dx;
     float *d_weight;
-    const void *dev_x, *dev_weight;
-    void *dev_y, *dev_dx;
+    const void *dev_weight;
+    void *dev_x, *dev_y, *dev_dx;
     float *dev_d_weight;
 } Side;
 
@@ -37,6 +39,23 @@ static void open_side(Side *side, Scope *scope, Device *device, const Run *run, 
     side->dev_dx = device_nan(device, run->act, count + spare);
     assert_cuda(cudaMemcpy(side->dev_dx, side->dy, (size_t)count * dtype_size(run->act), cudaMemcpyHostToDevice));
     side->dev_d_weight = device_out(device, start, (size_t)run->head_dim * sizeof(float));
+}
+
+/* Moves what rope reads and writes into joined buffers. */
+static void join_side(Side *side, const Run *run, void *values, void *gradients, int64_t stride) {
+    int64_t width = side->heads * run->head_dim;
+    side->dev_x = device_member(run->act, values, side->column);
+    side->dev_dx = device_member(run->act, gradients, side->column);
+    if (!run->norm) side->dev_y = side->dev_x;
+    device_put(run->act, side->dev_x, stride, side->x, run->tokens, width);
+    device_put(run->act, side->dev_dx, stride, side->dy, run->tokens, width);
+}
+
+static void part_side(Side *side, Device *device, const Run *run, int64_t stride) {
+    int64_t rows = run->tokens + SPARE, width = side->heads * run->head_dim;
+    void *x = device_take(device, run->act, side->dev_x, stride, rows, width);
+    if (!run->norm) side->dev_y = x;
+    side->dev_dx = device_take(device, run->act, side->dev_dx, stride, rows, width);
 }
 
 static void compare_side(const Side *side, const Run *run) {
@@ -79,6 +98,15 @@ static void check(const Run *run) {
                                       k.dx, q.d_weight, k.d_weight, NULL, &err),
               &err);
 
+    int64_t stride = run->gap > 0 ? all * run->head_dim + run->gap : 0, joined = (run->tokens + SPARE) * stride;
+    void *values = device_nan(&device, run->act, joined), *gradients = device_nan(&device, run->act, joined);
+    if (run->gap > 0) {
+        shape.stride = shape.gradient_stride = stride;
+        shape.out_stride = run->norm ? 0 : stride;
+        k.column = run->heads * run->head_dim;
+        join_side(&q, run, values, gradients, stride);
+        join_side(&k, run, values, gradients, stride);
+    }
     const DeviceBatch *there = device_batch(&device, &batch, 0);
     const float *cosine = device_in_values(&device, DTYPE_F32, table.cosine, POSITIONS * run->head_dim / 2);
     const float *sine = device_in_values(&device, DTYPE_F32, table.sine, POSITIONS * run->head_dim / 2);
@@ -93,6 +121,12 @@ static void check(const Run *run) {
     }
     assert_cuda(cuda_rope_backward(run->act, there, &shape, cosine, sine, qx, kx, run->norm ? q.dev_weight : NULL,
                                    run->norm ? k.dev_weight : NULL, dev_roots, q.dev_dx, k.dev_dx, q.dev_dx, k.dev_dx, 0));
+    if (run->gap > 0) {
+        part_side(&q, &device, run, stride);
+        part_side(&k, &device, run, stride);
+        device_is_nan("beside q and k", run->act, values, joined);
+        device_is_nan("beside their gradients", run->act, gradients, joined);
+    }
     compare_side(&q, run);
     compare_side(&k, run);
     exec_close(&exec);
@@ -106,16 +140,22 @@ static void rotates(void **state) {
     for (size_t d = 0; d < sizeof dims / sizeof *dims; d++) {
         for (int kind = 0; kind < 4; kind++) {
             DType act = kind % 2 ? DTYPE_BF16 : DTYPE_F32;
-            check(&(Run){act, 1, 1, 1, dims[d], kind / 2});
-            check(&(Run){act, 13, 4, 2, dims[d], kind / 2});
+            check(&(Run){act, 1, 1, 1, dims[d], kind / 2, 0});
+            check(&(Run){act, 13, 4, 2, dims[d], kind / 2, 0});
+            check(&(Run){act, 13, 4, 2, dims[d], kind / 2, 2 * dims[d]});
+            check(&(Run){act, 3, 2, 1, dims[d], kind / 2, 5});
         }
     }
-    check(&(Run){DTYPE_BF16, 37, 9, 3, 64, 1});
-    check(&(Run){DTYPE_BF16, 5, 32, 8, 128, 1}); /* Qwen3 8B */
+    check(&(Run){DTYPE_BF16, 37, 9, 3, 64, 1, 0});
+    check(&(Run){DTYPE_BF16, 5, 32, 8, 128, 1, 1024}); /* Qwen3 8B */
+    check(&(Run){DTYPE_BF16, 5, 32, 8, 128, 0, 1024}); /* Llama-3 8B */
 }
 
 static void refuses(void **state) {
     (void)state;
+    RopeShape narrow = {.rows = 1, .heads = 2, .kv_heads = 1, .head_dim = 4, .table_rows = 1, .stride = 6};
+    assert_int_equal(cuda_rope_forward(DTYPE_BF16, NULL, &narrow, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0),
+                     cudaErrorInvalidValue);
     RopeShape odd = {.rows = 1, .heads = 1, .kv_heads = 1, .head_dim = 5, .table_rows = 1};
     assert_int_equal(cuda_rope_forward(DTYPE_BF16, NULL, &odd, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0),
                      cudaErrorInvalidValue);

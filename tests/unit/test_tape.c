@@ -137,6 +137,148 @@ static void test_one_consumer(void **state) {
     tape_free(tape);
 }
 
+/* ---- joined groups: a backend that plans with strides ---------------------------------------------------------------- */
+
+static Status plan_linear(const ExecConfig *config, const LinearShape *shape, OpPlan *plan, Error *err) {
+    (void)config, (void)shape, (void)err;
+    *plan = (OpPlan){0};
+    return OK;
+}
+static Status plan_rope(const ExecConfig *config, const RopeShape *shape, OpPlan *plan, Error *err) {
+    (void)config, (void)shape, (void)err;
+    *plan = (OpPlan){0};
+    return OK;
+}
+static Status plan_attention(const ExecConfig *config, const AttentionShape *shape, OpPlan *plan, Error *err) {
+    (void)config, (void)shape, (void)err;
+    *plan = (OpPlan){0};
+    return OK;
+}
+static Status plan_gate(const ExecConfig *config, const GateShape *shape, OpPlan *plan, Error *err) {
+    (void)config, (void)shape, (void)err;
+    *plan = (OpPlan){0};
+    return OK;
+}
+static Status plan_fake(const ExecConfig *config, const FakeRowsShape *shape, OpPlan *plan, Error *err) {
+    (void)config, (void)shape, (void)err;
+    *plan = (OpPlan){0};
+    return OK;
+}
+
+static Tape *start_joined(Recompute recompute) {
+    Backend backend;
+    cpu_backend_reference(&backend);
+    backend.joined_groups = 1;
+    backend.linear_plan = plan_linear;
+    backend.rope_plan = plan_rope;
+    backend.attention_plan = plan_attention;
+    backend.gate_plan = plan_gate;
+    backend.fake_rows_plan = plan_fake;
+    TapeOptions options = {.backend = &backend,
+                           .exec = {DTYPE_F32, 1},
+                           .mode = TAPE_TRAIN,
+                           .recompute = recompute,
+                           .rows = ROWS,
+                           .supervised = ROWS};
+    Tape *tape;
+    assert_ok(tape_create(&tape, &options, &error), &error);
+    return tape;
+}
+
+typedef struct Layer {
+    TensorId table, qkv[3], rq, rk, v, o, gate_up[2], act;
+} Layer;
+
+/* q, k, v | RoPE | attention | gate, up | activation | head; with norm: of q and k; rounded: v passes through fake_rows */
+static Layer record_joined(Tape *tape, int norm, int rounded) {
+    Layer l;
+    TapeLinear members[3];
+    for (int i = 0; i < 3; i++) {
+        members[i] = plain_linear(0);
+        members[i].spec.out = i == 0 ? 2 * HIDDEN : HIDDEN;
+        members[i].spec.rank = 1;
+    }
+    RopeShape rope = {.heads = 2, .kv_heads = 1, .head_dim = HIDDEN, .table_rows = ROWS};
+    AttentionShape attention = {.heads = 2, .kv_heads = 1, .head_dim = HIDDEN, .scale = 1.0f};
+    FakeRowsShape codes = {.group = HIDDEN, .bits = 8, .symmetric = 1};
+    WeightRef weight = norm ? WEIGHT_FROZEN(W_NORM) : WEIGHT_NONE;
+    assert_ok(tape_embed(tape, "table", WEIGHT_FROZEN(W_TABLE), VOCAB, HIDDEN, &l.table, &error), &error);
+    tape_segment(tape, 0);
+    assert_ok(tape_linear(tape, "qkv", l.table, members, 3, l.qkv, &error), &error);
+    assert_ok(tape_rope(tape, "rope", l.qkv[0], l.qkv[1], &rope, weight, weight, &l.rq, &l.rk, &error), &error);
+    l.v = l.qkv[2];
+    if (rounded) assert_ok(tape_fake_rows(tape, "codes", l.qkv[2], &codes, -1, &l.v, &error), &error);
+    assert_ok(tape_attention(tape, "attention", 0, l.rq, l.rk, l.v, &attention, &l.o, &error), &error);
+    assert_ok(tape_linear(tape, "gate_up", l.o, members + 1, 2, l.gate_up, &error), &error);
+    assert_ok(tape_gate(tape, "act", l.gate_up[0], l.gate_up[1], &l.act, &error), &error);
+    tape_segment(tape, -1);
+    assert_ok(tape_head(tape, "head", l.act, WEIGHT_FROZEN(W_HEAD), WEIGHT_F32, VOCAB, &error), &error);
+    assert_ok(tape_finish(tape, &error), &error);
+    return l;
+}
+
+static const Node *node_of(const Tape *tape, TensorId id) {
+    return &tape->nodes[tape->tensors[id].producer];
+}
+
+static void check_joined(Recompute recompute, int norm, int rounded) {
+    Tape *tape = start_joined(recompute);
+    Layer l = record_joined(tape, norm, rounded);
+    const Tensor *t = tape->tensors;
+    const int64_t stride = 4 * HIDDEN;
+    int again = recompute == RECOMPUTE_LAYERS;
+    assert_int_equal(node_of(tape, l.qkv[0])->shape.linear.stride, stride);
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(t[l.qkv[i]].stride, stride);
+        assert_int_equal(t[l.qkv[i]].column, i == 0 ? 0 : (i + 1) * HIDDEN);
+        assert_int_equal(t[l.qkv[i]].area[0], t[l.qkv[0]].area[0]);
+        assert_int_equal(t[l.qkv[i]].area[1], t[l.qkv[0]].area[1]);
+        assert_int_equal(t[l.qkv[i]].gradient, t[l.qkv[0]].gradient);
+    }
+    assert_int_equal(t[l.qkv[0]].area[1] >= 0, again);
+    assert_true(tape->areas[t[l.qkv[0]].area[0]].bytes >= ROWS * (size_t)stride * sizeof(float));
+    /* RoPE in place unless its backward wants what it read; gradients in place always */
+    const RopeShape *rope = &node_of(tape, l.rq)->shape.rope;
+    assert_int_equal(rope->stride, stride);
+    assert_int_equal(rope->gradient_stride, stride);
+    assert_int_equal(rope->out_stride, norm ? 0 : stride);
+    assert_int_equal(tape_root(tape, l.rk), norm ? l.rk : l.qkv[1]);
+    assert_int_equal(node_of(tape, l.rq)->rerun, again);
+    assert_int_equal(t[l.rq].gradient, t[l.qkv[0]].gradient);
+    assert_int_equal(t[l.v].gradient, t[l.qkv[0]].gradient);
+    const AttentionShape *attention = &node_of(tape, l.o)->shape.attention;
+    assert_int_equal(attention->q_stride, norm ? 0 : stride);
+    assert_int_equal(attention->k_stride, norm ? 0 : stride);
+    assert_int_equal(attention->v_stride, rounded ? 0 : stride);
+    assert_int_equal(attention->gradient_stride, stride);
+    /* the gradients of gate and up lie where gate and up lay */
+    assert_int_equal(node_of(tape, l.act)->shape.gate.stride, 2 * HIDDEN);
+    assert_int_equal(t[l.gate_up[0]].gradient, t[l.gate_up[0]].area[again]);
+    assert_int_equal(t[l.gate_up[1]].gradient, t[l.gate_up[0]].area[again]);
+    assert_int_not_equal(t[l.act].gradient, t[l.gate_up[0]].gradient);
+    tape_free(tape);
+}
+
+static void test_joined_groups(void **state) {
+    (void)state;
+    for (int kind = 0; kind < 8; kind++)
+        check_joined(kind & 1 ? RECOMPUTE_LAYERS : RECOMPUTE_NONE, kind >> 1 & 1, kind >> 2);
+    Tape *tape = start_joined(RECOMPUTE_NONE);
+    TensorId x, y[2], z, sum;
+    TapeLinear members[2] = {plain_linear(0), plain_linear(0)};
+    assert_ok(tape_embed(tape, "table", WEIGHT_FROZEN(W_TABLE), VOCAB, HIDDEN, &x, &error), &error);
+    assert_ok(tape_linear(tape, "two", x, members, 2, y, &error), &error);
+    assert_refused(tape_norm(tape, "norm", y[0], TENSOR_NONE, WEIGHT_FROZEN(W_NORM), 1e-5, &sum, &z, &error), &error,
+                   "side by side");
+    tape_free(tape);
+    members[1] = plain_linear(1); /* its gradient goes to a source, contiguous */
+    tape = start_joined(RECOMPUTE_NONE);
+    assert_ok(tape_embed(tape, "table", WEIGHT_FROZEN(W_TABLE), VOCAB, HIDDEN, &x, &error), &error);
+    assert_ok(tape_linear(tape, "two", x, members, 2, y, &error), &error);
+    assert_int_equal(tape->nodes[1].shape.linear.stride, 0);
+    tape_free(tape);
+}
+
 static void test_incomplete(void **state) {
     (void)state;
     Backend backend;
@@ -308,8 +450,8 @@ static void test_lifetimes(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_one_consumer), cmocka_unit_test(test_incomplete), cmocka_unit_test(test_derived_weight),
-        cmocka_unit_test(test_watch),        cmocka_unit_test(test_lifetimes),
+        cmocka_unit_test(test_one_consumer),   cmocka_unit_test(test_joined_groups), cmocka_unit_test(test_incomplete),
+        cmocka_unit_test(test_derived_weight), cmocka_unit_test(test_watch),         cmocka_unit_test(test_lifetimes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
