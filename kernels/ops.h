@@ -130,7 +130,7 @@ typedef struct LinearShape {
     int count;
     int need_dx;
     LinearSpec linear[LINEAR_GROUP_MAX];
-    int64_t stride; /* of every y and dy */
+    int64_t stride; /* of every y and dy: 0, or the columns of all members, which lie in their order */
 } LinearShape;
 typedef struct LinearOperand {
     WeightView weight;
@@ -144,8 +144,8 @@ typedef struct LinearGrad { /* FP32 (F64), accumulated; NULL where not trained *
 
 /* ---- q/k norm + RoPE ------------------------------------------------------------------------------------------------
  * Per head: optionally RMSNorm over D (weight [D], Qwen3), then rotation of the pairs (i, i + D/2) by the table's angles
- * at positions[row]. q [T,H*D] -> rq, k [T,K*D] -> rk, out of place (or over it, see rope_forward). The norm rounds as the norm entry does (n, then
- * n * weight); the rotation is FP32 and rounded once.
+ * at positions[row]. Out of place (but see rope_forward): q [T,H*D] -> rq, k [T,K*D] -> rk. The norm rounds as the norm
+ * entry does (n, then n * weight); the rotation is FP32 and rounded once.
  * cosine, sine: FP32 [table_rows, D/2], attention factor included. saved: with norm, reciprocal roots FP32 [T, H + K];
  * else nothing. Backward rotates the other way, then the norm's backward (which needs q and k: inputs of forward). */
 typedef struct RopeShape {
