@@ -70,10 +70,33 @@ SIMD_INLINE void kernel_body(const float *restrict a, int64_t a_stride, const fl
     row_add_to(c + 5 * c_stride, sum5, vectors);
 }
 
+/* One vector wide: the odd steps have sums of their own, or six chains would wait for each other. */
+SIMD_INLINE void kernel_narrow(const float *restrict a, int64_t a_stride, const float *restrict b, float *restrict c,
+                               int64_t c_stride, int64_t k, const int pairs) {
+    vf even[GEMM_ROWS], odd[GEMM_ROWS];
+    SIMD_UNROLL
+    for (int i = 0; i < GEMM_ROWS; i++)
+        even[i] = odd[i] = vf_zero();
+    int64_t p = 0;
+    for (; p + 1 < k; p += 2) {
+        vf row = vf_load(b + p * SIMD_WIDTH), next = vf_load(b + (p + 1) * SIMD_WIDTH);
+        SIMD_UNROLL
+        for (int i = 0; i < GEMM_ROWS; i++) {
+            even[i] = multiply_add(vf_set(a[i * a_stride + p]), row, even[i], pairs);
+            odd[i] = multiply_add(vf_set(a[i * a_stride + p + 1]), next, odd[i], pairs);
+        }
+    }
+    SIMD_UNROLL
+    for (int i = 0; i < GEMM_ROWS; i++) {
+        if (p < k) even[i] = multiply_add(vf_set(a[i * a_stride + p]), vf_load(b + p * SIMD_WIDTH), even[i], pairs);
+        vf_store(c + i * c_stride, vf_load(c + i * c_stride) + (even[i] + odd[i]));
+    }
+}
+
 SIMD_INLINE void kernel_of(const float *a, int64_t a_stride, const float *b, float *c, int64_t c_stride, int64_t k, int vectors,
                            const int pairs) {
     switch (vectors) {
-        case 1: kernel_body(a, a_stride, b, c, c_stride, k, 1, pairs); break;
+        case 1: kernel_narrow(a, a_stride, b, c, c_stride, k, pairs); break;
 #if SIMD_WIDTH == 16
         case 2: kernel_body(a, a_stride, b, c, c_stride, k, 2, pairs); break;
         case 3: kernel_body(a, a_stride, b, c, c_stride, k, 3, pairs); break;
