@@ -35,7 +35,7 @@ SIMD_PAIRS_ONLY := $(addprefix kernels/cpu/simd/,gemm_pairs.c dots_pairs.c pairs
 SIMD_TILES_ONLY := $(addprefix kernels/cpu/simd/,gemm_tiles.c tiles_probe.c)
 SIMD_SOURCES := $(filter-out $(SIMD_PAIRS_ONLY) $(SIMD_TILES_ONLY),$(wildcard kernels/cpu/simd/*.c))
 # With AVX512_BF16 only the matrix products differ; the rest is AVX-512's.
-SIMD_PRODUCTS := $(SIMD_PAIRS_ONLY) $(addprefix kernels/cpu/simd/,gemm.c gemm_kernel.c gemm_pack.c operand.c linear.c head.c head_flash.c \
+SIMD_PRODUCTS := $(SIMD_PAIRS_ONLY) $(addprefix kernels/cpu/simd/,unit_rate.c gemm.c gemm_kernel.c gemm_pack.c operand.c linear.c head.c head_flash.c \
 	attention.c attention_parts.c attention_one.c attention_backward.c install.c)
 # With AMX only the large products.
 SIMD_TILED := $(SIMD_TILES_ONLY) $(filter-out %/attention.c %/attention_parts.c %/attention_one.c %/attention_backward.c %/pairs_probe.c,$(SIMD_PRODUCTS))

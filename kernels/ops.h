@@ -393,5 +393,8 @@ static inline int64_t head_chunk_rows(int64_t vocab) {
 void cpu_backend_reference(Backend *backend);
 /* The best that CPUID offers, or what `force` names ("ref", "avx2", "avx512"); refuses what the machine lacks. NULL: best. */
 Status cpu_backend(Backend *backend, const char *force, Error *err);
+/* FLOP/s that no product of this BackendVariant.linear can exceed: its multiply-and-add instruction from registers, on all
+ * threads of the pool, in this moment (5 ms). NaN where it has none. Only for what cpu_backend has offered. */
+double cpu_unit_rate(const char *variant, Pool *pool);
 
 #endif

@@ -9,7 +9,7 @@
 
 typedef struct BenchOptions {
     const char *kind;
-    const char *model, *arch; /* one of them, for `step` and `generate`; a shape for `linear` and a device's operations; a model for `load` */
+    const char *model, *arch; /* one of them, for `step` and `generate`; else a shape, for `load` a model */
     const char *device;       /* NULL: auto for step and load, cuda for a device's operations */
     const char *head;         /* generate: none or q8_0 */
     const char *const *overrides;

@@ -41,8 +41,8 @@ typedef struct Column {
     int64_t copies, next;
     LinearOperand *operands; /* [copies, members] */
     OpPlan plan;
-    int calls;                          /* of a sample */
-    double *rate, *fraction, *of_dense; /* [rounds] */
+    int calls;                                    /* of a sample */
+    double *rate, *fraction, *of_unit, *of_dense; /* [rounds] */
 } Column;
 
 typedef struct LinearBench {
@@ -62,8 +62,9 @@ typedef struct LinearBench {
     void *x, *dx, *y[LINEAR_GROUP_MAX], *dy[LINEAR_GROUP_MAX], *saved, *workspace;
     LinearGrad grads[LINEAR_GROUP_MAX];
     uint64_t random;
-    double *peaks; /* every ceiling of the run */
+    double *peaks, *units; /* every ceiling of the run */
     int64_t peak_count;
+    int has_unit; /* not the plain reference */
     int lines;
     Text *out;
 } LinearBench;
@@ -114,7 +115,7 @@ static Status choose_columns(LinearBench *b, Error *err) {
     if (o->rank > 0) add_column(b, 0, spec, o->rank);
     for (int i = 0; i < b->column_count; i++) {
         Column *c = &b->columns[i];
-        double **rates[] = {&c->rate, &c->fraction, &c->of_dense};
+        double **rates[] = {&c->rate, &c->fraction, &c->of_unit, &c->of_dense};
         for (size_t k = 0; k < sizeof rates / sizeof *rates; k++)
             *rates[k] = memory_alloc((size_t)o->steps * sizeof **rates[k]);
     }
@@ -304,15 +305,17 @@ static Status warm_up(LinearBench *b, int backward, Error *err) {
 /* Every other round in the other order. FLOPs of an adapter are not counted. */
 static Status run_round(LinearBench *b, int backward, int64_t round, Error *err) {
     double flops = 2.0 * (double)b->tokens * (double)b->group->in * (double)outputs(b->group);
-    double peak = ceiling_now(&b->backend, &b->peak);
+    double peak = ceiling_now(&b->backend, &b->peak), unit = cpu_unit_rate(b->backend.variant.linear, b->pool);
     if (!isfinite(peak)) FAIL("the rate of dense products could not be measured");
-    b->peaks[b->peak_count++] = peak;
+    b->peaks[b->peak_count] = peak;
+    b->units[b->peak_count++] = unit;
     for (int i = 0; i < b->column_count; i++) {
         Column *c = &b->columns[round % 2 == 0 ? i : b->column_count - 1 - i];
         double seconds;
         TRY(run_calls(b, c, backward, c->calls, &seconds, err));
         c->rate[round] = flops * c->calls / seconds;
         c->fraction[round] = c->rate[round] / peak;
+        c->of_unit[round] = c->rate[round] / unit;
     }
     for (int i = 0; i < b->column_count; i++)
         b->columns[i].of_dense[round] = b->columns[i].rate[round] / b->columns[0].rate[round];
@@ -340,8 +343,10 @@ static void print_json_line(LinearBench *b, int backward) {
         Column *c = &b->columns[i];
         text_addf(b->out, "%s{\"weight\": \"%s\", \"rank\": %lld, \"copies\": %lld, ", i > 0 ? ", " : "", c->name,
                   (long long)c->rank, (long long)c->copies);
-        text_addf(b->out, "\"flops_per_second\": %.6g, \"fraction\": %.4f, \"of_bf16\": %.4f}", bench_median(c->rate, rounds),
-                  bench_median(c->fraction, rounds), bench_median(c->of_dense, rounds));
+        text_addf(b->out, "\"flops_per_second\": %.6g, \"fraction\": %.4f, ", bench_median(c->rate, rounds),
+                  bench_median(c->fraction, rounds));
+        if (b->has_unit) text_addf(b->out, "\"of_unit\": %.4f, ", bench_median(c->of_unit, rounds));
+        text_addf(b->out, "\"of_bf16\": %.4f}", bench_median(c->of_dense, rounds));
     }
     text_adds(b->out, "]}");
 }
@@ -354,6 +359,7 @@ static void print_line(LinearBench *b, int backward) {
     for (int i = 0; i < b->column_count; i++) {
         Column *c = &b->columns[i];
         text_addf(b->out, " %9.1f %5.1f", bench_median(c->rate, rounds) / 1e9, 100.0 * bench_median(c->fraction, rounds));
+        if (b->has_unit) text_addf(b->out, " %5.1f", 100.0 * bench_median(c->of_unit, rounds));
         if (i > 0) text_addf(b->out, " %5.2f", bench_median(c->of_dense, rounds));
     }
     text_adds(b->out, "\n");
@@ -362,10 +368,10 @@ static void print_line(LinearBench *b, int backward) {
 static void print_head(LinearBench *b) {
     text_addf(b->out, "%-46s", "");
     for (int i = 0; i < b->column_count; i++)
-        text_addf(b->out, " %*s", i > 0 ? 21 : 15, b->columns[i].name);
+        text_addf(b->out, " %*s", (i > 0 ? 21 : 15) + (b->has_unit ? 6 : 0), b->columns[i].name);
     text_addf(b->out, "\n%6s  %-30s %-8s", "tokens", "shape", "pass");
     for (int i = 0; i < b->column_count; i++)
-        text_addf(b->out, " %9s %5s%s", "GFLOP/s", "%", i > 0 ? " /bf16" : "");
+        text_addf(b->out, " %9s %5s%s%s", "GFLOP/s", "dense", b->has_unit ? "  unit" : "", i > 0 ? " /bf16" : "");
     text_adds(b->out, "\n");
 }
 
@@ -379,12 +385,16 @@ static void print_foot(LinearBench *b) {
                   (long long)b->options->steps, b->cold);
         text_addf(b->out, "\"ceiling\": {\"type\": \"%s\", \"flops_per_second\": %.6g", type, peak);
         if (isfinite(best)) text_addf(b->out, ", \"best\": %.6g", best);
+        if (b->has_unit) text_addf(b->out, ", \"unit\": %.6g", bench_median(b->units, b->peak_count));
         text_adds(b->out, "}}\n");
         return;
     }
-    text_addf(b->out, "\n%s, %d threads; medians of %lld rounds; %%: of dense %s products of the same round, %.1f GFLOP/s",
-              variant, threads, (long long)b->options->steps, type, peak / 1e9);
+    text_addf(b->out, "\n%s, %d threads; medians of %lld rounds\n", variant, threads, (long long)b->options->steps);
+    text_addf(b->out, "dense: %% of dense %s products of the same round, %.1f GFLOP/s", type, peak / 1e9);
     if (isfinite(best)) text_addf(b->out, " (best ever: %.1f)", best / 1e9);
+    if (b->has_unit)
+        text_addf(b->out, "\nunit: %% of the unit's instruction from registers, %.1f GFLOP/s",
+                  bench_median(b->units, b->peak_count) / 1e9);
     text_addf(b->out, "\nEach call takes the next of so many copies of its weight that they fill %zu MiB.\n", b->cold >> 20);
 }
 
@@ -429,8 +439,10 @@ static Status run_bench(LinearBench *b, Error *err) {
     b->exec = b->peak = (Exec){.config = {.act = DTYPE_BF16, .threads = pool_threads(b->pool)}, .pool = b->pool};
     const char *variant = b->backend.variant.linear;
     if (strcmp(variant, "amx") != 0 && strcmp(variant, "avx512bf16") != 0) b->peak.config.act = DTYPE_F32;
+    b->has_unit = isfinite(cpu_unit_rate(variant, b->pool));
     b->cold = cold_bytes();
     b->peaks = memory_alloc((size_t)(GROUPS_MAX * 4 * o->steps) * sizeof *b->peaks);
+    b->units = memory_alloc((size_t)(GROUPS_MAX * 4 * o->steps) * sizeof *b->units);
     if (o->json)
         text_adds(b->out, "{\"results\": [");
     else
@@ -454,9 +466,11 @@ Status bench_cpu_linear(const BenchOptions *options, Text *out, Error *err) {
         free_weights(c);
         memory_free(c->rate);
         memory_free(c->fraction);
+        memory_free(c->of_unit);
         memory_free(c->of_dense);
     }
     memory_free(b->peaks);
+    memory_free(b->units);
     pool_free(b->pool);
     memory_free(b);
     return status;

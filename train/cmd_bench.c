@@ -25,21 +25,16 @@ static const CommandHelp help = {
         "MODEL | "
         "dequant, gemm, attention, loss, optimizer --arch FILE  [options]",
     .summary =
-        "ceiling: the rate of dense FP32 and BF16 products, and of reading memory, on one thread and on all. cpu: the "
-        "instruction "
-        "sets\n"
-        "that this processor offers and what each operation uses. linear: products with frozen weights on the CPU, forward "
-        "and\n"
-        "backward, in BF16 and NF4 (or what --set quant.* says), as shares of dense products and of those with BF16 weights, "
-        "for\n"
-        "a table of shapes or those of --arch. step: tokens a second of an optimizer step and where its "
-        "time\n"
-        "goes. generate: tokens a second of one sequence, the bytes that a token reads, and what share of the memory's read\n"
-        "bandwidth that makes. --arch measures a shape with random weights. dequant to optimizer: one operation of that shape "
-        "on a device, in GB/s\n"
-        "or TFLOP/s and as a share of the copy bandwidth or of the largest product of the same run. load: a model's files "
-        "into\n"
-        "memory, quantized (the device's memory where there is one), as a share of reading the same files.",
+        "ceiling: the rate of dense FP32 and BF16 products, of the instruction that they are made of, and of reading memory,\n"
+        "on one thread and on all. cpu: the instruction sets that this processor offers and what each operation uses.\n"
+        "linear: products with frozen weights on the CPU, forward and backward, in BF16 and NF4 (or what --set quant.* says),\n"
+        "as shares of dense products, of the instruction's rate and of BF16 weights, for a table of shapes or those of "
+        "--arch.\n"
+        "step: tokens a second of an optimizer step and where its time goes. generate: tokens a second of one sequence, the\n"
+        "bytes that a token reads, and what share of the memory's read bandwidth that makes. --arch measures a shape with\n"
+        "random weights. dequant to optimizer: one operation of that shape on a device, in GB/s or TFLOP/s and as a share of\n"
+        "the copy bandwidth or of the largest product of the same run. load: a model's files into memory, quantized (the\n"
+        "device's memory where there is one), as a share of reading the same files.",
     .example =
         "nibble bench ceiling\n"
         "nibble bench linear --threads 1\n"
@@ -93,6 +88,25 @@ static Status print_read(const BenchOptions *o, Text *out, Error *err) {
     return OK;
 }
 
+/* The unit itself, which products can only come near to. */
+static Status print_unit(const BenchOptions *o, const char *variant, Text *out, Error *err) {
+    Pool *pool;
+    double single = cpu_unit_rate(variant, NULL);
+    if (!isfinite(single)) return OK; /* the plain reference has none */
+    TRY(pool_create(&pool, (int)o->threads, err));
+    double together = cpu_unit_rate(variant, pool);
+    int all = pool_threads(pool);
+    pool_free(pool);
+    if (o->json)
+        text_addf(out, ", \"unit\": {\"one_thread_flops\": %.6g, \"threads\": %d, \"flops\": %.6g}", single, all, together);
+    else
+        text_addf(out,
+                  "the instruction that they are made of, from registers\n  1 thread    %10.1f GFLOP/s\n  %d threads   %10.1f "
+                  "GFLOP/s (%.2f times)\n",
+                  single / 1e9, all, together / 1e9, together / single);
+    return OK;
+}
+
 static Status bench_ceiling(const BenchOptions *o, Text *out, Error *err) {
     static const struct {
         const char *name, *key;
@@ -113,6 +127,7 @@ static Status bench_ceiling(const BenchOptions *o, Text *out, Error *err) {
             text_addf(out, "dense %s products (%s)\n  1 thread    %10.1f GFLOP/s\n  %d threads   %10.1f GFLOP/s (%.2f times)\n",
                       kinds[i].name, backend.variant.linear, single / 1e9, all, together / 1e9, together / single);
     }
+    TRY(print_unit(o, backend.variant.linear, out, err));
     TRY(print_read(o, out, err));
     text_adds(out, o->json ? "}\n" : "");
     return OK;

@@ -21,4 +21,11 @@ double cpu_pairs_advantage_avx512bf16(void);
 /* The same of tiles. */
 double cpu_tiles_advantage_amx(void);
 
+/* Runs the instruction that the products of an instruction set are made of, from registers, about `rounds` times a register;
+ * returns the FLOPs done. */
+double cpu_unit_flops_avx2(int64_t rounds);
+double cpu_unit_flops_avx512(int64_t rounds);
+double cpu_unit_flops_avx512bf16(int64_t rounds);
+double cpu_unit_flops_amx(int64_t rounds);
+
 #endif

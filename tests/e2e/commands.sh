@@ -291,9 +291,11 @@ mkdir "$work/empty"
 check "inspect: a folder of nothing" fails_with "is no model" inspect "$work/empty"
 
 # ---- bench -------------------------------------------------------------------------------------------------------------
+has_unit() { "$nibble" bench cpu --json 2>/dev/null | grep -qF '"avx2": true' && [[ ${NIBBLE_CPU:-} != ref ]]; }
 bench_all() {
     run 0 bench cpu && out_has "used by each operation" && run 0 bench cpu --json && is_json || return 1
     run 0 bench ceiling --json && is_json || return 1
+    ! has_unit || out_has '"unit": {' || return 1
     run 0 bench step "$tiny" --tokens 64 --steps 1 --json && is_json && [[ $(value method) == qlora ]] || return 1
     run 0 bench generate --arch "$work/tiny.json" --tokens 20 --steps 1 --json && is_json && [[ $(value threads) -ge 1 ]] || return 1
     TMPDIR=$work run 0 bench step --arch "$work/tiny.json" --tokens 64 --steps 1 --set method=full && out_has "tokens/s" || return 1
@@ -309,6 +311,7 @@ bench_linears() {
     linear_keys '"threads": 2' '"name": "q,k,v", "tokens": 32, "in": 64, "out": [64, 32, 32], "pass": "forward"' \
         '"name": "gate,up", "tokens": 32, "in": 64, "out": [192, 192], "pass": "backward"' '"weight": "bf16", "rank": 0' '"weight": "nf4", ' \
         '"weight": "nf4+dq", ' '"weight": "nf4+dq, rank 4", "rank": 4' '"fraction": ' '"of_bf16": ' '"cold_bytes": ' || return 1
+    ! has_unit || out_has '"of_unit": ' || return 1
     run 0 bench linear --arch "$work/tiny.json" --tokens 7 --steps 2 --set quant.type=int8 --json &&
         linear_keys '"weight": "int8", ' && ! grep -q nf4 "$work/out" || return 1
     NIBBLE_CPU=ref run 0 bench linear --arch "$work/tiny.json" --tokens 2 --steps 1 &&
