@@ -21,6 +21,9 @@
 #include "core/text.h"
 
 #define POOL_MOST 1024
+#define CACHE_ASSUMED 1048576
+#define CACHE_LEAST 131072 /* what is less or more is not a second-level cache that a processor has */
+#define CACHE_MOST 67108864
 #define GATE_OPEN ((uint64_t)1 << 31)
 #define GATE_INSIDE (GATE_OPEN - 1)
 #define GATE_GENERATION ((uint64_t)1 << 32)
@@ -44,6 +47,7 @@ struct Pool {
     int64_t grab; /* items taken at once */
     int threads;  /* with the caller */
     int started;  /* workers that exist */
+    size_t cache;
     Worker *workers;
     pthread_mutex_t mutex; /* only for sleeping */
     pthread_cond_t wake;   /* the gate opened, or the pool stops */
@@ -160,12 +164,22 @@ static Status start_workers(Pool *pool, Error *err) {
     return OK;
 }
 
+/* Of one processor, also where several share it. */
+static size_t second_level_cache(void) {
+    long bytes = -1;
+#ifdef _SC_LEVEL2_CACHE_SIZE
+    bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#endif
+    return bytes < CACHE_LEAST || bytes > CACHE_MOST ? CACHE_ASSUMED : (size_t)bytes;
+}
+
 Status pool_create(Pool **pool_out, int threads, Error *err) {
     *pool_out = NULL;
     if (threads < 0 || threads > POOL_MOST) FAIL("threads: want 1 to %d (0: as many as there are), got %d", POOL_MOST, threads);
     if (threads == 0) threads = default_threads();
     Pool *pool = memory_calloc(1, sizeof *pool);
     pool->threads = threads;
+    pool->cache = second_level_cache();
     pool->workers = memory_calloc((size_t)threads, sizeof *pool->workers);
     pthread_mutex_init(&pool->mutex, NULL);
     pthread_cond_init(&pool->wake, NULL);
@@ -192,6 +206,14 @@ void pool_free(Pool *pool) {
     pthread_mutex_destroy(&pool->mutex);
     memory_free(pool->workers);
     memory_free(pool);
+}
+
+size_t pool_cache(const Pool *pool) {
+    return pool == NULL ? CACHE_ASSUMED : pool->cache;
+}
+
+void pool_assume_cache(Pool *pool, size_t bytes) {
+    pool->cache = bytes;
 }
 
 int pool_threads(const Pool *pool) {

@@ -146,12 +146,12 @@ static Status bench_cpu(const BenchOptions *o, Text *out, Error *err) {
     text_adds(out, o->json ? "{\"offered\": {" : "offered by this processor\n");
     for (size_t i = 0; i < sizeof variants / sizeof *variants; i++) {
         Backend other;
-        Error reason = {0};
+        Error reason;
         int offered = cpu_backend(&other, variants[i], &reason) == OK;
         if (o->json)
             text_addf(out, "%s\"%s\": %s", i > 0 ? ", " : "", variants[i], offered ? "true" : "false");
         else
-            text_addf(out, "  %-10s %s\n", variants[i], offered ? "yes" : reason.text);
+            text_addf(out, "  %-10s %s\n", variants[i], offered ? "yes" : "no");
     }
     text_adds(out, o->json ? "}, \"used\": {" : "used by each operation\n");
     for (size_t i = 0; i < sizeof entries / sizeof *entries; i++) {
@@ -160,7 +160,15 @@ static Status bench_cpu(const BenchOptions *o, Text *out, Error *err) {
         else
             text_addf(out, "  %-10s %s\n", entries[i][0], entries[i][1]);
     }
-    text_adds(out, o->json ? "}}\n" : "");
+    Pool *pool;
+    TRY(pool_create(&pool, 1, err));
+    double cache = (double)pool_cache(pool);
+    pool_free(pool);
+    char text[32];
+    if (o->json)
+        text_addf(out, "}, \"second_level_cache\": %.0f}\n", cache);
+    else
+        text_addf(out, "blocks are cut for a second-level cache of %s\n", format_bytes(cache, text, sizeof text));
     return OK;
 }
 

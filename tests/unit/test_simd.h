@@ -335,6 +335,7 @@ static inline Exec exec_of(DType act, int threads) {
     Exec exec = {.config = {.act = act, .threads = threads}};
     Error err;
     assert_int_equal(pool_create(&exec.pool, threads, &err), OK);
+    if (threads > 1) pool_assume_cache(exec.pool, threads % 2 != 0 ? 131072 : 4194304); /* bits depend on neither */
     return exec;
 }
 

@@ -291,6 +291,17 @@ typedef struct Job {
     void *workspace;
 } Job;
 
+/* Rows of A and C that stay in the second-level cache beside a panel of B, a tenth of it left to others. */
+static int64_t rows_in_cache(const Exec *exec, int64_t row_bytes, int64_t most_rows) {
+    int64_t room = (int64_t)(pool_cache(exec->pool) / 10 * 9) - B_FLOATS * (int64_t)sizeof(float);
+    int64_t rows = room / row_bytes / GEMM_PANEL_ROWS * GEMM_PANEL_ROWS;
+    return least(most_rows, most(rows, round_up(96, GEMM_PANEL_ROWS)));
+}
+
+int64_t gemm_tile_rows(const Exec *exec) {
+    return rows_in_cache(exec, (GEMM_K + GEMM_TILE_COLUMNS) * (int64_t)sizeof(float), GEMM_TILE_ROWS);
+}
+
 #if GEMM_PAIRS
 /* Whether tiles can be tall and narrow: what A's panels would need is in place, or short enough for a tall tile to pack. */
 static int takes_tall(const Product *p) {
@@ -302,9 +313,11 @@ static int takes_tall(const Product *p) {
 }
 
 /* One panel of B wide, so that B is decoded as seldom as can be; as many rows as give the threads equal shares. */
-static int64_t tall_grid(const Product *p, int threads, Grid *grid) {
-    int64_t across = pieces(p->n, GEMM_COLUMNS), best = 0, best_cost = 0;
-    for (int64_t cuts = pieces(p->m, GEMM_TALL_ROWS), tried = 0; tried < 8; cuts++, tried++) {
+static int64_t tall_grid(const Exec *exec, const Product *p, Grid *grid) {
+    int64_t tallest =
+        rows_in_cache(exec, GEMM_K * 2 * (int64_t)sizeof(bf16) + GEMM_COLUMNS * (int64_t)sizeof(float), GEMM_TALL_ROWS);
+    int64_t across = pieces(p->n, GEMM_COLUMNS), best = 0, best_cost = 0, threads = exec->config.threads;
+    for (int64_t cuts = pieces(p->m, tallest), tried = 0; tried < 8; cuts++, tried++) {
         int64_t rows = round_up(pieces(p->m, cuts), GEMM_PANEL_ROWS), items = pieces(p->m, rows) * across;
         int64_t cost = pieces(items, threads) * (rows + GEMM_PACKING_ROWS);
         if (best == 0 || cost < best_cost) {
@@ -320,15 +333,16 @@ static int64_t tall_grid(const Product *p, int threads, Grid *grid) {
 #endif
 
 /* Tiles as large as the buffers, or smaller where every thread would not get a few. */
-static int64_t choose_grid(const Product *p, int threads, Grid *grid) {
+static int64_t choose_grid(const Exec *exec, const Product *p, Grid *grid) {
     if (p->m <= 0 || p->n <= 0) return 0;
     grid->dots = takes_dots(p);
 #if GEMM_PAIRS
-    if (!grid->dots && takes_tall(p)) return tall_grid(p, threads, grid);
+    if (!grid->dots && takes_tall(p)) return tall_grid(exec, p, grid);
 #endif
-    int64_t rows = round_up(pieces(p->m, pieces(p->m, GEMM_TILE_ROWS)), GEMM_PANEL_ROWS), columns = GEMM_TILE_COLUMNS;
+    int64_t threads = exec->config.threads, tallest = p->rows_meet ? GEMM_TILE_ROWS : gemm_tile_rows(exec);
+    int64_t rows = round_up(pieces(p->m, pieces(p->m, tallest)), GEMM_PANEL_ROWS), columns = GEMM_TILE_COLUMNS;
     if (grid->dots) columns = 64;
-    int64_t want = threads > 1 ? 4 * (int64_t)threads : 1;
+    int64_t want = threads > 1 ? 4 * threads : 1;
     while (columns > GEMM_COLUMNS && pieces(p->m, rows) * pieces(p->n, columns) < want)
         columns /= 2;
     while (rows > 64 && !p->rows_meet && pieces(p->m, rows) * pieces(p->n, columns) < want)
@@ -366,7 +380,7 @@ void gemm_run(const Exec *exec, const Product *products, int count, void *worksp
         for (int t = 0; t < products[i].terms; t++)
             if (products[i].term[t].mask != NULL) job.with_mask = 1;
         job.grid[i].first = items;
-        items += choose_grid(&products[i], exec->config.threads, &job.grid[i]);
+        items += choose_grid(exec, &products[i], &job.grid[i]);
     }
     pool_run(exec->pool, run_item, &job, items);
 }

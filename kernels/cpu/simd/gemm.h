@@ -58,7 +58,8 @@
 #define GEMM_K_STRIDE (GEMM_K + 16)
 #define GEMM_TILE_ROWS 384
 #define GEMM_TILE_COLUMNS 256
-/* Rows of a tile that is one panel of B wide, where A needs no packing: a multiple of GEMM_PANEL_ROWS whose block of A stays in L2. */
+/* Rows of a tile that is one panel of B wide, where A needs no packing: a multiple of GEMM_PANEL_ROWS;
+ * fewer where the cache is small. */
 #define GEMM_TALL_ROWS (GEMM_TILES ? 1024 : 576)
 /* A panel of B is packed in the time that so many rows are multiplied with it. */
 #define GEMM_PACKING_ROWS (GEMM_TILES ? 128 : 48)
@@ -98,6 +99,9 @@ size_t gemm_workspace(int threads, int with_mask);
  * GEMM_TILE_ROWS. workspace: as for gemm_run, of which gemm_tile_memory is not touched. */
 void gemm_add_tile(const Term *term, int64_t m0, int64_t rows, int64_t n0, int64_t columns, float *c, int64_t stride,
                    void *workspace, int worker);
+/* As many rows of a tile, at most GEMM_TILE_ROWS, as the processor's cache is good for. */
+#define gemm_tile_rows SIMD_SYMBOL(gemm_tile_rows)
+int64_t gemm_tile_rows(const Exec *exec);
 /* GEMM_TILE_ROWS * GEMM_TILE_COLUMNS floats of a worker's, which a tile of C may be. */
 #define gemm_tile_memory SIMD_SYMBOL(gemm_tile_memory)
 float *gemm_tile_memory(void *workspace, int worker);

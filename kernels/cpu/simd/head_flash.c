@@ -170,8 +170,9 @@ static void gather_row(void *context, int64_t j, int worker) {
 }
 
 /* Row tiles as tall as the buffers, or lower where every thread would not get its share. */
-static int64_t choose_rows(int64_t count, int threads) {
-    int64_t best = 0, best_cost = 0, cuts = (count + GEMM_TILE_ROWS - 1) / GEMM_TILE_ROWS;
+static int64_t choose_rows(const Exec *exec, int64_t count) {
+    int64_t threads = exec->config.threads, tallest = gemm_tile_rows(exec);
+    int64_t best = 0, best_cost = 0, cuts = (count + tallest - 1) / tallest;
     for (int64_t tried = 0; tried < 16; tried++, cuts++) {
         int64_t rows = round_up((count + cuts - 1) / cuts, GEMM_PANEL_ROWS), items = (count + rows - 1) / rows * SLICES;
         int64_t cost = (items + threads - 1) / threads * (rows + GEMM_PACKING_ROWS);
@@ -198,7 +199,7 @@ Status head_flash_loss(const Exec *exec, const HeadShape *shape, const Batch *ba
     w.slice_words = round_up((shape->vocab + SLICES - 1) / SLICES, SLAB);
     for (w.first = 0; w.first < batch->supervised; w.first += w.count) {
         w.count = least(w.at.chunk, batch->supervised - w.first);
-        w.tile_rows = choose_rows(w.count, exec->config.threads);
+        w.tile_rows = choose_rows(exec, w.count);
         pool_run(exec->pool, gather_row, &w, w.count);
         pool_run(exec->pool, flash_item, &w, (w.count + w.tile_rows - 1) / w.tile_rows * SLICES);
         pool_run(exec->pool, finish_row, &w, w.count);
