@@ -307,7 +307,9 @@ static Status check_batch(const Tape *tape, const TapeRun *run, Error *err) {
     if (batch->supervised < 0 || batch->supervised > tape->options.supervised)
         FAIL("a micro-batch with %lld supervised rows does not fit a tape planned for %lld", (long long)batch->supervised,
              (long long)tape->options.supervised);
-    if (tape->options.mode == TAPE_GENERATE && run->past + batch->tokens > tape->options.cache_rows)
+    if (batch->parts != NULL && tape->backend.on_device)
+        FAIL("several sequences through a cache: only the CPU has that; generate one at a time");
+    if (tape->options.mode == TAPE_GENERATE && batch->parts == NULL && run->past + batch->tokens > tape->options.cache_rows)
         FAIL("%lld tokens do not fit a key/value cache of %lld", (long long)(run->past + batch->tokens),
              (long long)tape->options.cache_rows);
     return OK;

@@ -64,6 +64,11 @@ typedef struct Exec {
     void *device; /* what a backend with memory of its own works with; NULL on the CPU */
 } Exec;
 
+/* Where a sequence lies in a cache that several share: rows [first, first + past). */
+typedef struct CachePart {
+    int64_t first, past;
+} CachePart;
+
 /* What varies from micro-batch to micro-batch. All arrays are borrowed. */
 typedef struct Batch {
     int64_t tokens;           /* rows in use */
@@ -75,6 +80,7 @@ typedef struct Batch {
     int64_t supervised;       /* rows with a loss (or whose logits are wanted) */
     const int32_t *rows;      /* [supervised] ascending row numbers: logits of row t predict targets */
     const int32_t *targets;   /* [supervised] */
+    const CachePart *parts;   /* [sequences]: one row each of several sequences through a cache (attention_cached); else NULL */
     const void *teacher;      /* the teacher's inputs of the head, an activation [tokens, hidden]; NULL: targets decide */
     float grad_scale;         /* d(loss)/d(sum): 1 / supervised tokens of the whole global batch */
     uint64_t seed;
@@ -162,7 +168,8 @@ typedef struct RopeTable {
  * For each sequence, query head h and key head h / (H/K): o = softmax(scale * q k^T, masked) v. Key j is visible to query
  * i iff j <= i and (window == 0 or j > i - window). Never across a sequence boundary. saved: log-sum-exp FP32 [T, H].
  * Cached: one sequence; rows of k and v are first appended to the cache at row `past`, then attended together with what
- * is there; the cache holds act [capacity, K*D]. */
+ * is there; the cache holds act [capacity, K*D]. With batch->parts, on the CPU: each of the sequences has one row, which goes
+ * behind its own part (`past` is not used; every part has room for shape->rows rows), with the bits of the sequence alone. */
 typedef struct AttentionShape {
     int64_t rows, heads, kv_heads, head_dim, window;
     float scale;

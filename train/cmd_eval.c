@@ -132,13 +132,15 @@ static Status run_loss(Evaluation *e, Error *err) {
     return evaluate(&e->engine, e->tape, &e->data, e->plan, &e->buffer, &e->result, err);
 }
 
-static Status open_generator(Evaluation *e, int64_t capacity, int64_t logit_rows, Error *err) {
+static Status open_generator(Evaluation *e, int64_t capacity, int64_t logit_rows, int64_t sequences, Error *err) {
     const EvalOptions *o = e->options;
     int64_t chunk = capacity < GENERATE_CHUNK ? capacity : GENERATE_CHUNK;
     if (logit_rows > chunk) logit_rows = chunk;
-    size_t cache = generator_bytes(&e->model, precision_type(o->model.precision), capacity, logit_rows);
+    DType act = precision_type(o->model.precision);
+    int64_t beside = generator_beside(&e->model, act, capacity, sequences);
+    size_t cache = generator_bytes(&e->model, act, capacity * beside, logit_rows + beside);
     TRY(model_options_open(&e->engine, &o->model, e->folder, &e->model, cache, err));
-    TRY(generator_create(&e->generator, &e->engine, capacity, chunk, logit_rows, err));
+    TRY(generator_create_beside(&e->generator, &e->engine, capacity, chunk, logit_rows, beside, err));
     Tape *tape = generator_tape(e->generator);
     return engine_reserve(&e->engine, &tape, 1, capacity, capacity, err);
 }
@@ -146,7 +148,7 @@ static Status open_generator(Evaluation *e, int64_t capacity, int64_t logit_rows
 static Status run_exact_match(Evaluation *e, Error *err) {
     int64_t limit = e->options->limit;
     int64_t capacity = exact_match_capacity(&e->data, limit, e->model.context);
-    TRY(open_generator(e, capacity, 1, err));
+    TRY(open_generator(e, capacity, 1, e->data.count, err));
     return exact_match(e->generator, &e->model, e->tokenizer, &e->data, limit, capacity, e->options->show, &e->match, err);
 }
 
@@ -164,7 +166,7 @@ static Status produce_logits(void *context, const TensorSpec *spec, TensorWriter
 static Status write_logits(Evaluation *e, const int32_t *ids, int64_t count, Error *err) {
     size_t bytes = (size_t)count * (size_t)e->model.vocab * sizeof(float);
     Arena arena;
-    TRY(open_generator(e, count, count, err));
+    TRY(open_generator(e, count, count, 1, err));
     TRY(arena_create(&arena, "logits", bytes, err));
     LogitsFile file = {(const float *)(void *)arena.base, bytes};
     TensorSpec spec = {.name = "logits", .dtype = DTYPE_F32, .ndim = 2, .shape = {count, e->model.vocab}};
@@ -287,7 +289,7 @@ static void evaluation_free(Evaluation *e) {
 static Status ask_suite(Evaluation *e, Suite *suite, const SuiteOptions *options, Text *out, Error *err) {
     int32_t stops[STOP_IDS_MAX];
     TRY(suite_open(suite, options, e->tokenizer, e->model.context, err));
-    TRY(open_generator(e, suite->longest, SUITE_OPTION_TOKENS, err));
+    TRY(open_generator(e, suite->longest, SUITE_OPTION_TOKENS, 1, err));
     int stop_count = model_stop_ids(e->tokenizer, &e->model, stops);
     TRY(suite_ask(suite, options, e->generator, e->tokenizer, e->model.vocab, stops, stop_count, err));
     if (options->json) {

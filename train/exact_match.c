@@ -92,46 +92,75 @@ static Status compare(const Tokenizer *tokenizer, const Dataset *dataset, int64_
     return status;
 }
 
-static Status ask(Generator *generator, const ModelConfig *model, const Tokenizer *tokenizer, const Question *q,
-                  int64_t capacity, Answer *answer, Error *err) {
-    int32_t stops[STOP_IDS_MAX];
+#define AT_ONCE 64 /* questions whose answers are kept until they are compared */
+
+typedef struct Asked {
+    int64_t sequence[AT_ONCE];
+    Question question[AT_ONCE];
+    Answer answer[AT_ONCE];
+    int32_t stops[AT_ONCE][STOP_IDS_MAX];
+    GenerateJob job[AT_ONCE];
+    int64_t count;
+} Asked;
+
+static void add_question(Asked *asked, const ModelConfig *model, const Tokenizer *tokenizer, int64_t sequence,
+                         const Question *q, int64_t capacity) {
+    int64_t at = asked->count++;
+    int32_t *stops = asked->stops[at];
     int stop_count = model_stop_ids(tokenizer, model, stops);
     for (int64_t t = 0; t < q->wanted; t++) {
         if (!tokenizer_is_special(tokenizer, q->ids[q->prompt + t])) continue;
         stops[stop_count++] = q->ids[q->prompt + t];
         break;
     }
-    SampleOptions greedy = {.spec = {.top_p = 1.0},
-                            .max_new_tokens = least(2 * q->wanted + SPARE, capacity - q->prompt + 1),
-                            .stop_ids = stops,
-                            .stop_count = stop_count};
-    *answer = (Answer){.capacity = greedy.max_new_tokens};
-    answer->ids = memory_alloc((size_t)answer->capacity * sizeof *answer->ids);
-    int64_t generated;
-    return generate(generator, q->ids, q->prompt, &greedy, collect, answer, &generated, err);
+    int64_t longest = least(2 * q->wanted + SPARE, capacity - q->prompt + 1);
+    asked->sequence[at] = sequence;
+    asked->question[at] = *q;
+    asked->answer[at] = (Answer){.ids = memory_alloc((size_t)longest * sizeof(int32_t)), .capacity = longest};
+    asked->job[at] = (GenerateJob){
+        .prompt = asked->question[at].ids,
+        .count = q->prompt,
+        .options = {.spec = {.top_p = 1.0}, .max_new_tokens = longest, .stop_ids = stops, .stop_count = stop_count},
+        .callback = collect,
+        .context = &asked->answer[at]};
+}
+
+/* Answers what was asked, and counts. */
+static Status answer_all(Generator *generator, const Tokenizer *tokenizer, const Dataset *dataset, Asked *asked, int64_t show,
+                         ExactMatch *result, Error *err) {
+    Status status = generate_all(generator, asked->job, asked->count, err);
+    if (status == OK && signals_pending()) status = error_set(err, ERR_INTERRUPTED, "interrupted during evaluation");
+    for (int64_t i = 0; i < asked->count; i++) {
+        const Answer *answer = &asked->answer[i];
+        if (status == OK)
+            status = compare(tokenizer, dataset, asked->sequence[i], &asked->question[i], answer, show, result, err);
+        result->generated += answer->count;
+        result->records += status == OK;
+        memory_free(answer->ids);
+    }
+    asked->count = 0;
+    return status;
 }
 
 Status exact_match(Generator *generator, const ModelConfig *model, const Tokenizer *tokenizer, const Dataset *dataset,
                    int64_t limit, int64_t capacity, int64_t show, ExactMatch *result, Error *err) {
     double begin = clock_seconds();
     *result = (ExactMatch){.records = 0};
-    for (int64_t s = 0; s < record_limit(dataset, limit); s++) {
+    int64_t count = record_limit(dataset, limit);
+    Asked *asked = memory_calloc(1, sizeof *asked);
+    Status status = OK;
+    for (int64_t s = 0; s < count && status == OK; s++) {
         Question q = question_of(dataset, s);
-        if (q.prompt < 1 || q.prompt + q.wanted > capacity) {
+        if (q.prompt < 1 || q.prompt + q.wanted > capacity)
             result->too_long++;
-            continue;
-        }
-        Answer answer;
-        Status status = ask(generator, model, tokenizer, &q, capacity, &answer, err);
-        if (status == OK && signals_pending()) status = error_set(err, ERR_INTERRUPTED, "interrupted during evaluation");
-        if (status == OK) status = compare(tokenizer, dataset, s, &q, &answer, show, result, err);
-        result->generated += answer.count;
-        memory_free(answer.ids);
-        TRY(status);
-        result->records++;
+        else
+            add_question(asked, model, tokenizer, s, &q, capacity);
+        if (asked->count == AT_ONCE) status = answer_all(generator, tokenizer, dataset, asked, show, result, err);
     }
+    if (status == OK) status = answer_all(generator, tokenizer, dataset, asked, show, result, err);
+    memory_free(asked);
     result->seconds = clock_seconds() - begin;
-    return OK;
+    return status;
 }
 
 void exact_match_free(ExactMatch *result) {

@@ -9,10 +9,11 @@
 struct Generator {
     Engine *engine;
     Tape *tape;
-    int64_t capacity, chunk, logit_rows;
+    int64_t capacity, chunk, logit_rows, sequences;
     Arena rows_there; /* the cache, where the backend wants it */
     Arena arena;      /* the rest */
-    KvLayer *cache;   /* [layers] */
+    KvLayer *cache;   /* [sequences][layers]: each one's part */
+    int64_t part;     /* whose part run_rows works on */
     float *logits;    /* [logit_rows, vocab] */
     float *last;      /* [vocab]: of the last row held */
     int32_t *held;    /* [capacity]: the tokens whose rows the cache holds; `past` of them */
@@ -33,13 +34,18 @@ size_t generator_bytes(const ModelConfig *model, DType act, int64_t capacity, in
 }
 
 static Status take_memory(Generator *g, const ModelConfig *model, DType act, Error *err) {
-    size_t layers = 2 * (size_t)model->layers * cache_bytes(model, act, g->capacity);
+    int64_t all = g->capacity * g->sequences;
+    size_t part = (size_t)(g->capacity * model->kv_heads * model->head_dim) * dtype_size(act);
+    size_t layers = 2 * (size_t)model->layers * cache_bytes(model, act, all);
     const Engine *engine = g->engine;
     TRY(device_arena_create(&g->rows_there, &engine->backend, &engine->exec, "key/value cache", layers, err));
-    TRY(arena_create(&g->arena, "logits", generator_bytes(model, act, g->capacity, g->logit_rows) - layers, err));
+    TRY(arena_create(&g->arena, "logits", generator_bytes(model, act, all, g->logit_rows) - layers, err));
     for (int64_t layer = 0; layer < model->layers; layer++) {
-        TRY(arena_take(&g->rows_there, cache_bytes(model, act, g->capacity), &g->cache[layer].k, err));
-        TRY(arena_take(&g->rows_there, cache_bytes(model, act, g->capacity), &g->cache[layer].v, err));
+        TRY(arena_take(&g->rows_there, cache_bytes(model, act, all), &g->cache[layer].k, err));
+        TRY(arena_take(&g->rows_there, cache_bytes(model, act, all), &g->cache[layer].v, err));
+        for (int64_t s = 1; s < g->sequences; s++)
+            g->cache[s * model->layers + layer] =
+                (KvLayer){(uint8_t *)g->cache[layer].k + (size_t)s * part, (uint8_t *)g->cache[layer].v + (size_t)s * part};
     }
     void *logits, *last, *order, *positions, *rows, *held;
     TRY(arena_take(&g->arena, (size_t)(g->logit_rows * model->vocab) * sizeof(float), &logits, err));
@@ -57,22 +63,39 @@ static Status take_memory(Generator *g, const ModelConfig *model, DType act, Err
     return OK;
 }
 
-Status generator_create(Generator **generator, Engine *engine, int64_t capacity, int64_t chunk, int64_t logit_rows,
-                        Error *err) {
+int64_t generator_beside(const ModelConfig *model, DType act, int64_t capacity, int64_t wanted) {
+    int64_t most = wanted < GENERATE_BESIDE ? wanted : GENERATE_BESIDE;
+    size_t each = 2 * (size_t)model->layers * cache_bytes(model, act, capacity);
+    int64_t room = (int64_t)(((size_t)512 << 20) / (each > 0 ? each : 1));
+    if (most > room) most = room;
+    if (most > capacity) most = capacity; /* rows of a tape */
+    return most < 1 ? 1 : most;
+}
+
+Status generator_create_beside(Generator **generator, Engine *engine, int64_t capacity, int64_t chunk, int64_t logit_rows,
+                               int64_t sequences, Error *err) {
     Generator *g = memory_calloc(1, sizeof *g);
+    if (engine->backend.on_device) sequences = 1;
     g->engine = engine;
     g->capacity = capacity;
-    g->chunk = chunk;
-    g->logit_rows = logit_rows;
-    g->cache = memory_calloc((size_t)engine->model.layers, sizeof *g->cache);
+    g->chunk = chunk > sequences ? chunk : sequences;
+    g->logit_rows = logit_rows > sequences ? logit_rows : sequences;
+    g->sequences = sequences;
+    g->cache = memory_calloc((size_t)(engine->model.layers * sequences), sizeof *g->cache);
     Status status = take_memory(g, &engine->model, engine->exec.config.act, err);
-    if (status == OK) status = engine_tape(engine, TAPE_GENERATE, RECOMPUTE_NONE, chunk, logit_rows, capacity, &g->tape, err);
+    if (status == OK)
+        status = engine_tape(engine, TAPE_GENERATE, RECOMPUTE_NONE, g->chunk, g->logit_rows, capacity, &g->tape, err);
     if (status != OK) {
         generator_free(g);
         g = NULL;
     }
     *generator = g;
     return status;
+}
+
+Status generator_create(Generator **generator, Engine *engine, int64_t capacity, int64_t chunk, int64_t logit_rows,
+                        Error *err) {
+    return generator_create_beside(generator, engine, capacity, chunk, logit_rows, 1, err);
 }
 
 Tape *generator_tape(Generator *generator) {
@@ -112,7 +135,7 @@ static Status run_rows(Generator *g, const int32_t *ids, int64_t count, int64_t 
                    .rows = g->rows};
     TapeRun run = engine_run(g->engine, &batch);
     run.logits = logits;
-    run.cache = g->cache;
+    run.cache = g->cache + g->part * g->engine->model.layers;
     run.past = g->past;
     run.profile = g->profile;
     TRY(tape_run(g->tape, &run, err));
@@ -170,6 +193,106 @@ Status generate(Generator *g, const int32_t *prompt, int64_t count, const Sample
         if (*generated == options->max_new_tokens) return OK;
         TRY(run_rows(g, &id, 1, 1, g->last, err));
     }
+}
+
+/* ---- several beside each other ------------------------------------------------------------------------------------------- */
+
+/* A job that is being worked on, in a part of the cache of its own. */
+typedef struct Seat {
+    GenerateJob *job;
+    int64_t part, past;
+    int32_t id; /* the token that goes through the model next */
+} Seat;
+
+/* What the logits of the last row mean for a job; whether seat->id is to go through the model. */
+static int take_token(const Generator *g, Seat *seat, float *logits) {
+    GenerateJob *job = seat->job;
+    if (job->generated == job->options.max_new_tokens) return 0;
+    seat->id = sample_token(logits, g->order, g->engine->model.vocab, &job->options.spec, (uint64_t)seat->past);
+    if (is_stop(&job->options, seat->id)) return 0;
+    job->generated++;
+    if (job->callback(job->context, seat->id) || seat->past == g->capacity || signals_pending()) return 0;
+    return job->generated < job->options.max_new_tokens;
+}
+
+/* The prompt alone, into a part of the cache; *goes_on: there is a token to go through the model. */
+static Status seat_job(Generator *g, GenerateJob *job, Seat *seat, int *goes_on, Error *err) {
+    seat->job = job;
+    job->generated = 0;
+    TRY(check_ids(g, job->prompt, job->count, err));
+    g->part = seat->part;
+    TRY(run_prompt(g, job->prompt, job->count, 0, err));
+    seat->past = g->past;
+    *goes_on = take_token(g, seat, g->last);
+    return OK;
+}
+
+/* One row of each of the seats. */
+static Status run_seats(Generator *g, const Seat *seats, int64_t count, Error *err) {
+    int32_t ids[GENERATE_BESIDE];
+    int64_t starts[GENERATE_BESIDE + 1] = {0};
+    CachePart parts[GENERATE_BESIDE];
+    for (int64_t i = 0; i < count; i++) {
+        ids[i] = seats[i].id;
+        g->positions[i] = (int32_t)seats[i].past;
+        g->rows[i] = (int32_t)i;
+        starts[i + 1] = i + 1;
+        parts[i] = (CachePart){.first = seats[i].part * g->capacity, .past = seats[i].past};
+    }
+    Batch batch = {.tokens = count,
+                   .sequences = count,
+                   .starts = starts,
+                   .ids = ids,
+                   .positions = g->positions,
+                   .supervised = count,
+                   .rows = g->rows,
+                   .parts = parts};
+    TapeRun run = engine_run(g->engine, &batch);
+    run.logits = g->logits;
+    run.cache = g->cache;
+    run.profile = g->profile;
+    return tape_run(g->tape, &run, err);
+}
+
+static Status run_jobs(Generator *g, GenerateJob *jobs, int64_t count, Error *err) {
+    Seat seats[GENERATE_BESIDE];
+    int64_t seated = 0, next = 0, vocab = g->engine->model.vocab;
+    for (int64_t i = 0; i < g->sequences; i++)
+        seats[i].part = i; /* those behind the seated ones are free */
+    while (!signals_pending()) {
+        while (seated < g->sequences && next < count) {
+            int goes_on;
+            TRY(seat_job(g, &jobs[next++], &seats[seated], &goes_on, err));
+            seated += goes_on;
+        }
+        if (seated == 0) return OK;
+        TRY(run_seats(g, seats, seated, err));
+        int64_t kept = 0;
+        for (int64_t i = 0; i < seated; i++) {
+            Seat seat = seats[i];
+            seat.past++;
+            int goes_on = take_token(g, &seat, g->logits + i * vocab);
+            seats[i] = seats[kept]; /* its part becomes free where the job has ended */
+            seats[goes_on ? kept : i] = seat;
+            if (!goes_on) continue;
+            kept++;
+        }
+        seated = kept;
+    }
+    return OK;
+}
+
+Status generate_all(Generator *g, GenerateJob *jobs, int64_t count, Error *err) {
+    Status status = OK;
+    if (g->sequences == 1) {
+        for (int64_t i = 0; i < count && status == OK && !signals_pending(); i++)
+            status = generate(g, jobs[i].prompt, jobs[i].count, &jobs[i].options, jobs[i].callback, jobs[i].context,
+                              &jobs[i].generated, err);
+        return status;
+    }
+    status = run_jobs(g, jobs, count, err);
+    g->part = g->past = 0; /* nothing that a next call could go on from */
+    return status;
 }
 
 Status generator_logits(Generator *g, const int32_t *ids, int64_t count, float *logits, Error *err) {

@@ -105,6 +105,10 @@ static void forward_row(void *context, int64_t t, int worker) {
     const AttentionShape *shape = work->shape;
     int64_t start = work->cached ? 0 : work->batch->starts[ref_sequence_of(work->batch, t)];
     int64_t last = work->past + t;
+    if (work->cached && work->batch->parts != NULL) {
+        start = work->batch->parts[t].first;
+        last = start + work->batch->parts[t].past;
+    }
     int64_t first = shape->window > 0 ? ref_max(start, last - shape->window + 1) : start;
     double *scratch = ref_scratch(work->workspace, 0, worker, work->layout->forward_doubles);
     for (int64_t head = 0; head < shape->heads; head++) {
@@ -132,8 +136,28 @@ static Status attention_forward(const Exec *exec, const AttentionShape *shape, c
     return OK;
 }
 
+static Status append_parts(DType act, const AttentionShape *shape, const Batch *batch, const void *k, const void *v,
+                           const KvLayer *cache, Error *err) {
+    int64_t width = shape->kv_heads * shape->head_dim;
+    size_t bytes = (size_t)width * dtype_size(act);
+    if (batch->tokens != batch->sequences)
+        FAIL("attention: cached: want one row of each of %lld sequences, got %lld", (long long)batch->sequences,
+             (long long)batch->tokens);
+    for (int64_t t = 0; t < batch->tokens; t++) {
+        const CachePart *part = &batch->parts[t];
+        if (part->first < 0 || part->past < 0 || part->past >= shape->rows)
+            FAIL("attention: a token after %lld does not fit in a cache of %lld rows; ask for fewer tokens",
+                 (long long)part->past, (long long)shape->rows);
+        int64_t at = (part->first + part->past) * width;
+        memcpy(ref_at_mutable(act, cache->k, at), ref_at(act, k, t * width), bytes);
+        memcpy(ref_at_mutable(act, cache->v, at), ref_at(act, v, t * width), bytes);
+    }
+    return OK;
+}
+
 Status ref_attention_append(DType act, const AttentionShape *shape, const Batch *batch, const void *k, const void *v,
                             const KvLayer *cache, int64_t past, Error *err) {
+    if (batch->parts != NULL) return append_parts(act, shape, batch, k, v, cache, err);
     if (batch->sequences != 1) FAIL("attention: cached: want one sequence, got %lld", (long long)batch->sequences);
     if (past < 0 || past > shape->rows - batch->tokens) {
         FAIL("attention: %lld tokens after %lld do not fit in a cache of %lld rows; ask for fewer tokens",

@@ -14,7 +14,7 @@ typedef struct AttentionLayout {
 Status ref_attention_layout(const ExecConfig *config, const AttentionShape *shape, AttentionLayout *layout, Error *err);
 /* Fails unless the batch fits and its starts rise from 0 to its tokens. */
 Status ref_attention_check(const AttentionShape *shape, const Batch *batch, Error *err);
-/* Puts the one sequence of the batch behind the `past` rows of a cache; fails when it does not fit. */
+/* Puts the one sequence of the batch behind the `past` rows of a cache, or the rows of several behind their parts; fails when it does not fit. */
 Status ref_attention_append(DType act, const AttentionShape *shape, const Batch *batch, const void *k, const void *v,
                             const KvLayer *cache, int64_t past, Error *err);
 /* The sequence that a row belongs to. */

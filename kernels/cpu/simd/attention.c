@@ -137,14 +137,9 @@ static Status attention_forward(const Exec *exec, const AttentionShape *shape, c
     return OK;
 }
 
-static Status attention_cached(const Exec *exec, const AttentionShape *shape, const Batch *batch, const void *q, const void *k,
-                               const void *v, const KvLayer *cache, int64_t past, void *o, void *workspace, Error *err) {
-    AttentionPlaces at;
-    TRY(attention_places(&exec->config, shape, &at, err));
-    TRY(ref_attention_check(shape, batch, err));
-    TRY(ref_attention_append(exec->config.act, shape, batch, k, v, cache, past, err));
-    if (batch->tokens == 1 && attention_one(exec, shape, q, cache, past, o, (char *)workspace + at.forward_scratch)) return OK;
-    int64_t blocks = attention_cut(batch, workspace);
+/* One sequence's rows over a cache that holds them already. */
+static void over_cache(const Exec *exec, const AttentionShape *shape, const Batch *batch, const void *q, const KvLayer *cache,
+                       int64_t past, void *o, void *workspace, const AttentionPlaces *at) {
     Work work = {.act = exec->config.act,
                  .shape = shape,
                  .batch = batch,
@@ -153,9 +148,33 @@ static Status attention_cached(const Exec *exec, const AttentionShape *shape, co
                  .v = cache->v,
                  .o = o,
                  .blocks = workspace,
-                 .scratch = (char *)workspace + at.forward_scratch,
+                 .scratch = (char *)workspace + at->forward_scratch,
                  .past = past};
-    pool_run(exec->pool, forward_item, &work, blocks * shape->heads);
+    pool_run(exec->pool, forward_item, &work, attention_cut(batch, workspace) * shape->heads);
+}
+
+static Status attention_cached(const Exec *exec, const AttentionShape *shape, const Batch *batch, const void *q, const void *k,
+                               const void *v, const KvLayer *cache, int64_t past, void *o, void *workspace, Error *err) {
+    AttentionPlaces at;
+    DType act = exec->config.act;
+    TRY(attention_places(&exec->config, shape, &at, err));
+    TRY(ref_attention_check(shape, batch, err));
+    TRY(ref_attention_append(act, shape, batch, k, v, cache, past, err));
+    CachePart whole = {.past = past};
+    const CachePart *parts = batch->parts != NULL ? batch->parts : &whole;
+    if (batch->parts == NULL && batch->tokens > 1) {
+        over_cache(exec, shape, batch, q, cache, past, o, workspace, &at);
+        return OK;
+    }
+    if (attention_one(exec, shape, parts, batch->tokens, q, cache, o, (char *)workspace + at.forward_scratch)) return OK;
+    int64_t starts[] = {0, 1}, width = shape->kv_heads * shape->head_dim, q_width = shape->heads * shape->head_dim;
+    Batch one = {.tokens = 1, .sequences = 1, .starts = starts};
+    for (int64_t t = 0; t < batch->tokens; t++) {
+        KvLayer part = {ref_at_mutable(act, cache->k, parts[t].first * width),
+                        ref_at_mutable(act, cache->v, parts[t].first * width)};
+        over_cache(exec, shape, &one, ref_at(act, q, t * q_width), &part, parts[t].past, ref_at_mutable(act, o, t * q_width),
+                   workspace, &at);
+    }
     return OK;
 }
 

@@ -64,10 +64,11 @@ void attention_scores(const Scratch *s, const float *rows, int64_t block, const 
 void attention_add(const Scratch *s, const float *scores, int64_t block, const Operand *columns, int64_t c0, int64_t count,
                    int64_t dim, const Visible *visible, float *sum);
 
-/* One row (attention_one.c): o [H*D] of q [H*D] over rows [0, past] of a cache. scratch: the workers'. Returns 0, with nothing
- * done, where more query heads share a key/value head than the scratch has room for. */
-int attention_one(const Exec *exec, const AttentionShape *shape, const void *q, const KvLayer *cache, int64_t past, void *o,
-                  void *scratch);
+/* Rows of sequences of their own (attention_one.c): o [count, H*D] of q [count, H*D], row t over rows [first, first + past] of the
+ * cache, as parts[t] says. scratch: the workers'. Returns 0, with nothing done, where more query heads share a key/value head
+ * than the scratch has room for. */
+int attention_one(const Exec *exec, const AttentionShape *shape, const CachePart *parts, int64_t count, const void *q,
+                  const KvLayer *cache, void *o, void *scratch);
 
 /* Lanes [at, at + SIMD_WIDTH) that lie in [first, end): all ones. */
 SIMD_INLINE vi lanes_within(int64_t at, int64_t first, int64_t end) {

@@ -18,7 +18,8 @@ typedef struct Work {
     const AttentionShape *shape;
     const void *q, *k, *v;
     void *o;
-    int64_t past, parts, share; /* of a key/value head's query heads: how many items, and heads of one */
+    const CachePart *rows;
+    int64_t parts, share; /* of a key/value head's query heads: how many items, and heads of one */
     float *scratch;
 } Work;
 
@@ -171,9 +172,12 @@ static void one_item(void *context, int64_t item, int worker) {
     const Work *w = context;
     const AttentionShape *shape = w->shape;
     Space s = space_of(w, worker);
-    int64_t dim = shape->head_dim, group = shape->heads / shape->kv_heads, kv_head = item / w->parts;
+    int64_t dim = shape->head_dim, group = shape->heads / shape->kv_heads;
+    int64_t kv_head = item / w->parts % shape->kv_heads, row = item / w->parts / shape->kv_heads;
     int64_t stride = shape->kv_heads * dim, first = item % w->parts * w->share, heads = least(w->share, group - first);
-    int64_t head0 = kv_head * group + first, end = w->past + 1, start = shape->window > 0 ? most(0, end - shape->window) : 0;
+    int64_t head0 = row * shape->heads + kv_head * group + first, begin = w->rows[row].first,
+            end = begin + w->rows[row].past + 1;
+    int64_t start = shape->window > 0 ? most(begin, end - shape->window) : begin;
     for (int64_t h = 0; h < heads; h++) {
         s.largest[h] = -INFINITY;
         s.total[h] = 0.0f;
@@ -202,22 +206,22 @@ static void one_item(void *context, int64_t item, int worker) {
                          vf_load(s.sum + h * s.width + d) * vf_set(1.0f / s.total[h]));
 }
 
-int attention_one(const Exec *exec, const AttentionShape *shape, const void *q, const KvLayer *cache, int64_t past, void *o,
-                  void *scratch) {
-    int64_t group = shape->heads / shape->kv_heads, wanted = exec->config.threads;
+int attention_one(const Exec *exec, const AttentionShape *shape, const CachePart *parts, int64_t count, const void *q,
+                  const KvLayer *cache, void *o, void *scratch) {
+    int64_t group = shape->heads / shape->kv_heads, heads = count * shape->kv_heads;
     Work work = {.act = exec->config.act,
                  .shape = shape,
                  .q = q,
                  .k = cache->k,
                  .v = cache->v,
                  .o = o,
-                 .past = past,
+                 .rows = parts,
                  .share = group,
                  .scratch = scratch};
-    while (work.share > 1 && (group + work.share - 1) / work.share * shape->kv_heads < wanted)
+    while (work.share > 1 && (group + work.share - 1) / work.share * heads < exec->config.threads)
         work.share = (work.share + 1) / 2;
     work.parts = (group + work.share - 1) / work.share;
     if (space_floats(work.share, round_up(shape->head_dim, SIMD_WIDTH)) > attention_thread_floats(1, shape->head_dim)) return 0;
-    pool_run(exec->pool, one_item, &work, shape->kv_heads * work.parts);
+    pool_run(exec->pool, one_item, &work, heads * work.parts);
     return 1;
 }
