@@ -38,15 +38,16 @@ static void forward_row(void *context, int64_t t, int worker) {
         vf part = vf_zero();
         for (int64_t c = c0; c < least(hidden, c0 + 512); c += SIMD_WIDTH) {
             vf r = input(w, at, c, hidden);
+            if (w->shape->has_x) vf_store_act(w->sum, act, at + c, hidden - c, r);
             part = vf_fma(r, r, part);
         }
         squares += (double)vf_sum(part);
     }
     float rstd = (float)(1.0 / sqrt(squares / (double)hidden + w->shape->epsilon));
     w->rstd[t] = rstd;
+    const void *row = w->shape->has_x ? w->sum : w->residual;
     for (int64_t c = 0; c < hidden; c += SIMD_WIDTH) {
-        vf r = input(w, at, c, hidden), n = round_to(act, r * vf_set(rstd));
-        if (w->shape->has_x) vf_store_act(w->sum, act, at + c, hidden - c, r);
+        vf n = round_to(act, vf_load_act(row, act, at + c, hidden - c) * vf_set(rstd));
         vf_store_act(w->y, act, at + c, hidden - c, n * vf_load_act(w->weight, act, c, hidden - c));
     }
 }

@@ -202,10 +202,17 @@ SIMD_INLINE vf vf_load_bf16(const bf16 *p) {
     return (vf)(vu_load_u16(p) << 16);
 }
 SIMD_INLINE vu vu_bf16_bits(vf x) {
+#if SIMD_WIDTH == 16
+    __m512i word = _mm512_castps_si512(x), high = _mm512_srli_epi32(word, 16);
+    __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
+    __m512i up = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(word, _mm512_set1_epi32(0x7FFF)), odd), 16);
+    return (vu)_mm512_mask_or_epi32(up, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), high, _mm512_set1_epi32(64));
+#else
     vu bits = (vu)x;
     vu rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
     vu nan = (vu)((vi)(bits & 0x7FFFFFFFu) > (vi)(vu){0} + 0x7F800000);
     return (nan & ((bits >> 16) | 64u)) | (~nan & rounded);
+#endif
 }
 SIMD_INLINE void vf_store_bf16(bf16 *p, vf x) {
     vu_store_u16(p, vu_bf16_bits(x));
