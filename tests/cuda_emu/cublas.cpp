@@ -38,49 +38,41 @@ static void put(void *p, size_t i, cudaDataType t, float f) {
 
 struct Job {
     bool ta, tb;
-    int m, n, k, lda, ldb, ldc, batch;
+    int m, n, k, lda, ldb, ldc;
     float alpha, beta;
     const void *a, *b;
     void *c;
     cudaDataType at, bt, ct;
-    long long sa, sb, sc;
 };
 /* Column-major C = alpha*op(A)*op(B) + beta*C; op(A) is packed row by row and op(B) column by column. */
 static void run(const Job *j) {
     std::vector<float> row((size_t)j->m * (size_t)j->k), acc((size_t)j->m);
-    for (int q = 0; q < j->batch; q++) {
-        const char *a = (const char *)j->a + (size_t)(q * j->sa) * width(j->at),
-                   *b = (const char *)j->b + (size_t)(q * j->sb) * width(j->bt);
-        char *c = (char *)j->c + (size_t)(q * j->sc) * width(j->ct);
-        float *A = row.data(), *S = acc.data(); /* A[k][m] */
-        for (int l = 0; l < j->k; l++)
+    float *A = row.data(), *S = acc.data(); /* A[k][m] */
+    for (int l = 0; l < j->k; l++)
+        for (int i = 0; i < j->m; i++)
+            A[(size_t)l * (size_t)j->m + (size_t)i] =
+                get(j->a, j->ta ? (size_t)i * (size_t)j->lda + (size_t)l : (size_t)l * (size_t)j->lda + (size_t)i, j->at);
+    for (int n = 0; n < j->n; n++) {
+        memset(S, 0, (size_t)j->m * 4);
+        for (int l = 0; l < j->k; l++) {
+            float v = get(j->b, j->tb ? (size_t)l * (size_t)j->ldb + (size_t)n : (size_t)n * (size_t)j->ldb + (size_t)l, j->bt);
+            const float *r = A + (size_t)l * (size_t)j->m;
             for (int i = 0; i < j->m; i++)
-                A[(size_t)l * (size_t)j->m + (size_t)i] =
-                    get(a, j->ta ? (size_t)i * (size_t)j->lda + (size_t)l : (size_t)l * (size_t)j->lda + (size_t)i, j->at);
-        for (int n = 0; n < j->n; n++) {
-            memset(S, 0, (size_t)j->m * 4);
-            for (int l = 0; l < j->k; l++) {
-                float v =
-                    get(b, j->tb ? (size_t)l * (size_t)j->ldb + (size_t)n : (size_t)n * (size_t)j->ldb + (size_t)l, j->bt);
-                const float *r = A + (size_t)l * (size_t)j->m;
-                for (int i = 0; i < j->m; i++)
-                    S[i] += r[i] * v;
-            }
-            for (int i = 0; i < j->m; i++) {
-                size_t o = (size_t)n * (size_t)j->ldc + (size_t)i;
-                put(c, o, j->ct,
-                    j->alpha * S[i] + (j->beta != 0 ? j->beta * get(c, o, j->ct) : 0.0f)); /* beta 0 must not read C */
-            }
+                S[i] += r[i] * v;
         }
-        for (int n = 0; n < j->n; n++)
-            cuda_emu_device_range(c + (size_t)n * (size_t)j->ldc * width(j->ct), (size_t)j->m * width(j->ct), 1);
+        for (int i = 0; i < j->m; i++) {
+            size_t o = (size_t)n * (size_t)j->ldc + (size_t)i;
+            put(j->c, o, j->ct,
+                j->alpha * S[i] + (j->beta != 0 ? j->beta * get(j->c, o, j->ct) : 0.0f)); /* beta 0 must not read C */
+        }
     }
+    for (int n = 0; n < j->n; n++)
+        cuda_emu_device_range((char *)j->c + (size_t)n * (size_t)j->ldc * width(j->ct), (size_t)j->m * width(j->ct), 1);
 }
-static bool matrix_ok(const void *p, cudaDataType t, int rows, int cols, int ld, long long stride, int batch) {
+static bool matrix_ok(const void *p, cudaDataType t, int rows, int cols, int ld) {
     if (ld < (rows > 1 ? rows : 1)) return false;
-    if (!rows || !cols || !batch) return true;
-    size_t n = (size_t)stride * (size_t)(batch - 1) + (size_t)(cols - 1) * (size_t)ld + (size_t)rows;
-    return cuda_emu_device_range(p, n * width(t), 0);
+    if (!rows || !cols) return true;
+    return cuda_emu_device_range(p, ((size_t)(cols - 1) * (size_t)ld + (size_t)rows) * width(t), 0);
 }
 
 extern "C" {
@@ -106,37 +98,27 @@ const char *cublasGetStatusName(cublasStatus_t s) {
     return s ? "CUBLAS_STATUS_ERROR" : "CUBLAS_STATUS_SUCCESS";
 }
 
-cublasStatus_t cublasGemmStridedBatchedEx(cublasHandle_t h, cublasOperation_t ta, cublasOperation_t tb, int m, int n, int k,
-                                          const void *alpha, const void *A, cudaDataType at, int lda, long long int sa,
-                                          const void *B, cudaDataType bt, int ldb, long long int sb, const void *beta, void *C,
-                                          cudaDataType ct, int ldc, long long int sc, int batch, cublasComputeType_t comp,
-                                          cublasGemmAlgo_t) {
+cublasStatus_t cublasGemmEx(cublasHandle_t h, cublasOperation_t ta, cublasOperation_t tb, int m, int n, int k,
+                            const void *alpha, const void *A, cudaDataType at, int lda, const void *B, cudaDataType bt, int ldb,
+                            const void *beta, void *C, cudaDataType ct, int ldc, cublasComputeType_t comp, cublasGemmAlgo_t) {
     bool t1 = ta != CUBLAS_OP_N, t2 = tb != CUBLAS_OP_N;
-    if (m < 0 || n < 0 || k < 0 || batch < 0) return CUBLAS_STATUS_INVALID_VALUE;
+    if (m < 0 || n < 0 || k < 0) return CUBLAS_STATUS_INVALID_VALUE;
     if (!width(at) || at != bt || !width(ct) || comp != CUBLAS_COMPUTE_32F)
         return CUBLAS_STATUS_NOT_SUPPORTED; /* only what is used */
-    if (!matrix_ok(A, at, t1 ? k : m, t1 ? m : k, lda, sa, batch) ||
-        !matrix_ok(B, bt, t2 ? n : k, t2 ? k : n, ldb, sb, batch) || !matrix_ok(C, ct, m, n, ldc, sc, batch)) {
+    if (!matrix_ok(A, at, t1 ? k : m, t1 ? m : k, lda) || !matrix_ok(B, bt, t2 ? n : k, t2 ? k : n, ldb) ||
+        !matrix_ok(C, ct, m, n, ldc)) {
         fprintf(stderr,
                 "cublas stub: matrix outside its allocation, or a leading dimension too small (m %d n %d k %d lda %d ldb %d "
                 "ldc %d)\n",
                 m, n, k, lda, ldb, ldc);
         return CUBLAS_STATUS_INVALID_VALUE;
     }
-    Job job{t1, t2, m, n,  k,  lda, ldb, ldc, batch, *(const float *)alpha, *(const float *)beta,
-            A,  B,  C, at, bt, ct,  sa,  sb,  sc};
+    Job job{t1, t2, m, n, k, lda, ldb, ldc, *(const float *)alpha, *(const float *)beta, A, B, C, at, bt, ct};
     emu::submit(h->stream, [job] {
         emu::Open open;
-        emu::count("cublas product, members", (uint64_t)job.batch);
+        emu::count("cublas product", 1);
         run(&job);
     });
     return CUBLAS_STATUS_SUCCESS;
-}
-cublasStatus_t cublasGemmEx(cublasHandle_t h, cublasOperation_t ta, cublasOperation_t tb, int m, int n, int k,
-                            const void *alpha, const void *A, cudaDataType at, int lda, const void *B, cudaDataType bt, int ldb,
-                            const void *beta, void *C, cudaDataType ct, int ldc, cublasComputeType_t comp,
-                            cublasGemmAlgo_t algo) {
-    return cublasGemmStridedBatchedEx(h, ta, tb, m, n, k, alpha, A, at, lda, 0, B, bt, ldb, 0, beta, C, ct, ldc, 0, 1, comp,
-                                      algo);
 }
 }
