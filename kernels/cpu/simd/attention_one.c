@@ -47,12 +47,17 @@ static Space space_of(const Work *w, int worker) {
     return s;
 }
 
+/* Asks for rows [first, end). */
+static void fetch(const void *from, DType act, int64_t stride, int64_t dim, int64_t first, int64_t end) {
+    for (int64_t r = first; r < end; r++)
+        for (int64_t d = 0; d < dim; d += 64 / (int64_t)dtype_size(act))
+            _mm_prefetch((const char *)ref_at(act, from, r * stride + d), _MM_HINT_T0);
+}
+
 /* Widens `count` rows, `stride` elements apart; zeros complete them, and the rows up to SIMD_WIDTH. Rows further on are
  * fetched: of a row that many heads share, what one item reads is too short for the processor to see a stream in it. */
 static void widen(const void *from, DType act, int64_t stride, int64_t dim, int64_t count, int64_t width, float *to) {
-    for (int64_t r = 0; r < least(count - FETCH_ROWS, SIMD_WIDTH); r++)
-        for (int64_t d = 0; d < dim; d += 64 / (int64_t)dtype_size(act))
-            _mm_prefetch((const char *)ref_at(act, from, (r + FETCH_ROWS) * stride + d), _MM_HINT_T0);
+    fetch(from, act, stride, dim, FETCH_ROWS, least(count, FETCH_ROWS + SIMD_WIDTH));
     for (int64_t r = 0; r < SIMD_WIDTH; r++)
         for (int64_t d = 0; d < width; d += SIMD_WIDTH)
             vf_store(to + d * SIMD_WIDTH + r * SIMD_WIDTH,
@@ -178,6 +183,9 @@ static void one_item(void *context, int64_t item, int worker) {
     int64_t head0 = row * shape->heads + kv_head * group + first, begin = w->rows[row].first,
             end = begin + w->rows[row].past + 1;
     int64_t start = shape->window > 0 ? most(begin, end - shape->window) : begin;
+    const void *keys = ref_at(w->act, w->k, kv_head * dim), *values = ref_at(w->act, w->v, kv_head * dim);
+    fetch(keys, w->act, stride, dim, start, least(end, start + FETCH_ROWS));
+    fetch(values, w->act, stride, dim, start, least(end, start + FETCH_ROWS));
     for (int64_t h = 0; h < heads; h++) {
         s.largest[h] = -INFINITY;
         s.total[h] = 0.0f;
@@ -189,14 +197,14 @@ static void one_item(void *context, int64_t item, int worker) {
     for (int64_t c0 = start; c0 < end; c0 += STRETCH) {
         int64_t count = least(STRETCH, end - c0);
         for (int64_t c = 0; c < count; c += SIMD_WIDTH) {
-            widen(ref_at(w->act, w->k, (c0 + c) * stride + kv_head * dim), w->act, stride, dim, end - c0 - c, s.width, s.rows);
+            widen(ref_at(w->act, keys, (c0 + c) * stride), w->act, stride, dim, end - c0 - c, s.width, s.rows);
             for (int64_t h = 0; h < heads; h++)
                 score(&s, s.q + h * s.width, s.scores + h * STRETCH + c);
         }
         for (int64_t h = 0; h < heads; h++)
             soften(&s, h, count, shape->scale);
         for (int64_t c = 0; c < count; c += SIMD_WIDTH) {
-            widen(ref_at(w->act, w->v, (c0 + c) * stride + kv_head * dim), w->act, stride, dim, end - c0 - c, s.width, s.rows);
+            widen(ref_at(w->act, values, (c0 + c) * stride), w->act, stride, dim, end - c0 - c, s.width, s.rows);
             add_values(&s, heads, c, least(SIMD_WIDTH, count - c));
         }
     }
