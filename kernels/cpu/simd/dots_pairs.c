@@ -19,6 +19,9 @@
 #define WEIGHT_ROWS 4
 #define CONSTANT_ROWS 16 /* rows whose constants are decoded at once */
 #define AHEAD 8192       /* bytes between what is read and what is fetched */
+/* The same of 4-bit codes: to the second cache early, which has room for more requests than the first, and from there in time. */
+#define CODES_AHEAD 4096
+#define CODES_FAR_AHEAD 32768
 
 static int is_4bit(const WeightView *w) {
     if (w->format == WEIGHT_GROUPED) return w->bits == 4 && w->group_index == NULL;
@@ -205,7 +208,8 @@ SIMD_INLINE void dot_4bit(const Dots *d, int64_t n, const bf16 *x, const float *
         for (int r = 0; r < across; r++) {
             const uint8_t *from = packed + r * row_bytes + u * (UNIT / 2);
             const float *s = scale + r * units + u, *z = zero + r * units + u;
-            _mm_prefetch((const char *)from + AHEAD, _MM_HINT_T0);
+            _mm_prefetch((const char *)from + CODES_FAR_AHEAD, _MM_HINT_T1);
+            _mm_prefetch((const char *)from + CODES_AHEAD, _MM_HINT_T0);
             __m512i table =
                 (__m512i)_mm512_cvtne2ps_pbh(values_of(w, codes, s + 1, z + 1, grouped), values_of(w, codes, s, z, grouped));
             dot_chunk(_mm512_loadu_si512(from), table, x + u * UNIT * rows, a[r], rows);
