@@ -12,6 +12,7 @@ typedef struct BenchOptions {
     const char *model, *arch; /* one of them, for `step` and `generate`; else a shape, for `load` a model */
     const char *device;       /* NULL: auto for step and load, cuda for a device's operations */
     const char *head;         /* generate: none or q8_0 */
+    int64_t sequences;        /* generate: beside each other */
     const char *const *overrides;
     int override_count;
     int64_t steps, tokens, threads;
@@ -23,7 +24,7 @@ typedef struct BenchOptions {
 /* A whole optimizer step on made-up tokens, and its time by kind of operation (bench_step.c). */
 Status bench_step(const BenchOptions *options, Text *out, Error *err);
 
-/* Tokens a second of one sequence on the CPU, against the memory's read bandwidth (bench_generate.c). tokens: of the prompt;
+/* Tokens a second of one sequence, or of several beside each other, on the CPU, against the memory's read bandwidth (bench_generate.c). tokens: of the prompt;
  * steps: rounds. */
 Status bench_generate(const BenchOptions *options, Text *out, Error *err);
 

@@ -98,7 +98,8 @@ static void count_bytes(GenerateBench *b) {
     WeightView head = weights_view(engine->weights, WEIGHT_HEAD), norm = weights_view(engine->weights, WEIGHT_FINAL_NORM);
     add_weight(&head, &bytes->head, &bytes->head);
     add_weight(&norm, &bytes->norms, &bytes->norms);
-    bytes->cache = b->rows / b->steps * 2.0 * act * (double)(model->layers * model->kv_heads * model->head_dim);
+    bytes->cache = (double)b->options->sequences * b->rows / b->steps * 2.0 * act *
+                   (double)(model->layers * model->kv_heads * model->head_dim);
 }
 
 /* ---- measuring ----------------------------------------------------------------------------------------------------------- */
@@ -111,8 +112,31 @@ static int on_token(void *context, int32_t id) {
     return 0;
 }
 
+/* Several sequences from the same prompt; counted from where the last one has been prepared. */
+static Status run_round_beside(GenerateBench *b, double *rate, Error *err) {
+    GenerateJob jobs[GENERATE_BESIDE];
+    Clock clocks[GENERATE_BESIDE] = {{0}};
+    int32_t ids[GENERATE_BESIDE][ROUND_TOKENS];
+    int64_t count = b->options->sequences;
+    for (int64_t s = 0; s < count; s++) {
+        clocks[s].ids = ids[s];
+        jobs[s] = (GenerateJob){.prompt = b->ids,
+                                .count = b->count,
+                                .options = {.spec = {.top_p = 1.0}, .max_new_tokens = ROUND_TOKENS},
+                                .callback = on_token,
+                                .context = &clocks[s]};
+    }
+    TRY(generate_all(b->generator, jobs, count, err));
+    if (clocks[count - 1].tokens != ROUND_TOKENS) return error_set(err, ERR_INTERRUPTED, "bench generate: interrupted");
+    for (int64_t i = 1; i < ROUND_TOKENS; i++, b->steps += 1.0)
+        b->rows += (double)(b->count + i);
+    *rate = (double)(count * (ROUND_TOKENS - 1)) / (clocks[count - 1].last - clocks[count - 1].first);
+    return OK;
+}
+
 /* ROUND_TOKENS more; *rate: a second, of all but the first. */
 static Status run_round(GenerateBench *b, double *rate, Error *err) {
+    if (b->options->sequences > 1) return run_round_beside(b, rate, err);
     Clock clock = {.ids = b->ids + b->count};
     SampleOptions sample = {.spec = {.top_p = 1.0}, .max_new_tokens = ROUND_TOKENS, .reuse = 1};
     int64_t generated;
@@ -166,7 +190,7 @@ static Status measure(GenerateBench *b, Error *err) {
     double rate;
     TRY(run_round(b, &rate, err)); /* warms up, and fills the cache with the prompt */
     (void)ceiling_read(b->engine.pool, &b->memory);
-    TRY(profile_round(b, err));
+    if (b->options->sequences == 1) TRY(profile_round(b, err)); /* a round beside others has their prompts in it */
     b->steps = b->rows = 0.0;
     for (int64_t r = 0; r < b->options->steps; r++) {
         double before = ceiling_read(b->engine.pool, &b->memory);
@@ -176,7 +200,7 @@ static Status measure(GenerateBench *b, Error *err) {
     }
     count_bytes(b);
     for (int64_t r = 0; r < b->options->steps; r++) {
-        b->fraction[r] = b->tokens[r] * bytes_of(&b->bytes) / b->read[r];
+        b->fraction[r] = b->tokens[r] / (double)b->options->sequences * bytes_of(&b->bytes) / b->read[r];
         b->best_read = ceiling_best("memory", "read", b->engine.exec.config.threads, b->read[r]);
     }
     return OK;
@@ -197,9 +221,11 @@ static void print_result(GenerateBench *b, const Config *config, Text *out) {
     if (o->json) {
         text_adds(out, "{\"model\": ");
         text_add_json_string(out, model, strlen(model));
-        text_addf(out, ", \"quant\": \"%s\", \"variant\": \"%s\", \"threads\": %d, \"rounds\": %lld, \"rows\": %.0f, ", quant,
-                  variant, threads, (long long)o->steps, b->rows / b->steps);
-        text_addf(out, "\"tokens_per_second\": %.6g, \"bytes_per_token\": %.0f, \"bytes\": {", tokens, bytes);
+        text_addf(out,
+                  ", \"quant\": \"%s\", \"variant\": \"%s\", \"threads\": %d, \"sequences\": %lld, \"rounds\": %lld, \"rows\": "
+                  "%.0f, ",
+                  quant, variant, threads, (long long)o->sequences, (long long)o->steps, b->rows / b->steps);
+        text_addf(out, "\"tokens_per_second\": %.6g, \"bytes_per_step\": %.0f, \"bytes\": {", tokens, bytes);
         text_addf(out, "\"codes\": %.0f, \"constants\": %.0f, \"head\": %.0f, \"cache\": %.0f, \"norms\": %.0f}, ",
                   b->bytes.linear, b->bytes.constants, b->bytes.head, b->bytes.cache, b->bytes.norms);
         text_addf(out, "\"read_bandwidth\": %.6g, \"best_read_bandwidth\": %.6g, \"fraction\": %.4f, \"kinds\": [", read,
@@ -210,13 +236,14 @@ static void print_result(GenerateBench *b, const Config *config, Text *out) {
         text_adds(out, "]}\n");
         return;
     }
-    text_addf(out, "%s: base %s, %s, %d threads; one sequence of %.0f tokens, medians of %lld rounds\n", model, quant, variant,
-              threads, b->rows / b->steps, (long long)o->steps);
-    text_addf(out, "speed          %.1f tokens/s\na token reads  %.1f MB: codes %.1f, constants %.1f, head %.1f, ", tokens,
-              bytes / 1e6, b->bytes.linear / 1e6, b->bytes.constants / 1e6, b->bytes.head / 1e6);
-    text_addf(out,
-              "keys and values %.1f, norms %.1f\nthat makes     %.1f GB/s, %.1f %% of the %.1f GB/s that the same threads ",
-              b->bytes.cache / 1e6, b->bytes.norms / 1e6, tokens * bytes / 1e9, 100.0 * fraction, read / 1e9);
+    text_addf(out, "%s: base %s, %s, %d threads; %lld sequence%s of %.0f tokens, medians of %lld rounds\n", model, quant,
+              variant, threads, (long long)o->sequences, o->sequences > 1 ? "s" : "", b->rows / b->steps, (long long)o->steps);
+    text_addf(out, "speed          %.1f tokens/s\n%s %.1f MB: codes %.1f, constants %.1f, head %.1f, ", tokens,
+              o->sequences > 1 ? "a step reads  " : "a token reads ", bytes / 1e6, b->bytes.linear / 1e6,
+              b->bytes.constants / 1e6, b->bytes.head / 1e6);
+    text_addf(
+        out, "keys and values %.1f, norms %.1f\nthat makes     %.1f GB/s, %.1f %% of the %.1f GB/s that the same threads ",
+        b->bytes.cache / 1e6, b->bytes.norms / 1e6, tokens / (double)o->sequences * bytes / 1e9, 100.0 * fraction, read / 1e9);
     text_addf(out, "read (best ever: %.1f GB/s)\n\n", b->best_read / 1e9);
     for (int i = 0; i < b->kind_count; i++)
         text_addf(out, "  %-10s %9.3f ms %6.1f %%\n", b->kinds[i].kind, 1e3 * b->kinds[i].seconds,
@@ -243,7 +270,7 @@ static Status open_generator(GenerateBench *b, const Config *config, Error *err)
         FAIL_USAGE("--tokens %lld and --steps %lld: %lld tokens are generated from there, and the model takes %lld",
                    (long long)prompt, (long long)o->steps, (long long)(capacity - prompt), (long long)b->engine.model.context);
     int64_t chunk = prompt < GENERATE_CHUNK ? prompt : GENERATE_CHUNK;
-    TRY(generator_create(&b->generator, &b->engine, capacity, chunk, 1, err));
+    TRY(generator_create_beside(&b->generator, &b->engine, capacity, chunk, 1, o->sequences, err));
     Tape *tape = generator_tape(b->generator);
     TRY(engine_reserve(&b->engine, &tape, 1, capacity, capacity, err));
     b->ids = memory_alloc((size_t)capacity * sizeof *b->ids);

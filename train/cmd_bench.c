@@ -10,6 +10,7 @@
 #include "train/ceiling_store.h"
 #include "train/commands.h"
 #include "train/device.h"
+#include "train/generate.h"
 #include "train/options.h"
 
 #define STEPS 3
@@ -272,6 +273,9 @@ static Status run_kind(const char *kind, const BenchOptions *given, Text *out, E
     int step = strcmp(kind, "step") == 0;
     if (strcmp(o->head, "none") != 0 && strcmp(o->head, "q8_0") != 0)
         FAIL_USAGE("--head: want none or q8_0, got \"%.60s\"", o->head);
+    if (o->sequences < 1 || o->sequences > GENERATE_BESIDE)
+        FAIL_USAGE("--sequences: want 1 to %d, got %lld", GENERATE_BESIDE, (long long)o->sequences);
+    if (o->sequences != 1 && strcmp(kind, "generate") != 0) FAIL_USAGE("bench %.20s: --sequences belongs to generate", kind);
     if (strcmp(o->head, "none") != 0 && strcmp(kind, "generate") != 0)
         FAIL_USAGE("bench %.20s: --head belongs to generate", kind);
     if (o->device != NULL) TRY(device_check_name(o->device, err));
@@ -314,12 +318,13 @@ static Status run_kind(const char *kind, const BenchOptions *given, Text *out, E
 }
 
 Status command_bench(int argc, char **argv, Error *err) {
-    BenchOptions o = {.steps = NOT_GIVEN, .head = "none"};
+    BenchOptions o = {.steps = NOT_GIVEN, .head = "none", .sequences = 1};
     OptionList set = {.count = 0};
     const OptionSpec specs[] = {
         {"arch", OPTION_STRING, "FILE", "a Hugging Face config.json, the shape", &o.arch},
         {"device", OPTION_STRING, "NAME", "cpu, cuda, emu or auto; left out: auto, for an operation cuda", &o.device},
         {"head", OPTION_STRING, "TYPE", "generate: the output head as it is (none) or in q8_0", &o.head},
+        {"sequences", OPTION_INTEGER, "N", "generate: so many beside each other, 1 to 8", &o.sequences},
         {"set", OPTION_LIST, "KEY=VALUE",
          "step: sets method, precision, seed, quant.*, lora.* or train.recompute; generate: all but the last two; load: "
          "method, precision or quant.*; linear: quant.*",

@@ -297,6 +297,7 @@ bench_all() {
     run 0 bench ceiling --json && is_json || return 1
     ! has_unit || out_has '"unit": {' || return 1
     run 0 bench step "$tiny" --tokens 64 --steps 1 --json && is_json && [[ $(value method) == qlora ]] || return 1
+    run 0 bench generate --arch "$work/tiny.json" --tokens 20 --steps 1 --sequences 3 && out_has "3 sequences" || return 1
     run 0 bench generate --arch "$work/tiny.json" --tokens 20 --steps 1 --json && is_json && [[ $(value threads) -ge 1 ]] || return 1
     TMPDIR=$work run 0 bench step --arch "$work/tiny.json" --tokens 64 --steps 1 --set method=full && out_has "tokens/s" || return 1
     [[ -z $(find "$work" -maxdepth 1 -name 'nibble-bench-*') ]]

@@ -142,7 +142,7 @@ def main():
                 del theirs
                 pairs = [(a["tokens_per_second"], b) for a, b in zip(mine, other)]
                 speed, rival = (statistics.median(side) for side in zip(*pairs))
-                my_bytes, their_bytes = mine[0]["bytes_per_token"], weights + cache
+                my_bytes, their_bytes = mine[0]["bytes_per_step"], weights + cache
                 print(f"{threads} threads, head {'16 bit' if head == 'f16' else head}: nibble {speed:.1f} tokens/s of {my_bytes / 1e6:.0f} MB = "
                       f"{speed * my_bytes / 1e9:.1f} GB/s ({100 * statistics.median(m['fraction'] for m in mine):.0f} % of the read bandwidth); "
                       f"llama.cpp {rival:.1f} of {their_bytes / 1e6:.0f} MB = {rival * their_bytes / 1e9:.1f} GB/s; "
