@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "autograd/tape_internal.h"
+#include "core/memory.h"
 #include "core/text.h"
 
 typedef struct Step {
@@ -119,8 +120,8 @@ static Status linear_backward(const Step *s, const LinearOperand *operands, Erro
         if (!node->weight[i].derived) continue;
         if (s->run->weights->backward == NULL)
             FAIL("its weight is made of parameters, and the weight source has no backward for it");
-        TRY(s->run->weights->backward(s->run->weights->self, node->weight[i].weight, s->run->exec, s->run->batch, dy[i], x,
-                                      err));
+        TRY(s->run->weights->backward(s->run->weights->self, node->weight[i].weight, s->run->exec, s->run->batch, dy[i],
+                                      shape->stride, x, err));
     }
     return s->tape->backend.linear_backward(s->run->exec, shape, s->run->batch, x, operands, s->saved, dy,
                                             shape->need_dx ? gradient(s, node->in[0]) : NULL, grads, s->workspace, err);
@@ -215,14 +216,28 @@ static Status run_gate(const Step *s, Error *err) {
     return b->gate_forward(s->run->exec, shape, s->run->batch, gate, up, value(s, n->out[0]), err);
 }
 
+static Status observe(const Step *s, const Node *n, int64_t columns, Error *err) {
+    const Backend *b = &s->tape->backend;
+    DType act = s->tape->options.exec.act;
+    int64_t count = s->run->batch->tokens * columns;
+    const void *x = value(s, n->in[0]);
+    void *copy = NULL;
+    Status status = OK;
+    if (b->on_device) {
+        copy = memory_alloc((size_t)count * dtype_size(act));
+        status = b->copy_out(s->run->exec, copy, x, (size_t)count * dtype_size(act), err);
+    }
+    if (status == OK) s->run->observe(s->run->observe_self, n->range, copy != NULL ? copy : x, act, count);
+    memory_free(copy);
+    return status;
+}
+
 static Status run_fake_rows(const Step *s, Error *err) {
     const Backend *b = &s->tape->backend;
     const Node *n = s->node;
     FakeRowsShape shape = n->shape.fake;
     if (n->range >= 0 && s->run->ranges != NULL) shape.scale = s->run->ranges[n->range];
-    if (n->range >= 0 && s->run->observe != NULL && s->pass == PASS_FORWARD)
-        s->run->observe(s->run->observe_self, n->range, value(s, n->in[0]), s->tape->options.exec.act,
-                        s->run->batch->tokens * shape.columns);
+    if (n->range >= 0 && s->run->observe != NULL && s->pass == PASS_FORWARD) TRY(observe(s, n, shape.columns, err));
     if (s->run->unrounded || s->run->observe != NULL) shape.bits = 0;
     if (s->pass == PASS_BACKWARD)
         return b->fake_rows_backward(s->run->exec, &shape, s->run->batch, s->saved, gradient(s, n->out[0]),
@@ -393,7 +408,7 @@ static Status run_part(const Tape *tape, const TapeRun *run, int part, int32_t f
     const void *const key[PART_KEYS] = {tape, run->arena, run->params, run->gradients, (const void *)size};
     int done = 0;
     if (first == last) return OK;
-    TRY(backend->part_begin(run->exec, key, part, &done, err));
+    TRY(backend->part_begin(run->exec, key, part + 2 * run->recording, &done, err));
     if (done) return OK;
     Status status = run_instructions(tape, run, first, last, err);
     Status ended = backend->part_end(run->exec, status == OK ? err : NULL);
@@ -417,7 +432,8 @@ Status tape_run(const Tape *tape, const TapeRun *run, Error *err) {
     if (backend->begin != NULL)
         TRY(backend->begin(run->exec, run->batch, tape->options.rows, tape->options.supervised, run->past, whole,
                            (uint8_t *)run->arena + tape->batch_offset, err));
-    int watched = run->profile != NULL || run->watch != NULL || run->segment_done != NULL; /* between instructions */
+    int watched = run->profile != NULL || run->watch != NULL || run->segment_done != NULL || run->observe != NULL ||
+                  run->recording < 0; /* between instructions, or never the same twice */
     if (backend->part_begin != NULL && whole && !watched)
         TRY(run_parts(tape, run, err));
     else

@@ -127,9 +127,12 @@ typedef struct TapeRun {
     int64_t past;         /* GENERATE: rows already in the cache */
     void *final;          /* EVAL: not NULL: the head only copies its input here (the backend's memory), and computes nothing */
     const float *ranges;  /* scales of the fake_rows that have a range; NULL: a scale per group there too */
-    /* Not NULL: called with what those would round, CPU rows of type act, instead of rounding it. */
+    /* Not NULL: called with what those would round, rows of type act in host memory, instead of rounding it. */
     void (*observe)(void *self, int64_t range, const void *x, DType act, int64_t values);
     void *observe_self;
+    /* Which of a backend's recordings of this tape belongs to it: what else than the arguments above the calls depend on, from 0 on;
+     * -1: nothing is recorded or replayed. */
+    int recording;
     int unrounded;    /* fake quantization of activations is left out (a schedule's first steps) */
     TapeFault *watch; /* not NULL: check every output, stop at the first that is not finite (slow) */
     double *profile;  /* not NULL: seconds are added per instruction, [TapePlan.instructions] */

@@ -23,11 +23,11 @@ typedef struct WeightSource {
     void (*release)(void *self, int32_t weight, Pass pass);
     /* Frozen weights keep their place and their bytes as long as the source lives, so they may be read before their turn. */
     int fixed;
-    /* For a weight that is a function of parameters (a merged and fake-quantized one): given dy [rows, out] and x [rows, in],
-     * accumulates the parameters' gradients in the source's own buffers. NULL in sources whose weights are constants or
+    /* For a weight that is a function of parameters (a merged and fake-quantized one): given dy [rows, out], whose
+     * rows are `stride` elements apart (0: out), and x [rows, in], accumulates the parameters' gradients in the source's own buffers. NULL in sources whose weights are constants or
      * plain parameters; the tape then forms dW itself where LinearSpec.train_weight says so. */
-    Status (*backward)(void *self, int32_t weight, const Exec *exec, const Batch *batch, const void *dy, const void *x,
-                       Error *err);
+    Status (*backward)(void *self, int32_t weight, const Exec *exec, const Batch *batch, const void *dy, int64_t stride,
+                       const void *x, Error *err);
 } WeightSource;
 
 #endif

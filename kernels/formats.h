@@ -98,6 +98,19 @@ typedef struct WeightView {
     const int32_t *group_index; /* [cols]; NULL: column / block_size */
 } WeightView;
 
+/* Grids of fake quantization; what they are: quant/fake_quant.h. */
+typedef enum FakeGrid { FAKE_INT, FAKE_Q4_0, FAKE_Q8_0, FAKE_Q4_K, FAKE_NF4 } FakeGrid;
+
+typedef struct FakeQuant {
+    FakeGrid grid;
+    int bits;           /* INT: 2 to 8 */
+    int symmetric;      /* INT */
+    int64_t group;      /* INT: values that share a scale; 0: a row */
+    DType scale_type;   /* INT: F32, BF16 or F16 */
+    int double_quant;   /* NF4 */
+    int32_t block_size; /* NF4 */
+} FakeQuant;
+
 static inline int64_t weight_blocks(int64_t rows, int64_t cols, int64_t block_size) {
     return (rows * cols + block_size - 1) / block_size;
 }

@@ -202,6 +202,33 @@ typedef struct FakeRowsShape {
     int64_t stride, gradient_stride; /* of x; of dy and dx */
 } FakeRowsShape;
 
+/* ---- fake quantization of weights: the operand of a linear in quantization-aware training (train/qat.h) --------------
+ *   V = W + lora_scale * (B A), FP32: the sum over the rank first, in order, products and sums rounded apart (train/lora_row.h)
+ *   operand = V + share * (FQ(V) - V), rounded to act; FQ: quant/fake_quant.h, its bits
+ * learned: the scale of a group is that of W's values times max(theta, FAKE_THETA_LEAST). Backward, with M the mask and
+ * dV = dy^T x: dA += lora_scale B^T (M . dV), dB += lora_scale (M . dV) A^T, dtheta += share * ds. saved is 0.
+ * On a device only (NULL elsewhere: train/qat_*.c does it in host memory). Values that the grid cannot hold fail in finish(). */
+#define FAKE_THETA_LEAST 0x1p-6f
+typedef struct FakeWeightShape {
+    int64_t rows, cols;
+    int64_t tokens; /* capacity of a micro-batch */
+    FakeQuant grid;
+    int64_t rank; /* 0: V is W */
+    float lora_scale, share;
+    int learned;
+    int64_t tile;          /* rows of V at a time, a multiple of 64; 0: what 64 MiB hold */
+    int32_t layer, linear; /* for messages: of the layer's linears, in order */
+} FakeWeightShape;
+typedef struct FakeWeightOperand {
+    WeightView base;
+    const void *lora_a, *lora_b; /* act */
+    const float *theta;          /* [rows, groups]; learned */
+    const float *nested_map;     /* [256]; NF4 with double_quant */
+} FakeWeightOperand;
+typedef struct FakeWeightGrad { /* accumulated; NULL where there is none */
+    float *lora_a, *lora_b, *theta;
+} FakeWeightGrad;
+
 /* ---- head + loss ----------------------------------------------------------------------------------------------------
  * For supervised row j at row t = rows[j]: logits = x[t] W^T (FP32), nll_j = logsumexp(logits) - logits[targets[j]].
  * *loss_sum (double) is ACCUMULATED with the sum over j in order; nll [supervised] is overwritten when not NULL.
@@ -320,6 +347,17 @@ typedef struct Backend {
                                 void *saved, void *workspace, Error *err);
     Status (*fake_rows_backward)(const Exec *exec, const FakeRowsShape *shape, const Batch *batch, const void *saved,
                                  const void *dy, void *dx, Error *err);
+
+    Status (*fake_weight_plan)(const ExecConfig *config, const FakeWeightShape *shape, OpPlan *plan, Error *err);
+    Status (*fake_weight_forward)(const Exec *exec, const FakeWeightShape *shape, const FakeWeightOperand *operand, void *out,
+                                  void *workspace, Error *err);
+    /* dy [tokens, rows] with `stride` elements from row to row (0: contiguous), x [tokens, cols]. */
+    Status (*fake_weight_backward)(const Exec *exec, const FakeWeightShape *shape, const FakeWeightOperand *operand,
+                                   const Batch *batch, const void *dy, int64_t stride, const void *x,
+                                   const FakeWeightGrad *grads, void *workspace, Error *err);
+    /* learned: the scales as they are now, FP32 [rows, groups]; workspace as for forward. */
+    Status (*fake_weight_scales)(const Exec *exec, const FakeWeightShape *shape, const FakeWeightOperand *operand,
+                                 float *scales, void *workspace, Error *err);
 
     Status (*head_plan)(const ExecConfig *config, const HeadShape *shape, OpPlan *plan, Error *err);
     Status (*head_loss)(const Exec *exec, const HeadShape *shape, const Batch *batch, const void *x, const WeightView *weight,

@@ -14,20 +14,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "core/dtype.h"
 #include "core/error.h"
-
-typedef enum FakeGrid { FAKE_INT, FAKE_Q4_0, FAKE_Q8_0, FAKE_Q4_K, FAKE_NF4 } FakeGrid;
-
-typedef struct FakeQuant {
-    FakeGrid grid;
-    int bits;           /* INT: 2 to 8 */
-    int symmetric;      /* INT */
-    int64_t group;      /* INT: values that share a scale; 0: a row */
-    DType scale_type;   /* INT: F32, BF16 or F16 */
-    int double_quant;   /* NF4 */
-    int32_t block_size; /* NF4 */
-} FakeQuant;
+#include "kernels/formats.h"
 
 /* Whether a [rows, cols] weight has this grid; names what does not fit. */
 Status fake_quant_check(const FakeQuant *fake, int64_t rows, int64_t cols, Error *err);

@@ -146,12 +146,12 @@ static Status open_qat(Engine *engine, const Config *config, Error *err) {
                       .adapter = &engine->adapter,
                       .backend = &engine->backend,
                       .exec = engine->exec.config,
+                      .there = &engine->exec,
                       .scales = engine->scales,
                       .rows = config->train.micro_batch_tokens};
     TRY(qat_options(config, &shape.options, err));
     TRY(qat_activations(config, &engine->model, &engine->activations, err));
     if (shape.options.mode == QAT_NONE) return take_ranges(engine, err);
-    if (engine->backend.on_device) FAIL_USAGE("qat.mode %s runs on the CPU only so far; use --device cpu", config->qat.mode);
     engine->qat_mode = shape.options.mode;
     if (config->train.samples > 0 && weights_bytes(engine->weights) > LARGE_BASE)
         log_warning(
@@ -312,6 +312,7 @@ Status engine_teacher_tape(Engine *engine, int64_t rows, Tape **tape, Error *err
 Status engine_teach(const Engine *engine, const Tape *teacher, const Batch *batch, void *out, Error *err) {
     TapeRun run = engine_run(engine, batch);
     run.weights = &engine->base;
+    run.recording = run.unrounded = 0;
     run.final = out;
     return tape_run(teacher, &run, err);
 }
@@ -342,6 +343,7 @@ Status engine_fetch_params(Engine *engine, Error *err) {
 size_t engine_device_bytes(const Engine *engine) {
     if (!engine->backend.on_device) return 0;
     size_t weights = engine->weights != NULL ? weights_device_bytes(engine->weights) : 0;
+    if (engine->qat != NULL) weights += qat_taken(engine->qat);
     return weights + engine->state.mirror.capacity + engine->rope_mirror.capacity + engine->arena.capacity;
 }
 
@@ -378,5 +380,6 @@ TapeRun engine_run(const Engine *engine, const Batch *batch) {
                      .params = params_there(&engine->state, engine->state.copy),
                      .gradients = params_there(&engine->state, engine->state.gradient),
                      .ranges = engine->ranges,
+                     .recording = engine->qat != NULL ? qat_recording(engine->qat) : 0,
                      .unrounded = engine->qat != NULL && !qat_active(engine->qat)};
 }

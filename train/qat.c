@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "train/device_memory.h"
 #include "train/engine.h"
 #include "train/qat_internal.h"
 #include "train/qat_scales.h"
@@ -50,6 +51,7 @@ typedef struct Widest {
     int64_t cols, rank_by_cols, rank, nf4_constants, groups;
     int64_t constants[LAYER_LINEARS]; /* scales of a layer's linears that stay */
     size_t slot_group, workspace, nf4;
+    QatDeviceBytes device;
 } Widest;
 
 static QuantSpec nf4_spec(const FakeQuant *grid) {
@@ -103,6 +105,7 @@ static int forms_gradients(const QatOptions *options) {
 static Status measure(const QatShape *shape, Widest *widest, size_t slots[LAYER_LINEARS], Error *err) {
     memset(widest, 0, sizeof *widest);
     TRY(qat_scales_check(&shape->options, shape->model, err));
+    if (shape->backend->on_device) TRY(qat_device_check(&shape->options, err));
     for (int kind = 0; kind < LAYER_LINEARS; kind++) {
         int32_t id = weight_id(0, (LayerWeight)kind);
         int64_t rows, cols;
@@ -114,6 +117,10 @@ static Status measure(const QatShape *shape, Widest *widest, size_t slots[LAYER_
             return ERR_USAGE;
         }
         slots[kind] = arena_align((size_t)(rows * cols) * dtype_size(shape->exec.act));
+        if (shape->backend->on_device) {
+            TRY(qat_device_measure(shape, (LayerWeight)kind, rows, cols, &widest->device, err));
+            continue;
+        }
         if (cols > widest->cols) widest->cols = cols;
         if (shape->options.grid.grid == FAKE_NF4) TRY(measure_nf4(shape, rows, cols, widest, err));
         int64_t groups = cols / (shape->options.grid.group > 0 ? shape->options.grid.group : cols);
@@ -174,6 +181,7 @@ static Status take(const QatShape *shape, const Widest *widest, const size_t slo
     memset(memory, 0, sizeof *memory);
     void *list;
     TRY(take_slots(arena, slots, memory, err));
+    if (shape->backend->on_device) return qat_device_take(&widest->device, arena, memory, err);
     for (int kind = 0; kind < LAYER_LINEARS; kind++) {
         memory->first_kind[kind] = memory->first_layer;
         memory->first_layer += widest->constants[kind];
@@ -206,7 +214,9 @@ static Status plan(const QatShape *shape, Widest *widest, size_t slots[LAYER_LIN
 }
 
 static size_t quantizer_share(const QatShape *shape, const Widest *widest) {
-    return shape->options.grid.grid == FAKE_NF4 ? quantizer_bytes(shape->exec.threads, widest->nf4_constants) : 0;
+    return shape->options.grid.grid == FAKE_NF4 && !shape->backend->on_device
+               ? quantizer_bytes(shape->exec.threads, widest->nf4_constants)
+               : 0;
 }
 
 Status qat_bytes(const QatShape *shape, size_t *bytes, Error *err) {
@@ -224,8 +234,9 @@ static Status open_memory(Qat *qat, Error *err) {
     Widest widest;
     size_t slots[LAYER_LINEARS], bytes;
     TRY(plan(shape, &widest, slots, &bytes, err));
-    TRY(arena_create(&qat->arena, "fake quantization", bytes, err));
+    TRY(device_arena_create(&qat->arena, shape->backend, shape->there, "fake quantization", bytes, err));
     TRY(take(shape, &widest, slots, &qat->arena, &qat->memory, err));
+    if (shape->backend->on_device) return qat_device_open(qat, err);
     if (shape->options.grid.grid != FAKE_NF4) return OK;
     qat->quantizer_bytes = quantizer_share(shape, &widest);
     return quantizer_create(&qat->quantizer, shape->backend, qat->pool, widest.nf4_constants, err);
@@ -251,7 +262,7 @@ Status qat_open(Qat **out, const QatShape *shape, ModelWeights *weights, const P
 void qat_free(Qat *qat) {
     if (qat == NULL) return;
     quantizer_free(qat->quantizer);
-    arena_free(&qat->arena);
+    device_arena_free(&qat->arena, qat->shape.backend, qat->shape.there);
     memory_free(qat);
 }
 
@@ -270,6 +281,10 @@ int qat_keeps_scales(const Qat *qat) {
 
 int qat_active(const Qat *qat) {
     return qat->share > 0.0f;
+}
+
+int qat_recording(const Qat *qat) {
+    return qat->share >= 1.0f ? 0 : qat->share > 0.0f ? -1 : 1;
 }
 
 /* ---- the source ------------------------------------------------------------------------------------------------------------ */
@@ -307,8 +322,12 @@ static Status acquire(void *self, int32_t weight, Pass pass, WeightView *view, E
         if (view->rows == 0) FAIL("the model has no weight number %d", (int)weight);
         return OK;
     }
-    qat_prepare(qat, &linear);
-    TRY(qat_forward(qat, &linear, err));
+    if (qat->shape.backend->on_device) {
+        TRY(qat_device_forward(qat, &linear, err));
+    } else {
+        qat_prepare(qat, &linear);
+        TRY(qat_forward(qat, &linear, err));
+    }
     *view = (WeightView){.format = qat->shape.exec.act == DTYPE_F32 ? WEIGHT_F32 : WEIGHT_BF16,
                          .rows = linear.rows,
                          .cols = linear.cols,

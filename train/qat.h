@@ -12,7 +12,8 @@
  * Scales of integer groups come from the values at hand, or are learned (train/qat_scales.h). From start_step on the operand goes
  * over from V to FQ(V) in ramp_steps equal parts: V + share (FQ(V) - V); the mask's zeros become 1 - share.
  *
- * Memory: one arena, the same for every step; nothing is allocated between steps. Threads and tiles change no bit.
+ * Memory: one arena, the same for every step; nothing is allocated between steps. Threads and tiles change no bit. On a device the
+ * backend's fake_weight entries make the same operands, bit for bit; searched scales and q4_k are the CPU's only.
  */
 #ifndef NIBBLE_TRAIN_QAT_H
 #define NIBBLE_TRAIN_QAT_H
@@ -56,7 +57,8 @@ typedef struct QatShape {
     const int64_t *scales; /* learned: offsets of theta, [layers * LAYER_LINEARS]; NULL: not learned */
     const Backend *backend;
     ExecConfig exec;
-    int64_t rows; /* capacity of a micro-batch */
+    const Exec *there; /* a backend with memory of its own; not read by qat_bytes */
+    int64_t rows;      /* capacity of a micro-batch */
 } QatShape;
 
 /* Bytes that qat_open takes; fails, naming the linear, where the grid does not fit a shape. */
@@ -72,5 +74,7 @@ WeightSource qat_source(Qat *qat);
 void qat_set_step(Qat *qat, int64_t step);
 int qat_keeps_scales(const Qat *qat); /* train/qat_scales.h */
 int qat_active(const Qat *qat);       /* from start_step on */
+/* TapeRun.recording: 0 when all is quantized, 1 before start_step, -1 in between. */
+int qat_recording(const Qat *qat);
 
 #endif

@@ -93,11 +93,12 @@ static Status form_tile(Tile *tile, const Exec *exec, const Batch *batch, const 
                                                qat->memory.workspace, err);
 }
 
-Status qat_backward(void *self, int32_t weight, const Exec *exec, const Batch *batch, const void *dy, const void *x,
-                    Error *err) {
+Status qat_backward(void *self, int32_t weight, const Exec *exec, const Batch *batch, const void *dy, int64_t stride,
+                    const void *x, Error *err) {
     Qat *qat = self;
     QatLinear linear;
     if (!qat_linear(qat, weight, &linear) || (linear.rank == 0 && linear.theta < 0)) return OK;
+    if (qat->shape.backend->on_device) return qat_device_backward(qat, &linear, batch, dy, stride, x, err);
     qat_prepare(qat, &linear);
     Tile tile = {.qat = qat, .linear = &linear, .dy = dy, .tokens = batch->tokens};
     for (tile.first = 0; tile.first < linear.rows; tile.first += QAT_TILE) {

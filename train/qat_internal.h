@@ -22,7 +22,9 @@ typedef struct QatMemory {
     float *a;           /* FP32 copy of the adapter's A at hand */
     QatWorker *workers; /* [threads] */
     void *dy;           /* act [rows, QAT_TILE] */
-    void *workspace;    /* of the tile's product */
+    void *workspace;    /* of the tile's product; on a device, of its entries */
+    float *nested_map;  /* on a device: [256] of NF4's constants */
+    float *scales;      /* on a device: learned scales of a linear on their way to a file */
     void *nf4;          /* the largest weight's codes and constants */
     size_t nf4_bytes;
 } QatMemory;
@@ -67,8 +69,23 @@ void qat_merge_row(const Qat *qat, const QatLinear *linear, int64_t row, int wor
 /* Overwrites the linear's slot with its operand. */
 Status qat_forward(Qat *qat, const QatLinear *linear, Error *err);
 /* WeightSource.backward. */
-Status qat_backward(void *self, int32_t weight, const Exec *exec, const Batch *batch, const void *dy, const void *x,
-                    Error *err);
+Status qat_backward(void *self, int32_t weight, const Exec *exec, const Batch *batch, const void *dy, int64_t stride,
+                    const void *x, Error *err);
+
+/* The same on a device (train/qat_device.c): what of the options it has not, memory, and the two passes. */
+typedef struct QatDeviceBytes {
+    size_t workspace, scales;
+} QatDeviceBytes;
+Status qat_device_check(const QatOptions *options, Error *err);
+Status qat_device_measure(const QatShape *shape, LayerWeight kind, int64_t rows, int64_t cols, QatDeviceBytes *bytes,
+                          Error *err);
+Status qat_device_take(const QatDeviceBytes *bytes, Arena *arena, QatMemory *memory, Error *err);
+Status qat_device_open(Qat *qat, Error *err);
+Status qat_device_forward(Qat *qat, const QatLinear *linear, Error *err);
+Status qat_device_backward(Qat *qat, const QatLinear *linear, const Batch *batch, const void *dy, int64_t stride, const void *x,
+                           Error *err);
+/* Learned scales of a linear as they are now, [rows, groups], to the host. */
+Status qat_device_scales(const Qat *qat, const QatLinear *linear, float *scales, Error *err);
 /* The product that forms a tile of dV. */
 LinearShape qat_tile_shape(int64_t rows, int64_t in, int64_t out, DType act);
 

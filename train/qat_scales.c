@@ -115,6 +115,14 @@ static Status produce(void *context, const TensorSpec *spec, TensorWriter *write
     int64_t index = spec - file->specs;
     QatLinear linear;
     (void)qat_linear(file->qat, weight_id(index / LAYER_LINEARS, (LayerWeight)(index % LAYER_LINEARS)), &linear);
+    if (file->qat->shape.backend->on_device) {
+        size_t bytes = (size_t)(linear.rows * linear.groups) * sizeof(float);
+        float *scales = memory_alloc(bytes);
+        Status status = qat_device_scales(file->qat, &linear, scales, err);
+        if (status == OK) status = tensor_write_bytes(writer, scales, bytes, err);
+        memory_free(scales);
+        return status;
+    }
     QatWorker *worker = &file->qat->memory.workers[0];
     for (int64_t row = 0; row < linear.rows; row++) {
         qat_base_row(file->qat, &linear, row, 0);

@@ -15,7 +15,7 @@
 
 #include "train/qat.h"
 
-#define QAT_THETA_LEAST 0x1p-6f
+#define QAT_THETA_LEAST FAKE_THETA_LEAST
 #define QAT_SCALES_FILE "qat_scales.safetensors"
 
 /* Appends theta of every linear of the layers: [rows, groups] each. *offsets [layers * LAYER_LINEARS] is the caller's to free;

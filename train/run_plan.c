@@ -202,6 +202,9 @@ static int is_quantized(const PlanInput *in) {
 static Status check_dequantized(const PlanInput *in, Error *err) {
     int64_t wanted = in->config->train.dequantized_layers;
     if (wanted == CONFIG_AUTO || wanted == 0) return OK;
+    if (in->shape.qat != QAT_NONE)
+        FAIL_USAGE("train.dequantized_layers: %lld: qat.mode decodes the base to FP32 in each step; leave it at \"auto\"",
+                   (long long)wanted);
     if (!is_movable(in) || !is_quantized(in))
         FAIL_USAGE(
             "train.dequantized_layers: %lld: only a device with a quantized base that is not split has such layers; leave it "
@@ -270,7 +273,8 @@ static Status choose(PlanInput *in, size_t available, RunPlan *plan, Error *err)
             TRY(plan_candidate(in, recompute ? RECOMPUTE_LAYERS : RECOMPUTE_NONE, &places, plan, err));
             if (available == 0) return OK;
             if (plan->peak > available) continue;
-            int adds = dense == CONFIG_AUTO && !recompute && !places.pinned_embedding && is_movable(in) && is_quantized(in);
+            int adds = dense == CONFIG_AUTO && in->shape.qat == QAT_NONE && !recompute && !places.pinned_embedding &&
+                       is_movable(in) && is_quantized(in);
             return adds ? add_dense_layers(in, available, plan, err) : OK;
         }
     return is_movable(in) ? pin_layers(in, available, plan, err) : OK;

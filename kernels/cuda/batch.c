@@ -119,7 +119,11 @@ static Status finish(const Exec *exec, Error *err) {
     if (loss_sum != NULL && context->nll != NULL && context->nll_count > 0)
         CUDA_TRY(context, cudaMemcpyAsync(context->nll, context->nll_there, (size_t)context->nll_count * sizeof(float),
                                           cudaMemcpyDeviceToHost, context->stream));
+    if (context->fakes)
+        CUDA_TRY(context, cudaMemcpyAsync(&context->pinned[SCALAR_FAULT], &context->scalars[SCALAR_FAULT], sizeof(uint64_t),
+                                          cudaMemcpyDeviceToHost, context->stream));
     CUDA_TRY(context, cuda_wait(context));
+    if (context->fakes) TRY(cuda_fake_weight_fault(context, context->pinned[SCALAR_FAULT], err));
     if (loss_sum == NULL) return OK;
     double loss;
     memcpy(&loss, context->pinned, sizeof loss);

@@ -16,7 +16,7 @@ typedef struct CudaGraph {
     cudaGraphExec_t exec;
     int64_t id_limit, position_limit; /* what a replay checks on the host, as the entries do */
 } CudaGraph;
-#define GRAPHS_MAX 8
+#define GRAPHS_MAX 12
 
 /* A group's weights on their way to being dense (stage.c). */
 typedef struct CudaStage {
@@ -68,12 +68,14 @@ typedef struct CudaContext {
     int64_t id_limit, position_limit; /* what the embedding and RoPE of this micro-batch took; 0: neither has run */
     CudaGraph graphs[GRAPHS_MAX], *capturing;
     CudaLoad load;
+    int fakes; /* weights are fake-quantized: SCALAR_FAULT is to be looked at */
     /* pinned copy of the micro-batch; grown when a larger capacity comes */
     uint8_t *staging;
     size_t staging_bytes;
 } CudaContext;
 
-enum { SCALAR_SUM, SCALAR_NONFINITE, SCALARS = 8 };
+/* SCALAR_FAULT: where fake quantization met a value that its grid cannot hold; CUDA_ALL_FINITE: nowhere. */
+enum { SCALAR_SUM, SCALAR_NONFINITE, SCALAR_FAULT, SCALARS = 8 };
 
 static inline CudaContext *context_of(const Exec *exec) {
     return exec->device;
@@ -102,6 +104,9 @@ void cuda_install_linear(Backend *backend);
 void cuda_install_stage(Backend *backend);
 void cuda_install_load(Backend *backend);
 void cuda_install_head(Backend *backend);
+void cuda_install_fake_weight(Backend *backend);
+/* After a wait: what SCALAR_FAULT, copied to pinned memory before it, says; and forgets it. */
+Status cuda_fake_weight_fault(CudaContext *context, uint64_t fault, Error *err);
 void cuda_install_layers(Backend *backend);
 void cuda_install_flat(Backend *backend);
 void cuda_install_graphs(Backend *backend);

@@ -175,6 +175,29 @@ cudaError_t cuda_fake_rows_forward(DType act, const DeviceBatch *batch, const Fa
 cudaError_t cuda_fake_rows_backward(DType act, const DeviceBatch *batch, const FakeRowsShape *shape, const uint8_t *saved,
                                     const void *dy, void *dx, cudaStream_t stream);
 
+/* ---- fake quantization of weights, rows of V in FP32 at a time (kernels/ops.h) ---------------------------------------------- */
+
+/* v [rows, cols] += scale * (b [rows, rank] A [rank, cols]), with the bits of train/lora_row.h. */
+cudaError_t cuda_add_update(DType act, int64_t rows, int64_t cols, int64_t rank, float scale, const void *lora_a,
+                            const void *lora_b, float *v, cudaStream_t stream);
+/* INT, Q4_0 and Q8_0. out [rows, cols] of type act = v + share * (FQ(v) - v). scales [rows, groups], or NULL: from v. A value that
+ * is not finite, before or after, puts `first` plus its index into *bad, which keeps the least. */
+cudaError_t cuda_fake_weight(DType act, const FakeQuant *grid, int64_t rows, int64_t cols, const float *v, const float *scales,
+                             float share, void *out, uint64_t first, uint64_t *bad, cudaStream_t stream);
+/* dv [rows, cols] *= 1 - share where the grid has clipped; with d_theta [rows, groups], which takes scales and chain, that is
+ * accumulated. */
+cudaError_t cuda_fake_weight_mask(const FakeQuant *grid, int64_t rows, int64_t cols, const float *v, const float *scales,
+                                  const float *chain, float share, float *dv, float *d_theta, cudaStream_t stream);
+/* Learned scales [rows, groups] of symmetric integers from the base's values w [rows, cols] and theta, and what their gradient is
+ * multiplied by. */
+cudaError_t cuda_fake_scales(const FakeQuant *grid, int64_t rows, int64_t cols, const float *w, const float *theta,
+                             float *scales, float *chain, cudaStream_t stream);
+/* Elements [first, first + count) of an NF4 weight, whose nested offset lies on the device, into out[0 .. count); with v, blended. */
+cudaError_t cuda_nf4_values(DType act, const WeightView *weight, const float *offset, int64_t first, int64_t count,
+                            const float *v, float share, void *out, cudaStream_t stream);
+/* to[i] = from[i] * factor */
+cudaError_t cuda_scale_to_float(DType act, int64_t count, const void *from, float factor, float *to, cudaStream_t stream);
+
 /* ---- head + loss: around two products of a chunk --------------------------------------------------------------------
  * A chunk is supervised rows [first, first + count); rows of it at or beyond batch->supervised count as zero rows, without
  * loss. gather, product (FP32 logits), cross_entropy, product(s) with the gradient in place, scatter. */

@@ -48,6 +48,7 @@ static Status open_resources(CudaContext *context, Error *err) {
     void *memory;
     CUDA_TRY(context, cudaMalloc(&memory, SCALARS * sizeof(uint64_t)));
     context->scalars = memory;
+    CUDA_TRY(context, cudaMemsetAsync(memory, 0xFF, SCALARS * sizeof(uint64_t), context->stream));
     CUDA_TRY(context, cudaMallocHost(&memory, SCALARS * sizeof(uint64_t)));
     context->pinned = memory;
     cublasStatus_t code = cublasCreate(&context->blas);
@@ -100,6 +101,7 @@ static void install(Backend *backend) {
     cuda_install_stage(backend);
     cuda_install_load(backend);
     cuda_install_head(backend);
+    cuda_install_fake_weight(backend);
     cuda_install_layers(backend);
     cuda_install_flat(backend);
     cuda_install_graphs(backend);

@@ -182,8 +182,6 @@ measured() {
 check "bench measures the device" measured
 
 # ---- refusals --------------------------------------------------------------------------------------------------------------
-qat() { train 2 qat --device "$there" --set qat.mode=merged --set lora.dropout=0 && err_has "CPU only"; }
-check "quantization-aware training on a device is refused by name" qat
 [[ $there == emu ]] || { finish && exit; }
 libraries() { on emu again --set output.overwrite=true && err_has "; 32.00 MiB more"; } # cuBLAS's workspace
 check "beyond the plan there are only the libraries" libraries

@@ -72,6 +72,7 @@ tests() {
         [[ -x $program ]] && CMOCKA_MESSAGE_OUTPUT=TAP one "$(basename "$program")" 60 "$program"
     done
     NIBBLE=$nibble NIBBLE_TEST_DEVICE=$device NIBBLE_TEST_PROGRAMS=$bundle/unit one "training, evaluation, generation on the device" 150 bash tests/e2e/emu.sh
+    NIBBLE=$nibble NIBBLE_TEST_DEVICE=$device one "other bases, quantization-aware training" 90 bash tests/e2e/emu_qat.sh
 }
 
 sanitize() {

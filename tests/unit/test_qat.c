@@ -239,7 +239,7 @@ static void check_gradient(Trainer *trainer, Merge *merge, const QatOptions *qat
     memset(engine->state.gradient, 0, (size_t)engine->params.elements * sizeof(float));
     Batch batch = {.tokens = TOKENS};
     for (int twice = 0; twice < 2; twice++) /* accumulates */
-        assert_ok(engine->source.backward(engine->source.self, id, &engine->exec, &batch, dy_act, x_act, &error), &error);
+        assert_ok(engine->source.backward(engine->source.self, id, &engine->exec, &batch, dy_act, 0, x_act, &error), &error);
     for (int64_t i = 0; i < rank * cols; i++)
         da[i] *= 2.0;
     for (int64_t i = 0; i < rows * rank; i++)

@@ -44,10 +44,11 @@ static void source_release(void *self, int32_t weight, Pass pass) {
     ((Source *)self)->given[weight]++;
 }
 
-static Status source_backward(void *self, int32_t weight, const Exec *exec, const Batch *batch, const void *dy, const void *x,
-                              Error *err) {
+static Status source_backward(void *self, int32_t weight, const Exec *exec, const Batch *batch, const void *dy, int64_t stride,
+                              const void *x, Error *err) {
     Source *s = self;
     (void)exec;
+    (void)stride;
     (void)err;
     assert_int_equal(weight, W_LINEAR);
     for (int64_t i = 0; i < batch->tokens * HIDDEN; i++)
