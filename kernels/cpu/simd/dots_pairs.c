@@ -14,7 +14,7 @@
 
 #define UNIT 64   /* weights that surely have one constant */
 #define CHUNK 128 /* weights of a step */
-#define GROUP 8
+#define GROUP 4
 #define PARTS 2 /* sums of one element that are formed beside each other */
 #define WEIGHT_ROWS 4
 #define CONSTANT_ROWS 16 /* rows whose constants are decoded at once */
@@ -35,7 +35,7 @@ static int64_t step_of(const WeightView *w) {
 
 /* Rows of x that are worked on together, of so many that are left. */
 static int64_t group_of(int64_t rows) {
-    return rows >= GROUP ? GROUP : rows >= 4 ? 4 : rows >= 2 ? 2 : 1;
+    return rows >= GROUP ? GROUP : rows >= 2 ? 2 : 1;
 }
 
 /* Floats of the scales, or of the zeros, of CONSTANT_ROWS rows; vectors read beyond. */
@@ -331,18 +331,21 @@ SIMD_INLINE void dots_across(const Dots *d, int64_t n, int64_t inside, const bf1
 DOTS(1, 4)
 DOTS(1, 1)
 DOTS(2, 1)
+DOTS(2, 2)
 DOTS(4, 1)
-DOTS(8, 1)
+DOTS(4, 2)
 
-/* Row n of the weight by all rows of x. */
-static void dots_some(const Dots *d, int64_t n, int64_t inside, const bf16 *x, float *sum, int64_t rows) {
+/* Rows n and, where there are two, n + 1 of the weight by all rows of x. */
+static void dots_some(const Dots *d, int64_t n, int64_t inside, const bf16 *x, float *sum, int64_t rows, int two) {
     for (int64_t group; rows > 0; rows -= group, x += group * d->x_row, sum += group * SIMD_WIDTH) {
         group = group_of(rows);
-        switch (group) {
-            case GROUP: dots_8_1(d, n, inside, x, sum); break;
-            case 4: dots_4_1(d, n, inside, x, sum); break;
-            case 2: dots_2_1(d, n, inside, x, sum); break;
-            default: dots_1_1(d, n, inside, x, sum); break;
+        if (group == GROUP) {
+            (two ? dots_4_2 : dots_4_1)(d, n, inside, x, sum);
+        } else if (group == 2) {
+            (two ? dots_2_2 : dots_2_1)(d, n, inside, x, sum);
+        } else {
+            dots_1_1(d, n, inside, x, sum);
+            if (two) dots_1_1(d, n + 1, inside + 1, x, sum + d->sum_stride);
         }
     }
 }
@@ -362,10 +365,10 @@ void gemm_dots_pairs(const Term *term, int64_t m0, int64_t rows, int64_t n0, int
         int64_t inside = n % CONSTANT_ROWS;
         float *sum = sums + n * d.sum_stride;
         if (inside == 0 && is_4bit(w)) row_constants(w, n0 + n, least(CONSTANT_ROWS, columns - n), d.scale, d.zero);
-        step = rows == 1 && n + WEIGHT_ROWS <= columns ? WEIGHT_ROWS : 1; /* those share x, and are as many streams */
+        step = rows > 1 ? least(2, columns - n) : n + WEIGHT_ROWS <= columns ? WEIGHT_ROWS : 1; /* they share x */
         if (step == WEIGHT_ROWS)
             dots_1_4(&d, n0 + n, inside, x, sum);
         else
-            dots_some(&d, n0 + n, inside, x, sum, rows);
+            dots_some(&d, n0 + n, inside, x, sum, rows, step == 2);
     }
 }
