@@ -54,6 +54,8 @@ typedef struct LinearBench {
     int group_count;
     Column columns[COLUMNS_MAX];
     int column_count;
+    int64_t tokens_list[2];
+    int tokens_count;
     size_t cold; /* bytes of a weight's copies */
     /* of the group and the number of tokens at hand */
     const Group *group;
@@ -182,17 +184,28 @@ static void free_weights(Column *c) {
     c->operands = NULL;
 }
 
-static Status make_weights(LinearBench *b, Column *c, Error *err) {
+/* Bytes of one copy. */
+static Status count_copy(LinearBench *b, Column *c, size_t *bytes, Error *err) {
     LinearOperand once[LINEAR_GROUP_MAX];
     if (!c->dense)
         for (int i = 0; i < b->group->count; i++)
             TRY(quant_check(&c->spec, b->group->out[i], b->group->in, err));
-    arena_count(&c->arena, c->name);
+    arena_count(&c->arena, "weights");
     TRY(take_copy(b, c, once, err));
-    size_t bytes = c->arena.used;
-    c->copies = (int64_t)(b->cold / bytes) + 1;
+    *bytes = c->arena.used;
+    return OK;
+}
+
+static int64_t copies_of(const LinearBench *b, size_t bytes) {
+    return (int64_t)(b->cold / bytes) + 1;
+}
+
+static Status make_weights(LinearBench *b, Column *c, Error *err) {
+    size_t bytes;
+    TRY(count_copy(b, c, &bytes, err));
+    c->copies = copies_of(b, bytes);
     c->next = 0;
-    TRY(arena_create(&c->arena, c->name, (size_t)c->copies * bytes, err));
+    TRY(arena_create(&c->arena, "weights", (size_t)c->copies * bytes, err));
     c->operands = memory_alloc((size_t)(c->copies * b->group->count) * sizeof *c->operands);
     for (int64_t i = 0; i < c->copies; i++)
         TRY(take_copy(b, c, c->operands + i * b->group->count, err));
@@ -268,6 +281,24 @@ static Status make_buffers(LinearBench *b, Error *err) {
     TRY(take_buffers(b, err));
     TRY(arena_create(&b->buffers, "activations", b->buffers.used, err));
     return take_buffers(b, err);
+}
+
+/* Before anything is measured: all of it is written at once, so it must fit. */
+static Status check_memory(LinearBench *b, Error *err) {
+    size_t left = memory_available(), all = 0, bytes;
+    char want[32], have[32];
+    for (int i = 0; i < b->column_count; i++) {
+        TRY(count_copy(b, &b->columns[i], &bytes, err));
+        all += bytes * (size_t)copies_of(b, bytes);
+    }
+    arena_count(&b->buffers, "activations");
+    TRY(take_buffers(b, err));
+    all += b->buffers.used;
+    if (all > left)
+        FAIL("bench linear: %lld tokens, %lld inputs and %lld outputs take %s, and %s are left; fewer --tokens would fit",
+             (long long)b->tokens, (long long)b->group->in, (long long)outputs(b->group),
+             format_bytes((double)all, want, sizeof want), format_bytes((double)left, have, sizeof have));
+    return OK;
 }
 
 /* ---- measuring ----------------------------------------------------------------------------------------------------------- */
@@ -413,12 +444,10 @@ static Status measure_pass(LinearBench *b, int backward, Error *err) {
 }
 
 static Status measure_group(LinearBench *b, Error *err) {
-    static const int64_t usual[] = {512, 1024};
-    int given = b->options->tokens > 0;
     for (int i = 0; i < b->column_count; i++)
         TRY(make_weights(b, &b->columns[i], err));
-    for (int i = 0; i < (given ? 1 : 2); i++) {
-        b->tokens = given ? b->options->tokens : usual[i];
+    for (int i = 0; i < b->tokens_count; i++) {
+        b->tokens = b->tokens_list[i];
         Status status = make_buffers(b, err);
         if (status == OK) status = measure_pass(b, 0, err);
         if (status == OK) status = measure_pass(b, 1, err);
@@ -443,10 +472,18 @@ static Status run_bench(LinearBench *b, Error *err) {
     b->cold = cold_bytes();
     b->peaks = memory_alloc((size_t)(GROUPS_MAX * 4 * o->steps) * sizeof *b->peaks);
     b->units = memory_alloc((size_t)(GROUPS_MAX * 4 * o->steps) * sizeof *b->units);
+    b->tokens_count = o->tokens > 0 ? 1 : 2;
+    b->tokens_list[0] = o->tokens > 0 ? o->tokens : 512;
+    b->tokens_list[1] = 1024;
     if (o->json)
         text_adds(b->out, "{\"results\": [");
     else
         print_head(b);
+    for (int i = 0; i < b->group_count; i++) {
+        b->group = &b->groups[i];
+        b->tokens = b->tokens_list[b->tokens_count - 1];
+        TRY(check_memory(b, err));
+    }
     for (int i = 0; i < b->group_count; i++) {
         b->group = &b->groups[i];
         TRY(measure_group(b, err));

@@ -319,12 +319,15 @@ bench_linears() {
         out_has "ref, " && out_has "of dense F32 products" && out_has "down 192 -> 64"
 }
 check "bench linear: kinds of weight, shapes and adapters" bench_linears
+sed 's/"intermediate_size": 192/"intermediate_size": 1048576/' "$work/tiny.json" >"$work/wide.json"
 check "bench linear: a model" fails_with "takes no MODEL" bench linear "$tiny"
 check "bench linear: a key that products do not have" fails_with "--set lora.rank=4: bench linear takes quant" bench linear --set lora.rank=4
 check "bench linear: a device" fails_with "only cpu" bench linear --device emu
 check "bench linear: sequences" fails_with "--seq belongs" bench linear --seq 4
 check "bench linear: fewer than no tokens" fails_with "--tokens: want 1" bench linear --tokens -1
 check "bench linear: a block that does not fit" fails_with "quant.block_size" bench linear --set quant.block_size=48
+too_wide() { run 1 bench linear --arch "$work/wide.json" --tokens 1048576 && [[ ! -s $work/out ]] && err_has "are left; fewer --tokens would fit"; }
+check "bench linear: more than the memory holds" too_wide
 check "bench: a kind that is not there" fails_with "bench \"kernels\" is not supported yet" bench kernels
 check "bench: step without a model" fails_with "MODEL folder or --arch" bench step
 check "bench: a head for a step" fails_with "--head belongs to generate" bench step "$tiny" --head q8_0
