@@ -211,7 +211,6 @@ typedef struct FakeRowsShape {
 #define FAKE_THETA_LEAST 0x1p-6f
 typedef struct FakeWeightShape {
     int64_t rows, cols;
-    int64_t tokens; /* capacity of a micro-batch */
     FakeQuant grid;
     int64_t rank; /* 0: V is W */
     float lora_scale, share;

@@ -26,8 +26,7 @@ Status qat_device_check(const QatOptions *options, Error *err) {
 }
 
 static FakeWeightShape shape_of(const QatShape *shape, int64_t rows, int64_t cols) {
-    return (FakeWeightShape){
-        .rows = rows, .cols = cols, .tokens = shape->rows, .grid = shape->options.grid, .learned = shape->options.learn_scales};
+    return (FakeWeightShape){.rows = rows, .cols = cols, .grid = shape->options.grid, .learned = shape->options.learn_scales};
 }
 
 Status qat_device_measure(const QatShape *shape, LayerWeight kind, int64_t rows, int64_t cols, QatDeviceBytes *bytes,

@@ -72,6 +72,7 @@ static Status begin(const Exec *exec, const Batch *batch, int64_t rows, int64_t 
     BatchLayout layout = layout_of(rows, supervised);
     uint8_t *there = memory;
     context->whole = whole;
+    context->capacity = rows;
     context->host_batch = batch;
     context->id_limit = context->position_limit = 0;
     TRY(grow_staging(context, layout.nll, err));

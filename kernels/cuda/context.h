@@ -64,6 +64,7 @@ typedef struct CudaContext {
     double *loss_sum;   /* the caller's; NULL: no loss was computed since begin */
     float *nll;
     int64_t nll_count;
+    int64_t capacity;                 /* rows that begin was told */
     int whole;                        /* products take all rows of the capacity, so that their shapes never change */
     int64_t id_limit, position_limit; /* what the embedding and RoPE of this micro-batch took; 0: neither has run */
     CudaGraph graphs[GRAPHS_MAX], *capturing;

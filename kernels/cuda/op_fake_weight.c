@@ -245,7 +245,7 @@ static Status form_gradient(const FakeWork *work, const Batch *batch, const void
     CudaContext *context = work->context;
     Product product = {.m = work->count,
                        .n = shape->cols,
-                       .k = rows_of(context, batch, shape->tokens),
+                       .k = rows_of(context, batch, context->capacity),
                        .a = (const uint8_t *)dy + (size_t)work->first * dtype_size(work->act),
                        .lda = stride > 0 ? stride : shape->rows,
                        .b = x,
@@ -296,10 +296,10 @@ static Status fake_weight_backward(const Exec *exec, const FakeWeightShape *shap
     FakeWork work = open_work(exec, shape, operand, workspace);
     CudaContext *context = work.context;
     if (context->whole) { /* the product sums over rows: nothing may be found in those that are not in use */
-        CUDA_TRY(context, cuda_zero_tail(work.act, context->batch, shape->tokens, shape->cols, (void *)(uintptr_t)x, 0,
+        CUDA_TRY(context, cuda_zero_tail(work.act, context->batch, context->capacity, shape->cols, (void *)(uintptr_t)x, 0,
                                          context->stream));
-        CUDA_TRY(context, cuda_zero_tail(work.act, context->batch, shape->tokens, shape->rows, (void *)(uintptr_t)dy, stride,
-                                         context->stream));
+        CUDA_TRY(context, cuda_zero_tail(work.act, context->batch, context->capacity, shape->rows, (void *)(uintptr_t)dy,
+                                         stride, context->stream));
     }
     if (shape->rank > 0) {
         CUDA_TRY(context, cuda_scale_to_float(work.act, shape->rank * shape->cols, operand->lora_a, shape->lora_scale,

@@ -137,7 +137,6 @@ static void case_open(Case *c, const Run *run) {
     assert_ok(nibble_device_plugin.open(0, &c->there.device, name, sizeof name, &err), &err);
     c->shape = (FakeWeightShape){.rows = run->rows,
                                  .cols = run->cols,
-                                 .tokens = TOKENS,
                                  .grid = run->grid,
                                  .rank = run->rank,
                                  .lora_scale = 1.7f,

@@ -44,11 +44,12 @@ static const Base bases[] = {
     {{"method=full"}},
     {{"method=lora", "lora.rank=5", "qat.mode=merged", "qat.weights=int4"}},
     {{"method=lora", "lora.rank=5", "qat.mode=merged", "qat.weights=nf4"}},
-    {{"method=lora", "lora.rank=5", "qat.mode=merged", "qat.weights=int3", "qat.learn_scales=true", "qat.scales=mse"}},
+    {{"method=lora", "lora.rank=5", "qat.mode=merged", "qat.weights=int3", "qat.learn_scales=true"}},
     {{"lora.rank=5", "qat.mode=merged", "qat.weights=q4_0"}},
     {{ADAPTER, "qat.mode=separate", "qat.weights=int3", "qat.symmetric=false"}},
+    {{"method=lora", "lora.rank=5", "qat.mode=merged", "qat.weights=int3", "qat.learn_scales=true", "qat.scales=mse"}},
 };
-#define ON_DEVICE 7 /* those after it are for the CPU only */
+#define ON_DEVICE 12 /* searched scales are for the CPU only */
 #define BASES (replay_device() != NULL ? ON_DEVICE : (int)(sizeof bases / sizeof *bases))
 
 /* Ragged: lengths 1 to 23, one sequence without a trained token, one of a single token. */
