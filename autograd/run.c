@@ -27,7 +27,7 @@ static void *member_at(const Step *step, int32_t area, int64_t column) {
 static void *value(const Step *step, TensorId id) {
     TensorId root = tape_root(step->tape, id);
     const Tensor *tensor = &step->tape->tensors[root];
-    return member_at(step, tensor->area[step->pass != PASS_FORWARD && !tensor->kept], tensor->column);
+    return member_at(step, tensor->area[tape_generation(step->tape, root, step->pass)], tensor->column);
 }
 
 static void *gradient(const Step *step, TensorId id) {
@@ -322,6 +322,7 @@ static Status check_batch(const Tape *tape, const TapeRun *run, Error *err) {
     if (batch->supervised < 0 || batch->supervised > tape->options.supervised)
         FAIL("a micro-batch with %lld supervised rows does not fit a tape planned for %lld", (long long)batch->supervised,
              (long long)tape->options.supervised);
+    if (tape->plan.stash > 0 && run->stash == NULL) FAIL("the tape was planned with host memory, and is run without");
     if (batch->parts != NULL && tape->backend.on_device)
         FAIL("several sequences through a cache: only the CPU has that; generate one at a time");
     if (tape->options.mode == TAPE_GENERATE && batch->parts == NULL && run->past + batch->tokens > tape->options.cache_rows)
@@ -380,6 +381,7 @@ static Status run_instructions(const Tape *tape, const TapeRun *run, int32_t fir
     const Backend *backend = &tape->backend;
     for (int32_t at = first; at < last; at++) {
         Step step = step_of(tape, run, at);
+        TRY(stash_before(tape, run, &tape->instructions[at], err));
         TRY(stage_from(tape, run, at, err));
         double begin = run->profile != NULL ? clock_seconds() : 0.0;
         Status status = run_node(&step, err);
@@ -387,6 +389,7 @@ static Status run_instructions(const Tape *tape, const TapeRun *run, int32_t fir
             error_prefix(err, "%s", step.node->name);
             return status;
         }
+        TRY(stash_after(tape, run, &tape->instructions[at], err));
         if (run->profile != NULL) {
             if (backend->finish != NULL) TRY(backend->finish(run->exec, err));
             run->profile[at] += clock_seconds() - begin;
@@ -405,7 +408,7 @@ static Status run_part(const Tape *tape, const TapeRun *run, int part, int32_t f
     const Backend *backend = &tape->backend;
     /* with its size, so that a tape that was freed is not taken for one that came to lie at its address */
     uintptr_t size = (uintptr_t)tape->plan.arena + ((uintptr_t)tape->instruction_count << 40);
-    const void *const key[PART_KEYS] = {tape, run->arena, run->params, run->gradients, (const void *)size};
+    const void *const key[PART_KEYS] = {tape, run->arena, run->params, run->gradients, run->stash, (const void *)size};
     int done = 0;
     if (first == last) return OK;
     TRY(backend->part_begin(run->exec, key, part + 2 * run->recording, &done, err));

@@ -6,7 +6,7 @@
 
 /* ---- areas ---------------------------------------------------------------------------------------------------------- */
 
-static int32_t new_area(Tape *tape, size_t bytes, int kind, int32_t at) {
+int32_t new_area(Tape *tape, size_t bytes, int kind, int32_t at) {
     if (tape->area_count == tape->area_capacity) {
         tape->area_capacity = tape->area_capacity ? 2 * tape->area_capacity : 256;
         tape->areas = memory_resize(tape->areas, (size_t)tape->area_capacity * sizeof *tape->areas);
@@ -19,22 +19,18 @@ static int32_t new_area(Tape *tape, size_t bytes, int kind, int32_t at) {
     return tape->area_count++;
 }
 
-static void read_area(Tape *tape, int32_t area, int32_t at) {
+void read_area(Tape *tape, int32_t area, int32_t at) {
     if (area >= 0 && tape->areas[area].last < at) tape->areas[area].last = at;
 }
 
-static size_t value_bytes(const Tape *tape, const Tensor *tensor) {
+size_t value_bytes(const Tape *tape, const Tensor *tensor) {
     int64_t columns = tensor->stride != 0 ? tensor->stride : tensor->columns;
     return tape->backend.activation_bytes(tape->options.exec.act, tape->options.rows, columns);
 }
 
-static int generation(const Tape *tape, TensorId root, Pass pass) {
-    return pass != PASS_FORWARD && !tape->tensors[root].kept;
-}
-
 static void write_value(Tape *tape, TensorId id, Pass pass, int32_t at) {
     TensorId root = tape_root(tape, id);
-    int g = generation(tape, root, pass);
+    int g = tape_generation(tape, root, pass);
     if (pass == PASS_RECOMPUTE && g == 0) { /* kept, and made again with the same bits because its siblings are needed */
         read_area(tape, tape->tensors[root].area[0], at);
         return;
@@ -48,7 +44,7 @@ static void write_value(Tape *tape, TensorId id, Pass pass, int32_t at) {
 
 static void read_value(Tape *tape, TensorId id, Pass pass, int32_t at) {
     TensorId root = tape_root(tape, id);
-    read_area(tape, tape->tensors[root].area[generation(tape, root, pass)], at);
+    read_area(tape, tape->tensors[root].area[tape_generation(tape, root, pass)], at);
 }
 
 /* The gradients of a joined group lie in this one area. */
@@ -84,7 +80,7 @@ static void gate_gradients(Tape *tape, const Node *node, int32_t at) {
         pass_gradient(tape, node->in[0], node->out[0], at);
         write_gradient(tape, node->in[1], at);
     } else if (gate->stride != 0 && gate->producer == up->producer && tape->nodes[gate->producer].outputs == 2) {
-        join_gradients(tape, node->in[0], gate->area[generation(tape, node->in[0], PASS_BACKWARD)]);
+        join_gradients(tape, node->in[0], gate->area[tape_generation(tape, node->in[0], PASS_BACKWARD)]);
     } else {
         write_gradient(tape, node->in[0], at);
         write_gradient(tape, node->in[1], at);
@@ -167,13 +163,15 @@ static int32_t plan_staged(Tape *tape, const Node *node, Pass pass, int32_t at) 
 static void add_instruction(Tape *tape, int32_t index, Pass pass) {
     const Node *node = &tape->nodes[index];
     int32_t at = tape->instruction_count;
+    Instruction next = {.node = index, .pass = pass, .ahead = -1};
+    stash_schedule(tape, &next, at);
     if (pass == PASS_BACKWARD)
         plan_backward(tape, index, at);
     else
         plan_forward(tape, index, pass, at);
     size_t workspace = pass == PASS_BACKWARD ? node->plan.backward_workspace : node->plan.forward_workspace;
     Instruction *instruction = &tape->instructions[tape->instruction_count++];
-    *instruction = (Instruction){.node = index, .pass = pass, .ahead = -1};
+    *instruction = next;
     instruction->staged = plan_staged(tape, node, pass, at);
     if (instruction->staged >= 0) workspace -= node->plan.staged;
     instruction->workspace = workspace ? new_area(tape, workspace, AREA_WORKSPACE, at) : -1;
@@ -253,6 +251,7 @@ Status tape_finish(Tape *tape, Error *err) {
     if (tape->finished) FAIL("the tape is already finished");
     TRY(check_complete(tape, err));
     mark_reruns(tape);
+    stash_plan(tape);
     size_t nodes = (size_t)tape->node_count;
     tape->saved = memory_alloc(nodes * sizeof *tape->saved);
     memset(tape->saved, 0xFF, nodes * sizeof *tape->saved); /* -1 */

@@ -17,6 +17,9 @@ Status tape_create(Tape **tape, const TapeOptions *options, Error *err) {
     if (options->supervised < 0 || options->supervised > options->rows)
         FAIL("the capacity for supervised rows must lie in 0..%lld, got %lld", (long long)options->rows,
              (long long)options->supervised);
+    if (options->stashed > 0 && options->backend->stash == NULL)
+        FAIL("inputs of recomputed layers can lie in host memory only beside a device, and %s has no other memory",
+             options->backend->name);
     Tape *t = memory_calloc(1, sizeof *t);
     t->options = *options;
     t->backend = *options->backend;
@@ -33,6 +36,7 @@ void tape_free(Tape *tape) {
     memory_free(tape->instructions);
     memory_free(tape->areas);
     memory_free(tape->saved);
+    memory_free(tape->checkpoints);
     memory_free(tape);
 }
 

@@ -11,7 +11,8 @@
  *
  * and gives every value, saved area, gradient and workspace an offset in one arena from the instructions between which it
  * lives. With RECOMPUTE_LAYERS only a layer's input (the residual sum) survives the forward pass; the layer is run again
- * before its backward. A node whose outputs leave its layer is not run again: what its backward needs is kept.
+ * before its backward. A node whose outputs leave its layer is not run again: what its backward needs is kept. On a device the
+ * inputs of the first layers may wait in host memory (`stashed`): they leave when they were made, and come back a layer ahead.
  * Nothing here touches memory: a tape can be planned for a device that is not there.
  *
  * Replaying. tape_run() walks the schedule with the arena's base address. It allocates nothing.
@@ -43,7 +44,9 @@ typedef struct TapeOptions {
     ExecConfig exec;
     TapeMode mode;
     Recompute recompute;
-    int64_t rows;       /* capacity of a micro-batch in tokens */
+    int64_t
+        stashed;  /* RECOMPUTE_LAYERS: of so many layers from the first on the input lies in host memory (never of the last) */
+    int64_t rows; /* capacity of a micro-batch in tokens */
     int64_t supervised; /* capacity in rows with a loss (or, generating, with logits) */
     int distill;        /* TRAIN: batches may have a teacher */
     int64_t cache_rows; /* GENERATE: capacity of the cache */
@@ -97,8 +100,10 @@ Status tape_head(Tape *tape, const char *name, TensorId x, WeightRef weight, Wei
 Status tape_finish(Tape *tape, Error *err);
 
 typedef struct TapePlan {
-    size_t arena; /* bytes of the arena */
-    size_t batch; /* of these: the micro-batch itself, where a device has it in memory of its own */
+    size_t arena;    /* bytes of the arena */
+    size_t stash;    /* bytes of pinned host memory beside it, */
+    int64_t stashed; /* for the inputs of so many layers */
+    size_t batch;    /* of these: the micro-batch itself, where a device has it in memory of its own */
     /* what lives at the fullest instant, by kind; their sum is at most arena (the rest is fragmentation) */
     size_t activations, saved, gradients, workspace;
     const char *peak_node; /* what runs at that instant */
@@ -118,6 +123,7 @@ typedef struct TapeRun {
     const WeightSource *weights;
     RopeTable rope;
     void *arena;          /* at least TapePlan.arena bytes, 64-byte aligned */
+    void *stash;          /* TapePlan.stash bytes of Backend.pinned_take; NULL where that is 0 */
     const void *params;   /* flat compute copies, type act; NULL when nothing is trained */
     void *gradients;      /* flat FP32 gradients, accumulated (F64 in an F64 run); TRAIN */
     double *loss_sum;     /* accumulated; TRAIN and EVAL */

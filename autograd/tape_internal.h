@@ -58,7 +58,8 @@ typedef struct Tensor {
     TensorId alias;             /* another name of this tensor's memory, or TENSOR_NONE */
     int requires_grad;
     int kept;         /* survives from the forward pass to the backward pass */
-    int32_t area[2];  /* value: [0] of the forward pass, [1] of the recomputation */
+    int stashed;      /* that in host memory */
+    int32_t area[2];  /* value: [0] of the forward pass, [1] of the recomputation, or come back from host memory */
     int32_t gradient; /* area */
 } Tensor;
 
@@ -68,7 +69,17 @@ typedef struct Instruction {
     int32_t workspace; /* area, or -1 */
     int32_t staged;    /* area of a linear's weights that the backend makes ready ahead, or -1 */
     int32_t ahead;     /* the instruction whose weights are made ready while this one runs, or -1 */
+    /* numbers of checkpoints, or -1 (stash.c) */
+    int32_t settle; /* whose copy is complete before this runs */
+    int32_t fetch;  /* that starts to come back when this runs */
+    int32_t stash;  /* that starts to leave when this has run */
 } Instruction;
+
+/* The tensor that a recomputed segment starts from. */
+typedef struct Checkpoint {
+    int32_t segment;
+    TensorId tensor;
+} Checkpoint;
 
 struct Tape {
     Backend backend;
@@ -83,7 +94,10 @@ struct Tape {
     int32_t instruction_count;
     Area *areas;
     int32_t area_count, area_capacity;
-    int32_t (*saved)[2]; /* [node_count]: areas of `saved`, per generation as in Tensor.area */
+    int32_t (*saved)[2];     /* [node_count]: areas of `saved`, per generation as in Tensor.area */
+    Checkpoint *checkpoints; /* in order of the forward pass */
+    int32_t checkpoint_count;
+    int32_t stashed;     /* so many of the first go to host memory */
     size_t batch_offset; /* in the arena: where a backend on a device has the micro-batch */
     TapePlan plan;
 };
@@ -117,9 +131,27 @@ static inline int tape_recomputed(const Tape *tape, const Node *node) {
     return tape->options.mode == TAPE_TRAIN && tape->options.recompute == RECOMPUTE_LAYERS && node->segment >= 0;
 }
 
+/* Which of a tensor's values a pass reads. */
+static inline int tape_generation(const Tape *tape, TensorId root, Pass pass) {
+    const Tensor *tensor = &tape->tensors[root];
+    return pass != PASS_FORWARD && (!tensor->kept || tensor->stashed);
+}
+
 /* Which inputs and outputs the backward of a node reads. */
 int node_backward_reads_input(const Node *node, int index);
 int node_backward_reads_output(const Node *node, int index);
+
+/* Areas as the schedule grows (autograd/schedule.c): a new one that lives at instruction `at`, and one (-1: none) that lives until then. */
+int32_t new_area(Tape *tape, size_t bytes, int kind, int32_t at);
+void read_area(Tape *tape, int32_t area, int32_t at);
+size_t value_bytes(const Tape *tape, const Tensor *tensor);
+
+/* Checkpoints in host memory (autograd/stash.c). plan: after reruns are marked. schedule: an instruction about to be added, before
+ * what it reads and writes is. before, after: around the instruction when it runs. */
+void stash_plan(Tape *tape);
+void stash_schedule(Tape *tape, Instruction *instruction, int32_t at);
+Status stash_before(const Tape *tape, const TapeRun *run, const Instruction *instruction, Error *err);
+Status stash_after(const Tape *tape, const TapeRun *run, const Instruction *instruction, Error *err);
 
 /* Gives every area an offset; overwrites plan->arena (autograd/layout.c). */
 void layout_areas(Area *areas, int32_t count, size_t *arena);

@@ -276,7 +276,7 @@ typedef struct BackendVariant {
     const char *linear, *attention, *norm, *rope, *gate, *head, *adamw, *quantize;
 } BackendVariant;
 
-#define PART_KEYS 5
+#define PART_KEYS 6
 
 typedef struct Backend {
     const char *name;  /* "cpu" */
@@ -409,6 +409,13 @@ typedef struct Backend {
     /* All of a weight as type act, in order with the entries. */
     Status (*make_dense)(const Exec *exec, const WeightView *weight, void *to, Error *err);
     Status (*copy_within)(const Exec *exec, void *to, const void *from, size_t bytes, Error *err); /* device to device */
+    /* Values that leave the device for a while. stash starts a copy to `host` (pinned), fetch one from there, both after all that was
+     * called before and beside what is called next, and one after the other. What is called after settle comes after the copy from
+     * or to that memory on the device, which nothing writes until then (nor reads, when fetched). At most two copies are not
+     * settled at a time, none at part_end. NULL on the CPU. */
+    Status (*stash)(const Exec *exec, void *host, const void *from, size_t bytes, Error *err);
+    Status (*fetch)(const Exec *exec, void *to, const void *host, size_t bytes, Error *err);
+    Status (*settle)(const Exec *exec, const void *memory, Error *err);
     /* Around the entries of one micro-batch: begin copies the batch to memory [batch_bytes] on the device (past: as in
      * attention_cached); finish waits, adds to loss_sum and fills nll. Between them the host does not wait. whole: entries may
      * work on all `rows` of the capacity where that spares the host something (rows beyond the tokens then hold anything). */

@@ -15,6 +15,7 @@
 
 #define ASSUMED_FRACTION 0.5 /* of the machine's product rate that a whole step reaches: an assumption, printed as one */
 #define PLAN_RANKS_MAX 65536
+enum { LARGEST_KINDS = 3 }; /* settings of train.recompute that are tried; the last on a device only */
 #define SEARCH_MIN 128
 #define SEARCH_MAX ((int64_t)1 << 20)
 
@@ -45,7 +46,7 @@ typedef struct Report {
     size_t limit;
     RunPlan plan;
     int fits;
-    int64_t largest[2]; /* micro_batch_tokens that fits without and with recomputing; 0: none does */
+    int64_t largest[LARGEST_KINDS];                   /* micro_batch_tokens that fits; 0: none does */
     double gemm_peak, tokens_per_second, run_seconds; /* NaN: unknown; run_seconds: of a run by steps */
 } Report;
 
@@ -90,31 +91,38 @@ static Status find_shape(Report *r, const PlanOptions *o, Error *err) {
 
 /* ---- what fits ----------------------------------------------------------------------------------------------------------- */
 
-static char recompute_names[2][8] = {"none", "layers"};
+static char recompute_names[LARGEST_KINDS][8] = {"none", "layers", "host"};
 
-static Status plan_with(const Report *r, Recompute recompute, int64_t tokens, RunPlan *plan, Error *err) {
+static int largest_kinds(const Report *r) {
+    return r->backend.on_device ? LARGEST_KINDS : LARGEST_KINDS - 1;
+}
+
+/* Whether a run fits that has no more than the embedding, and with "host" the layers' inputs, in pinned host memory. */
+static Status fits_with(const Report *r, int kind, int64_t tokens, int *fits, Error *err) {
     Config config = r->config; /* shares its strings; nothing of it is freed */
-    config.train.recompute = recompute_names[recompute];
+    RunPlan plan;
+    config.train.recompute = recompute_names[kind];
     config.train.micro_batch_tokens = tokens;
     if (config.train.dequantized_layers == CONFIG_AUTO) config.train.dequantized_layers = 0;
-    return run_plan(&config, &r->model, &r->backend, r->threads, r->ranks, 0, plan, err);
+    return run_plan_choose(&config, &r->model, &r->backend, r->threads, r->ranks, r->limit, HOST_EMBEDDING, &plan, fits, err);
 }
 
 /* As the trainer decides. */
 static Status plan_run(Report *r, Error *err) {
     TRY(run_window_choose(&r->config, &r->model, &r->backend, r->threads, r->ranks, r->limit, err));
-    return run_plan_choose(&r->config, &r->model, &r->backend, r->threads, r->ranks, r->limit, &r->plan, &r->fits, err);
+    return run_plan_choose(&r->config, &r->model, &r->backend, r->threads, r->ranks, r->limit, HOST_WEIGHTS, &r->plan, &r->fits,
+                           err);
 }
 
 /* 128, 192, 256, 384, 512, … the last that fits. */
-static Status find_largest(const Report *r, Recompute recompute, int64_t *largest, Error *err) {
+static Status find_largest(const Report *r, int kind, int64_t *largest, Error *err) {
     *largest = 0;
     for (int64_t power = SEARCH_MIN; power <= SEARCH_MAX; power *= 2)
         for (int64_t tokens = power; tokens < 2 * power; tokens += power / 2) {
-            RunPlan plan;
+            int fits;
             if (r->config.data.max_length != CONFIG_AUTO && tokens < r->config.data.max_length) continue;
-            TRY(plan_with(r, recompute, tokens, &plan, err));
-            if (plan.peak > r->limit) return OK;
+            TRY(fits_with(r, kind, tokens, &fits, err));
+            if (!fits) return OK;
             *largest = tokens;
         }
     return OK;
@@ -144,8 +152,8 @@ static Status fill_report(Report *r, const PlanOptions *o, const char *path, Err
     TRY(run_memory_limit(&r->config, NULL, &r->limit, err));
     TRY(measure(r, o, err));
     TRY(plan_run(r, err));
-    TRY(find_largest(r, RECOMPUTE_NONE, &r->largest[0], err));
-    TRY(find_largest(r, RECOMPUTE_LAYERS, &r->largest[1], err));
+    for (int kind = 0; kind < largest_kinds(r); kind++)
+        TRY(find_largest(r, kind, &r->largest[kind], err));
     r->tokens_per_second = ASSUMED_FRACTION * r->gemm_peak / r->plan.flops_per_token;
     double step = (double)(r->config.train.micro_batch_tokens * r->config.train.gradient_accumulation);
     r->run_seconds = r->config.train.steps > 0 ? (double)r->config.train.steps * step / r->tokens_per_second : NAN;
@@ -160,8 +168,9 @@ static void print_fit(const Report *r, Text *out) {
               format_bytes((double)r->plan.peak, need, sizeof need), format_bytes((double)r->limit, have, sizeof have),
               strcmp(r->config.train.memory, "auto") == 0 ? "left on this machine" : "allowed by train.memory");
     if (r->plan.choice[0] != 0) text_addf(out, "chosen for it: %s\n", r->plan.choice);
-    static const char *const names[2] = {"keeping everything", "recomputing layers"};
-    for (int i = 0; i < 2; i++) {
+    static const char *const names[LARGEST_KINDS] = {"keeping everything", "recomputing layers",
+                                                     "recomputing layers, inputs in pinned memory"};
+    for (int i = 0; i < largest_kinds(r); i++) {
         if (r->largest[i] > 0)
             text_addf(out, "largest train.micro_batch_tokens, %s: %lld%s\n", names[i], (long long)r->largest[i],
                       r->largest[i] >= SEARCH_MAX ? " or more" : "");
@@ -258,14 +267,18 @@ static void print_json(const Report *r, Text *out) {
     json_bytes(out, "sums", p->sums);
     json_bytes(out, "dequantized_layers", p->weights.dense);
     json_bytes(out, "pinned_host", p->weights.pinned);
+    json_bytes(out, "pinned_inputs", p->train.stash);
     json_bytes(out, "total", p->total);
     text_addf(out, "\"peak\": %zu}, \"memory\": %zu, \"fits\": %s, \"recompute\": \"%s\", ", p->peak, r->limit,
               r->fits ? "true" : "false", recompute_names[p->recompute]);
-    text_addf(out, "\"dequantized_layers\": %lld, \"pinned_embedding\": %s, \"pinned_layers\": %lld, ",
+    text_addf(out,
+              "\"dequantized_layers\": %lld, \"pinned_embedding\": %s, \"pinned_layers\": %lld, \"stashed_layers\": %lld, ",
               (long long)p->places.dense_layers, p->places.pinned_embedding ? "true" : "false",
-              (long long)p->places.pinned_layers);
-    text_addf(out, "\"micro_batch_tokens\": %lld, \"largest_micro_batch_tokens\": {\"none\": %lld, \"layers\": %lld}, ",
+              (long long)p->places.pinned_layers, (long long)p->stashed_layers);
+    text_addf(out, "\"micro_batch_tokens\": %lld, \"largest_micro_batch_tokens\": {\"none\": %lld, \"layers\": %lld",
               (long long)r->config.train.micro_batch_tokens, (long long)r->largest[0], (long long)r->largest[1]);
+    if (r->backend.on_device) text_addf(out, ", \"host\": %lld", (long long)r->largest[2]);
+    text_adds(out, "}, ");
     text_addf(out, "\"trained\": %lld, \"max_length\": %lld, \"flops_per_token\": %.6g, \"threads\": %d, ",
               (long long)p->trained, (long long)p->max_length, p->flops_per_token, r->threads);
     text_addf(

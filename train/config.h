@@ -64,7 +64,7 @@ typedef struct Config {
         int64_t gradient_accumulation, eval_every, save_every, keep_last, max_bad_steps;
         double save_minutes; /* 0: by steps only */
         int save_best;
-        char *recompute;            /* auto | none | layers */
+        char *recompute;            /* auto | none | layers | host */
         int64_t dequantized_layers; /* CONFIG_AUTO, or how many */
         char *memory;               /* auto | a size such as "16GiB" */
         char *init;                 /* method full: "model" or "random" (weights drawn from the seed) */

@@ -261,6 +261,7 @@ void engine_close(Engine *engine) {
     device_arena_free(&engine->rope_mirror, &engine->backend, &engine->exec);
     rope_memory_free(&engine->rope);
     device_arena_free(&engine->arena, &engine->backend, &engine->exec);
+    pinned_arena_free(&engine->stash, &engine->backend, &engine->exec);
     device_close(&engine->device);
     pool_free(engine->pool);
     memset(engine, 0, sizeof *engine);
@@ -291,6 +292,7 @@ Status engine_tape(Engine *engine, TapeMode mode, Recompute recompute, int64_t r
                            .exec = engine->exec.config,
                            .mode = mode,
                            .recompute = recompute,
+                           .stashed = mode == TAPE_TRAIN ? engine->stashed_layers : 0,
                            .rows = rows,
                            .supervised = supervised,
                            .distill = engine->distill && mode == TAPE_TRAIN,
@@ -318,17 +320,20 @@ Status engine_teach(const Engine *engine, const Tape *teacher, const Batch *batc
 }
 
 Status engine_reserve(Engine *engine, Tape *const *tapes, int count, int64_t positions, int64_t longest, Error *err) {
-    size_t bytes = 0;
+    size_t bytes = 0, stash = 0;
     for (int i = 0; i < count; i++) {
         TapePlan plan;
         if (tapes[i] == NULL) continue;
         tape_plan(tapes[i], &plan);
         if (plan.arena > bytes) bytes = plan.arena;
+        if (plan.stash > stash) stash = plan.stash;
     }
     TRY(rope_memory_create(&engine->rope, &engine->model, positions, longest, err));
     if (engine->weights != NULL) TRY(weights_to_device(engine->weights, &engine->backend, &engine->exec, err));
     TRY(mirror_create(&engine->state.mirror, &engine->state.arena, &engine->backend, &engine->exec, err));
     TRY(mirror_create(&engine->rope_mirror, &engine->rope.arena, &engine->backend, &engine->exec, err));
+    if (stash > 0)
+        TRY(pinned_arena_create(&engine->stash, &engine->backend, &engine->exec, "layers' inputs in host memory", stash, err));
     return device_arena_create(&engine->arena, &engine->backend, &engine->exec, "activations", bytes, err);
 }
 
@@ -377,6 +382,7 @@ TapeRun engine_run(const Engine *engine, const Batch *batch) {
                      .rope = {mirror_at(&engine->rope_mirror, &engine->rope.arena, engine->rope.table.cosine),
                               mirror_at(&engine->rope_mirror, &engine->rope.arena, engine->rope.table.sine)},
                      .arena = engine->arena.base,
+                     .stash = engine->stash.base,
                      .params = params_there(&engine->state, engine->state.copy),
                      .gradients = params_there(&engine->state, engine->state.gradient),
                      .ranges = engine->ranges,

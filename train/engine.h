@@ -60,8 +60,10 @@ typedef struct Engine {
     int64_t *weight_gradient; /* METHOD_FULL: offsets per weight number */
     RopeMemory rope;
     Arena rope_mirror;
-    Arena arena;           /* of the tapes, which never run at the same time */
-    uint64_t weights_hash; /* of the frozen bytes as loaded */
+    Arena arena;            /* of the tapes, which never run at the same time */
+    int64_t stashed_layers; /* TRAIN tapes: recomputed layers whose inputs lie in pinned host memory */
+    Arena stash;            /* that memory */
+    uint64_t weights_hash;  /* of the frozen bytes as loaded */
 } Engine;
 
 Status engine_open(Engine *engine, const EngineOptions *options, Error *err);

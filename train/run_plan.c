@@ -8,8 +8,9 @@
 #include "train/engine.h"
 #include "train/generate.h"
 #include "train/qat.h"
-#include "train/replicas.h"
 #include "train/qat_scales.h"
+#include "train/replicas.h"
+#include "train/run_plan_internal.h"
 
 static int64_t least(int64_t a, int64_t b) {
     return a < b ? a : b;
@@ -38,24 +39,13 @@ size_t run_buffer_bytes(const Config *config) {
 
 /* ---- one candidate ------------------------------------------------------------------------------------------------------ */
 
-typedef struct PlanInput {
-    const Config *config;
-    const ModelConfig *model;
-    const Backend *backend;
-    int threads, ranks;
-    ModelShape shape;
-    DType act;
-    int has_base;
-    WeightOptions base;
-    WeightFormat *formats; /* of the base's weights */
-} PlanInput;
-
-static Status plan_tape(const PlanInput *in, TapeMode mode, Recompute recompute, int64_t rows, int64_t cache_rows,
+static Status plan_tape(const PlanInput *in, TapeMode mode, const RunPlan *run, int64_t rows, int64_t cache_rows,
                         TapePlan *plan, Error *err) {
     TapeOptions options = {.backend = in->backend,
                            .exec = {.act = in->act, .threads = in->threads},
                            .mode = mode,
-                           .recompute = recompute,
+                           .recompute = mode == TAPE_TRAIN ? run->recompute : RECOMPUTE_NONE,
+                           .stashed = mode == TAPE_TRAIN ? run->stashed_layers : 0,
                            .rows = rows,
                            .supervised = mode == TAPE_GENERATE ? 1 : rows,
                            .distill = mode == TAPE_TRAIN && strcmp(in->config->train.loss, "distill") == 0,
@@ -78,18 +68,18 @@ static Status plan_qat(const PlanInput *in, RunPlan *plan, Error *err) {
     return qat_bytes(&shape, &plan->qat, err);
 }
 
-static Status plan_candidate(PlanInput *in, Recompute recompute, const WeightPlaces *places, RunPlan *plan, Error *err) {
+Status plan_candidate(PlanInput *in, RunPlan *plan, Error *err) {
     int64_t window = in->config->train.micro_batch_tokens;
-    plan->recompute = recompute;
-    plan->places = in->base.places = *places;
+    in->base.places = plan->places;
     if (in->has_base) TRY(weights_plan(in->model, &in->base, in->model->dtype, &plan->weights, err));
     if (in->has_base) weights_formats(in->model, &in->base, in->model->dtype, in->formats);
-    TRY(plan_tape(in, TAPE_TRAIN, recompute, window, 0, &plan->train, err));
-    TRY(plan_tape(in, TAPE_EVAL, RECOMPUTE_NONE, window, 0, &plan->eval, err));
+    TRY(plan_tape(in, TAPE_TRAIN, plan, window, 0, &plan->train, err));
+    plan->stashed_layers = plan->train.stashed;
+    TRY(plan_tape(in, TAPE_EVAL, plan, window, 0, &plan->eval, err));
     plan->activations = plan->train.arena > plan->eval.arena ? plan->train.arena : plan->eval.arena;
     if (plan->sample_context > 0) {
         TapePlan generate_plan;
-        TRY(plan_tape(in, TAPE_GENERATE, RECOMPUTE_NONE, least(plan->sample_context, GENERATE_CHUNK), plan->sample_context,
+        TRY(plan_tape(in, TAPE_GENERATE, plan, least(plan->sample_context, GENERATE_CHUNK), plan->sample_context,
                       &generate_plan, err));
         if (generate_plan.arena > plan->activations) plan->activations = generate_plan.arena;
         plan->cache = generator_bytes(in->model, in->act, plan->sample_context, 1);
@@ -104,7 +94,7 @@ static Status plan_candidate(PlanInput *in, Recompute recompute, const WeightPla
     plan->peak = plan->total > loading ? plan->total : loading;
     int full = strcmp(in->config->method, "full") == 0;
     plan->flops_per_token =
-        model_flops_per_token(in->model, (double)plan->max_length / 2.0, full, recompute == RECOMPUTE_LAYERS);
+        model_flops_per_token(in->model, (double)plan->max_length / 2.0, full, plan->recompute == RECOMPUTE_LAYERS);
     return OK;
 }
 
@@ -120,8 +110,8 @@ static Status refuse(const RunPlan *plan, const PlanInput *in, size_t available,
     for (int64_t tokens = config.train.micro_batch_tokens / 2; tokens >= 128 && fits == 0; tokens /= 2) {
         config.train.micro_batch_tokens = tokens;
         smaller.buffers = run_buffer_bytes(&config);
-        if (plan_candidate(&other, RECOMPUTE_LAYERS, &plan->places, &smaller, NULL) == OK && smaller.peak <= available)
-            fits = tokens;
+        smaller.recompute = RECOMPUTE_LAYERS;
+        if (plan_candidate(&other, &smaller, NULL) == OK && smaller.peak <= available) fits = tokens;
     }
     Status status;
     const char *needs = format_bytes((double)plan->peak, need, sizeof need);
@@ -190,98 +180,8 @@ static Status plan_parameters(PlanInput *in, Adapter *adapter, ParamSet *params,
     return OK;
 }
 
-/* Whether parts of the base may lie elsewhere than on the device, or there twice. */
-static int is_movable(const PlanInput *in) {
-    return in->backend->on_device && in->has_base && in->base.ranks <= 1;
-}
-
-static int is_quantized(const PlanInput *in) {
-    return in->base.linear != WEIGHT_F32 && in->base.linear != WEIGHT_BF16;
-}
-
-static Status check_dequantized(const PlanInput *in, Error *err) {
-    int64_t wanted = in->config->train.dequantized_layers;
-    if (wanted == CONFIG_AUTO || wanted == 0) return OK;
-    if (in->shape.qat != QAT_NONE)
-        FAIL_USAGE("train.dequantized_layers: %lld: qat.mode decodes the base to FP32 in each step; leave it at \"auto\"",
-                   (long long)wanted);
-    if (!is_movable(in) || !is_quantized(in))
-        FAIL_USAGE(
-            "train.dequantized_layers: %lld: only a device with a quantized base that is not split has such layers; leave it "
-            "at \"auto\"",
-            (long long)wanted);
-    if (wanted > in->model->layers)
-        FAIL_USAGE("train.dequantized_layers: the model has %lld layers, got %lld", (long long)in->model->layers,
-                   (long long)wanted);
-    return OK;
-}
-
-#define SPARE_PART 32 /* of the memory is left where more of it only saves time: libraries load parts of themselves late */
-
-/* More layers dequantized, as long as they fit. */
-static Status add_dense_layers(PlanInput *in, size_t available, RunPlan *plan, Error *err) {
-    size_t most = available - available / SPARE_PART;
-    RunPlan other = *plan;
-    WeightPlaces places = plan->places;
-    places.dense_layers = 1;
-    TRY(plan_candidate(in, plan->recompute, &places, &other, err));
-    if (other.weights.dense == 0 || plan->peak >= most) return OK;
-    size_t count = (most - plan->peak) / other.weights.dense;
-    places.dense_layers = count < (size_t)in->model->layers ? (int64_t)count : in->model->layers;
-    for (; places.dense_layers > 0; places.dense_layers--) {
-        TRY(plan_candidate(in, plan->recompute, &places, &other, err));
-        if (other.peak > most) continue;
-        *plan = other;
-        break;
-    }
-    return OK;
-}
-
-/* As few packed layers in pinned host memory as must be. */
-static Status pin_layers(PlanInput *in, size_t available, RunPlan *plan, Error *err) {
-    size_t layer = (plan->weights.linear + plan->weights.constants) / (size_t)in->model->layers;
-    WeightPlaces places = plan->places;
-    places.pinned_layers = (int64_t)((plan->peak - available) / (layer + 1)) + 1;
-    for (; places.pinned_layers <= in->model->layers && plan->peak > available; places.pinned_layers++)
-        TRY(plan_candidate(in, plan->recompute, &places, plan, err));
-    return OK;
-}
-
-static void say_choice(const PlanInput *in, RunPlan *plan) {
-    const WeightPlaces *places = &plan->places;
-    char dense[64] = "", pinned[64] = "";
-    if (places->dense_layers > 0)
-        (void)snprintf(dense, sizeof dense, ", %lld of %lld layers stay dequantized", (long long)places->dense_layers,
-                       (long long)in->model->layers);
-    if (places->pinned_layers > 0)
-        (void)snprintf(pinned, sizeof pinned, ", and so do %lld of %lld layers", (long long)places->pinned_layers,
-                       (long long)in->model->layers);
-    (void)snprintf(plan->choice, sizeof plan->choice, "%s%s%s%s",
-                   plan->recompute == RECOMPUTE_LAYERS ? "layers are recomputed" : "activations are kept", dense,
-                   places->pinned_embedding ? ", the input embedding lies in pinned host memory" : "", pinned);
-}
-
-static Status choose(PlanInput *in, size_t available, RunPlan *plan, Error *err) {
-    const char *wanted = in->config->train.recompute;
-    int64_t dense = in->config->train.dequantized_layers;
-    int least_recompute = strcmp(wanted, "layers") == 0, most_recompute = strcmp(wanted, "none") != 0;
-    int may_pin = is_movable(in) && !in->model->tied_embeddings;
-    WeightPlaces places = {.dense_layers = dense == CONFIG_AUTO ? 0 : dense};
-    if (available == 0) most_recompute = least_recompute;
-    for (int recompute = least_recompute; recompute <= most_recompute; recompute++)
-        for (places.pinned_embedding = 0; places.pinned_embedding <= may_pin; places.pinned_embedding++) {
-            TRY(plan_candidate(in, recompute ? RECOMPUTE_LAYERS : RECOMPUTE_NONE, &places, plan, err));
-            if (available == 0) return OK;
-            if (plan->peak > available) continue;
-            int adds = dense == CONFIG_AUTO && in->shape.qat == QAT_NONE && !recompute && !places.pinned_embedding &&
-                       is_movable(in) && is_quantized(in);
-            return adds ? add_dense_layers(in, available, plan, err) : OK;
-        }
-    return is_movable(in) ? pin_layers(in, available, plan, err) : OK;
-}
-
 static Status make_plan(const Config *config, const ModelConfig *model, const Backend *backend, int threads, int ranks,
-                        size_t available, RunPlan *plan, int *fits, Error *err) {
+                        size_t available, HostUse most, RunPlan *plan, int *fits, Error *err) {
     memset(plan, 0, sizeof *plan);
     PlanInput in = {.config = config,
                     .model = model,
@@ -298,10 +198,8 @@ static Status make_plan(const Config *config, const ModelConfig *model, const Ba
     ParamSet params = {0};
     int64_t *offsets = NULL;
     Status status = plan_parameters(&in, &adapter, &params, &offsets, plan, err);
-    if (status == OK) status = check_dequantized(&in, err);
-    if (status == OK) status = choose(&in, available, plan, err);
+    if (status == OK) status = plan_choose(&in, available, most, plan, err);
     int has_room = available == 0 || plan->peak <= available;
-    if (status == OK && backend->on_device) say_choice(&in, plan);
     if (fits != NULL) *fits = has_room;
     if (status == OK && !has_room && fits == NULL) status = refuse(plan, &in, available, err);
     adapter_free(&adapter);
@@ -313,12 +211,12 @@ static Status make_plan(const Config *config, const ModelConfig *model, const Ba
 
 Status run_plan(const Config *config, const ModelConfig *model, const Backend *backend, int threads, int ranks,
                 size_t available, RunPlan *plan, Error *err) {
-    return make_plan(config, model, backend, threads, ranks, available, plan, NULL, err);
+    return make_plan(config, model, backend, threads, ranks, available, HOST_WEIGHTS, plan, NULL, err);
 }
 
 Status run_plan_choose(const Config *config, const ModelConfig *model, const Backend *backend, int threads, int ranks,
-                       size_t available, RunPlan *plan, int *fits, Error *err) {
-    return make_plan(config, model, backend, threads, ranks, available, plan, fits, err);
+                       size_t available, HostUse most, RunPlan *plan, int *fits, Error *err) {
+    return make_plan(config, model, backend, threads, ranks, available, most, plan, fits, err);
 }
 
 /* ---- train.micro_batch_tokens auto ------------------------------------------------------------------------------------------- */
@@ -327,23 +225,34 @@ Status run_plan_choose(const Config *config, const ModelConfig *model, const Bac
 #define WINDOW_LEAST 256
 #define WINDOW_GOOD 2048 /* products of so many rows are as fast as larger ones, so fewer rows are not worth a recomputation */
 
+typedef struct WindowTrial {
+    const char *recompute;
+    HostUse most;
+    int64_t least;
+} WindowTrial;
+
 Status run_window_choose(Config *config, const ModelConfig *model, const Backend *backend, int threads, int ranks,
                          size_t available, Error *err) {
+    static char none[] = "none", layers[] = "layers", host[] = "host";
+    const WindowTrial trials[] = {{none, HOST_EMBEDDING, WINDOW_GOOD}, {none, HOST_EMBEDDING, WINDOW_LEAST},
+                                  {layers, HOST_INPUTS, WINDOW_LEAST}, {host, HOST_INPUTS, WINDOW_LEAST},
+                                  {none, HOST_WEIGHTS, WINDOW_LEAST},  {layers, HOST_WEIGHTS, WINDOW_LEAST},
+                                  {host, HOST_WEIGHTS, WINDOW_LEAST}};
     if (config->train.micro_batch_tokens != CONFIG_AUTO) return OK;
-    if (ranks > 1) FAIL_USAGE("train.micro_batch_tokens auto: several ranks need the same number; give one");
-    static char names[2][8] = {"none", "layers"};
+    const char *wanted = config->train.recompute;
+    int is_free = strcmp(wanted, "auto") == 0, found = 0;
     int64_t longest = config->data.max_length == CONFIG_AUTO ? 0 : config->data.max_length;
     Config other = *config; /* shares its strings; nothing of it is freed */
     if (config->train.dequantized_layers == CONFIG_AUTO) other.train.dequantized_layers = 0;
     int64_t *window = &other.train.micro_batch_tokens;
-    int found = 0;
-    for (int recompute = 0; recompute < 2 && !found; recompute++) {
-        if (strcmp(config->train.recompute, "auto") != 0 && strcmp(config->train.recompute, names[recompute]) != 0) continue;
-        int last = strcmp(config->train.recompute, "auto") != 0 || recompute == 1;
-        other.train.recompute = names[recompute];
-        for (*window = WINDOW_MOST; *window >= (last ? WINDOW_LEAST : WINDOW_GOOD) && *window >= longest; *window /= 2) {
+    for (size_t t = 0; t < sizeof trials / sizeof *trials && !found; t++) {
+        const WindowTrial *trial = &trials[t];
+        if (is_free ? trial->recompute == host || (trial->recompute == none && t > 0) : strcmp(wanted, trial->recompute) != 0)
+            continue;
+        other.train.recompute = (char *)(uintptr_t)trial->recompute;
+        for (*window = WINDOW_MOST; *window >= trial->least && *window >= longest; *window /= 2) {
             RunPlan plan;
-            TRY(run_plan_choose(&other, model, backend, threads, ranks, available, &plan, &found, err));
+            TRY(run_plan_choose(&other, model, backend, threads, ranks, available, trial->most, &plan, &found, err));
             if (found) break;
         }
     }

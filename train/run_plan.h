@@ -31,10 +31,18 @@ typedef struct RunPlan {
     int64_t trained;              /* numbers that are trained */
     int64_t max_length, sample_context;
     Recompute recompute;
+    int64_t stashed_layers; /* recomputed layers whose inputs lie in pinned host memory (train.stash bytes), the first ones */
     WeightPlaces places;    /* what of the base does not simply lie on the device */
-    char choice[240];       /* what was chosen to fit a device's memory; empty on the CPU */
+    char choice[320];       /* what was chosen to fit a device's memory; empty on the CPU */
     double flops_per_token; /* products and attention, forward and backward, at mean length max_length / 2 */
 } RunPlan;
+
+/* What may lie in pinned host memory beside a device, each with what stands before it; cheapest on the bus first. */
+typedef enum HostUse {
+    HOST_EMBEDDING,
+    HOST_INPUTS, /* of recomputed layers, until their backward pass */
+    HOST_WEIGHTS /* packed layers */
+} HostUse;
 
 /* The length of one sequence at most: train.max_length, or what "auto" means. */
 int64_t run_max_length(const Config *config, const ModelConfig *model);
@@ -44,16 +52,20 @@ int64_t run_max_length(const Config *config, const ModelConfig *model);
  *   activations are kept; then, on a device, as many dequantized layers as fit too (train.dequantized_layers)
  *   on a device: the same, with the input embedding in pinned host memory
  *   layers are recomputed
- *   on a device: the same, with the input embedding in pinned host memory; then as few packed layers as must be there too
+ *   on a device: the same, with the input embedding in pinned host memory; then the inputs of as few recomputed layers as must be;
+ *       then as few packed layers
  *
- * (train.recompute none or layers: only those). *fits is overwritten; where nothing fits, *plan is the most frugal. */
+ * (train.recompute none, layers, or host, where the inputs of all layers but the last are there in any case: only those). What lies
+ * in host memory passes the bus in every micro-batch: a row of the embedding once, an input once each way (2 bytes for a byte that
+ * the device is spared), packed weights three times (in each pass). *fits is overwritten; where nothing fits, *plan is the most frugal. */
 Status run_plan_choose(const Config *config, const ModelConfig *model, const Backend *backend, int threads, int ranks,
-                       size_t available, RunPlan *plan, int *fits, Error *err);
-/* The same; fails where nothing fits, with the plan and the settings that would fit. */
+                       size_t available, HostUse most, RunPlan *plan, int *fits, Error *err);
+/* The same with all of HostUse; fails where nothing fits, with the plan and the settings that would fit. */
 Status run_plan(const Config *config, const ModelConfig *model, const Backend *backend, int threads, int ranks,
                 size_t available, RunPlan *plan, Error *err);
 /* train.micro_batch_tokens "auto" becomes a number: the largest power of two up to 8192 that fits with activations kept, if it is
- * 2048 or more, else with layers recomputed (256 at least, and what data.max_length asks for). Nothing to do otherwise. */
+ * 2048 or more, else with layers recomputed (256 at least, and what data.max_length asks for), at last with packed layers in
+ * pinned host memory. Nothing to do otherwise. Ranks that have the same `available` choose the same. */
 Status run_window_choose(Config *config, const ModelConfig *model, const Backend *backend, int threads, int ranks,
                          size_t available, Error *err);
 /* Bytes that train.memory allows: "auto" is what the device has left (NULL: this machine). */

@@ -19,7 +19,9 @@ void run_plan_print(const RunPlan *plan, Text *out) {
     line(out, "trained: masters and copies", plan->adapters, "");
     line(out, "trained: gradients and moments", plan->optimizer, "");
     line(out, "activations", plan->activations,
-         plan->recompute == RECOMPUTE_LAYERS ? "layers are recomputed" : "nothing is recomputed");
+         plan->recompute != RECOMPUTE_LAYERS ? "nothing is recomputed"
+         : plan->stashed_layers > 0          ? "layers are recomputed, some of whose inputs are not here"
+                                             : "layers are recomputed");
     line(out, "  kept values", plan->train.activations + plan->train.saved, "");
     line(out, "  their gradients", plan->train.gradients, "");
     line(out, "  workspace", plan->train.workspace, "");
@@ -30,6 +32,7 @@ void run_plan_print(const RunPlan *plan, Text *out) {
     line(out, "samples: cache and logits", plan->cache, "");
     line(out, "sums over the ranks", plan->sums, "");
     line(out, "total", plan->total, "resident while training");
-    line(out, "beside it, in pinned host memory", plan->weights.pinned, "");
+    line(out, "beside it, in pinned host memory", plan->weights.pinned, "weights");
+    line(out, "beside it, in pinned host memory", plan->train.stash, "inputs of layers");
     if (plan->peak > plan->total) line(out, "peak", plan->peak, "while loading");
 }

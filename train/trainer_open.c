@@ -203,6 +203,7 @@ static Status check_plan(const Trainer *trainer, Error *err) {
     const Engine *engine = &trainer->engine;
     TRY(check_equal("what is trained", plan->adapters + plan->optimizer, engine->state.arena.capacity, err));
     TRY(check_equal("activations", plan->activations, engine->arena.capacity, err));
+    TRY(check_equal("layers' inputs in host memory", plan->train.stash, engine->stash.capacity, err));
     TRY(check_equal("rope tables", plan->rope, engine->rope.arena.capacity, err));
     TRY(check_equal("micro-batches", plan->buffers, trainer->buffers.capacity, err));
     TRY(check_equal("fake quantization", plan->qat, engine->qat != NULL ? qat_taken(engine->qat) : 0, err));
@@ -218,6 +219,7 @@ static Status check_plan(const Trainer *trainer, Error *err) {
 static Status open_tapes(Trainer *trainer, Error *err) {
     Engine *engine = &trainer->engine;
     int64_t window = trainer->config.train.micro_batch_tokens;
+    engine->stashed_layers = trainer->plan.stashed_layers;
     TRY(engine_tape(engine, TAPE_TRAIN, trainer->plan.recompute, window, window, 0, &trainer->train_tape, err));
     TRY(engine_tape(engine, TAPE_EVAL, RECOMPUTE_NONE, window, window, 0, &trainer->eval_tape, err));
     if (engine->distill) TRY(engine_teacher_tape(engine, window, &trainer->teacher_tape, err));
@@ -382,6 +384,15 @@ static void log_choices(const Trainer *trainer, int window_was_automatic, size_t
     if (trainer->plan.choice[0] != 0) log_info("memory: %s of %s: %s", need, have, trainer->plan.choice);
 }
 
+/* What is left on the rank that has least, so that all of them choose the same. */
+static Status least_of_ranks(Comm *comm, Status status, size_t *bytes, Error *err) {
+    int64_t negative = -(int64_t)*bytes;
+    TRY(comm_agree(comm, status, err));
+    TRY(comm_max(comm, &negative, err));
+    *bytes = (size_t)-negative;
+    return OK;
+}
+
 static Status open_rest(Trainer *trainer, int threads, Error *err) {
     const Config *config = &trainer->config;
     ModelConfig *model = memory_alloc(sizeof *model);
@@ -395,9 +406,11 @@ static Status open_rest(Trainer *trainer, int threads, Error *err) {
     if (status == OK) status = run_memory_limit(config, &device, &limit, err);
     if (strcmp(config->train.memory, "auto") == 0 && !device.backend.on_device) limit /= (size_t)comm_local_size(trainer->comm);
     int ranks = comm_size(trainer->comm), used = pool_threads(pool);
-    if (status == OK) status = run_window_choose(&trainer->config, model, &device.backend, used, ranks, limit, err);
+    size_t least = limit;
+    if (automatic) status = least_of_ranks(trainer->comm, status, &least, err);
+    if (status == OK) status = run_window_choose(&trainer->config, model, &device.backend, used, ranks, least, err);
     if (status == OK) status = run_plan(config, model, &device.backend, used, ranks, limit, &trainer->plan, err);
-    if (status == OK) log_choices(trainer, automatic, limit);
+    if (status == OK) log_choices(trainer, automatic, least);
     status = open_data_in_turn(trainer, status, model, pool, err);
     pool_free(pool);
     device_close(&device);
@@ -411,7 +424,7 @@ Status trainer_open(Trainer *trainer, const char *config_path, const char *const
 }
 
 /* A run that goes on has the micro-batch that it began with, whatever is free now. */
-static Status adopt_window(Config *config, Error *err) {
+static Status read_window(Config *config, Error *err) {
     if (config->train.micro_batch_tokens != CONFIG_AUTO) return OK;
     char *path = path_join(config->output.path, "config.json");
     Status status = OK;
@@ -423,6 +436,12 @@ static Status adopt_window(Config *config, Error *err) {
     }
     memory_free(path);
     return status;
+}
+
+static Status adopt_window(Comm *comm, Config *config, Error *err) {
+    TRY(comm_agree(comm, comm_rank(comm) == 0 ? read_window(config, err) : OK, err));
+    return comm_broadcast(comm, &config->train.micro_batch_tokens, sizeof config->train.micro_batch_tokens, 0, COMM_CONTROL,
+                          err);
 }
 
 #define OPENING_S 1800.0 /* at least, for a rank that reads data or weights while others wait */
@@ -437,7 +456,7 @@ Status trainer_open_rank(Trainer *trainer, Comm *comm, const char *config_path, 
     TRY(comm_agree(comm, config_load(&trainer->config, config_path, overrides, override_count, err), err));
     double limit = trainer->config.distributed.timeout_s;
     comm_set_timeout(comm, limit > OPENING_S ? limit : OPENING_S);
-    if (resume) TRY(adopt_window(&trainer->config, err));
+    if (resume) TRY(adopt_window(comm, &trainer->config, err));
     TRY(comm_agree(comm, comm_rank(comm) == 0 ? run_folder_check(&trainer->config, resume, err) : OK, err));
     TRY(open_rest(trainer, threads, err));
     TRY(open_engine(trainer, threads, err));

@@ -77,6 +77,7 @@ static Status begin(const Exec *exec, const Batch *batch, int64_t rows, int64_t 
     context->id_limit = context->position_limit = 0;
     TRY(grow_staging(context, layout.nll, err));
     TRY(cuda_stage_reset(context, err));
+    TRY(cuda_stash_reset(context, err));
     CUDA_TRY(context, cudaStreamSynchronize(context->stream)); /* the pinned twin may still be read */
     DeviceBatch header = {.tokens = batch->tokens,
                           .sequences = batch->sequences,

@@ -25,6 +25,13 @@ typedef struct CudaStage {
 } CudaStage;
 #define STAGES_MAX 2
 
+/* A value on its way to host memory or back (stash.c). */
+typedef struct CudaCopy {
+    const void *memory; /* on the device; NULL: nothing, or the main stream waits for it already */
+    cudaEvent_t done;
+} CudaCopy;
+#define COPIES_MAX 2
+
 /* Weights being loaded (load.c). */
 #define LOAD_SLOTS_MAX 8
 typedef struct CudaLoad {
@@ -42,8 +49,10 @@ typedef struct CudaContext {
     char name[96];
     cudaStream_t stream; /* everything of a run, in order, but for what goes ahead */
     cudaStream_t side;   /* weights made dense ahead of their products */
-    cudaEvent_t begun;   /* on `stream`: what side waits for */
+    cudaEvent_t begun;   /* on `stream`: what side, or copies, waits for */
     CudaStage stages[STAGES_MAX];
+    cudaStream_t copies; /* values that leave the device and come back */
+    CudaCopy copying[COPIES_MAX];
     cublasHandle_t blas;
     void *blas_workspace;
     /* results on their way to the host */
@@ -103,6 +112,7 @@ void cuda_install_memory(Backend *backend);
 void cuda_install_batch(Backend *backend);
 void cuda_install_linear(Backend *backend);
 void cuda_install_stage(Backend *backend);
+void cuda_install_stash(Backend *backend);
 void cuda_install_load(Backend *backend);
 void cuda_install_head(Backend *backend);
 void cuda_install_fake_weight(Backend *backend);
@@ -119,6 +129,10 @@ void cuda_stage_close(CudaContext *context);
 Status cuda_stage_wait(CudaContext *context, const void *memory, Error *err);
 /* Forgets what a run that failed has left. */
 Status cuda_stage_reset(CudaContext *context, Error *err);
+/* Values in host memory (stash.c). */
+Status cuda_stash_open(CudaContext *context, Error *err);
+void cuda_stash_close(CudaContext *context);
+Status cuda_stash_reset(CudaContext *context, Error *err);
 /* Members' dense weights side by side, those that are not dense already: offsets (0 for others), and the bytes of all. */
 size_t cuda_dense_layout(DType act, const LinearShape *shape, size_t offsets[LINEAR_GROUP_MAX]);
 /* Fills that in order of `stream`. */

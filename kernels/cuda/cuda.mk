@@ -137,7 +137,7 @@ cuda:
 # The kernels' own tests, compiled against the real runtime. What only an emulator can show is left out. Everything that a
 # machine with a driver and the CUDA libraries needs is put into build/gpu, so that it can be carried to one that has no more (small
 # with CUDA_ARCHITECTURES=90, from a clean build/cuda).
-GPU_TESTS := $(filter-out %/test_bugs.c %/test_host.c %/test_graph.c %/test_weights_ahead.c,$(EMU_TESTS))
+GPU_TESTS := $(filter-out %/test_bugs.c %/test_host.c %/test_graph.c %/test_weights_ahead.c %/test_stash.c,$(EMU_TESTS))
 GPU_PROGRAMS := $(GPU_TESTS:tests/cuda_emu/%.c=build/gpu/%)
 GPU_LIBS := -L$(CUDA_HOME)/lib64 -Wl,-rpath,'$$ORIGIN',-rpath,$(CUDA_HOME)/lib64 -lcublas -lcudart
 build/gpu/%.c.o: %.c

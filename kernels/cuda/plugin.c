@@ -45,6 +45,7 @@ static Status check_device(CudaContext *context, Error *err) {
 static Status open_resources(CudaContext *context, Error *err) {
     CUDA_TRY(context, cudaStreamCreateWithFlags(&context->stream, cudaStreamNonBlocking));
     TRY(cuda_stage_open(context, err));
+    TRY(cuda_stash_open(context, err));
     void *memory;
     CUDA_TRY(context, cudaMalloc(&memory, SCALARS * sizeof(uint64_t)));
     context->scalars = memory;
@@ -64,6 +65,7 @@ static void device_close(void *self) {
     cuda_graphs_free(context);
     cuda_idle_free(context);
     cuda_stage_close(context);
+    cuda_stash_close(context);
     if (context->blas != NULL) (void)cublasDestroy(context->blas);
     if (context->stream != NULL) (void)cudaStreamDestroy(context->stream);
     (void)cudaFree(context->blas_workspace);
@@ -99,6 +101,7 @@ static void install(Backend *backend) {
     cuda_install_batch(backend);
     cuda_install_linear(backend);
     cuda_install_stage(backend);
+    cuda_install_stash(backend);
     cuda_install_load(backend);
     cuda_install_head(backend);
     cuda_install_fake_weight(backend);

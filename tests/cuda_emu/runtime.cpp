@@ -2,7 +2,8 @@
  *
  * Device memory is one reserved arena, so a device pointer is recognisable and never reused, NaN-filled when allocated, and
  * (EMU_PROTECT=1) unreadable by host code. EMU_STREAMS=lazy queues asynchronous work until something waits for it, so that
- * a missing synchronisation shows; the default runs everything at once. EMU_DEVICE_MEM: bytes of the device. */
+ * a missing synchronisation shows, ahead only that of the stream created first, whose work others then must wait for; the default
+ * runs everything at once. EMU_DEVICE_MEM: bytes of the device. */
 #include "tests/cuda_emu/runtime.h"
 
 #include <map>
@@ -32,7 +33,7 @@ int dynamic_limit(const void *kernel) {
     return it == dyn_limit.end() ? 48 * 1024 : it->second;
 }
 std::recursive_mutex mu;
-bool protect, lazy;
+bool protect, lazy, ahead;
 
 static size_t device_total() {
     const char *e = getenv("EMU_DEVICE_MEM");
@@ -43,7 +44,8 @@ void start() {
     arena = (unsigned char *)mmap(0, ARENA, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     protect = getenv("EMU_PROTECT") != nullptr;
     const char *s = getenv("EMU_STREAMS");
-    lazy = s && !strcmp(s, "lazy");
+    ahead = s && !strcmp(s, "ahead");
+    lazy = ahead || (s && !strcmp(s, "lazy"));
 }
 Open::Open() {
     if (protect && depth++ == 0 && arena_used) mprotect(arena, arena_used, PROT_READ | PROT_WRITE);

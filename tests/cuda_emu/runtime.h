@@ -15,7 +15,7 @@
 
 namespace emu {
 extern std::recursive_mutex mu;
-extern bool protect, lazy;
+extern bool protect, lazy, ahead;
 void start();                    /* reads the settings, reserves the arena */
 cudaError_t err(cudaError_t e);  /* remembers it for cudaGetLastError */
 int dynamic_limit(const void *); /* dynamic shared memory that a kernel has opted in to */

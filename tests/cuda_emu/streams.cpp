@@ -1,4 +1,4 @@
-/* Streams, events and launches. EMU_STREAMS=lazy queues work until something waits for it. */
+/* Streams, events and launches. EMU_STREAMS=lazy queues work until something waits for it; ahead: only that of the first stream. */
 #include "tests/cuda_emu/runtime.h"
 
 #include <cstdio>
@@ -22,6 +22,7 @@ static void drain(CUstream_st *s, uint64_t upto, bool wait = true) {
         nanosleep(&pause, NULL);
     }
 }
+static CUstream_st *first; /* that was created */
 static CUstream_st *real(cudaStream_t s) {
     return s ? s : &default_stream;
 }
@@ -30,7 +31,7 @@ namespace emu {
 void submit(cudaStream_t cs, Work work) {
     CUstream_st *s = real(cs);
     if (capture_take(s, work)) return;
-    if (!lazy && s->queue.empty()) {
+    if ((!lazy || (ahead && s != first)) && s->queue.empty()) {
         work();
         return;
     }
@@ -90,6 +91,7 @@ API cudaStreamCreateWithFlags(cudaStream_t *s, unsigned) {
     LOCK;
     *s = new CUstream_st;
     streams.insert(*s);
+    if (!first) first = *s;
     return cudaSuccess;
 }
 API cudaStreamCreate(cudaStream_t *s) {
@@ -110,6 +112,7 @@ API cudaStreamDestroy(cudaStream_t s) {
     LOCK;
     drain(s, s->put);
     streams.erase(s);
+    if (first == s) first = nullptr;
     delete s;
     return cudaSuccess;
 }

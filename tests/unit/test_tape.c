@@ -449,10 +449,182 @@ static void test_lifetimes(void **state) {
             }
 }
 
+/* ---- checkpoints in host memory ---------------------------------------------------------------------------------------- */
+
+/* Copies as a device may make them: at once, or as late as it is allowed to. */
+static struct Copies {
+    int late, settled;
+    struct {
+        void *to;
+        const void *from, *there;
+        size_t bytes;
+    } under_way[2];
+} copies;
+
+static Status start_copy(void *to, const void *from, const void *there, size_t bytes, Error *err) {
+    for (int i = 0; i < 2; i++) {
+        if (copies.under_way[i].there != NULL) continue;
+        copies.under_way[i].to = to;
+        copies.under_way[i].from = from;
+        copies.under_way[i].there = there;
+        copies.under_way[i].bytes = bytes;
+        if (!copies.late) memcpy(to, from, bytes);
+        return OK;
+    }
+    FAIL("three copies at a time");
+}
+
+static Status copy_to_host(const Exec *exec, void *host, const void *from, size_t bytes, Error *err) {
+    (void)exec;
+    return start_copy(host, from, from, bytes, err);
+}
+
+static Status copy_to_device(const Exec *exec, void *to, const void *host, size_t bytes, Error *err) {
+    (void)exec;
+    return start_copy(to, host, to, bytes, err);
+}
+
+static Status settle_copy(const Exec *exec, const void *memory, Error *err) {
+    (void)exec;
+    for (int i = 0; i < 2; i++) {
+        if (copies.under_way[i].there != memory) continue;
+        if (copies.late) memcpy(copies.under_way[i].to, copies.under_way[i].from, copies.under_way[i].bytes);
+        copies.under_way[i].there = NULL;
+        copies.settled++;
+        return OK;
+    }
+    FAIL("nothing is on its way there");
+}
+
+static void offer_host_memory(Backend *backend) {
+    backend->stash = copy_to_host;
+    backend->fetch = copy_to_device;
+    backend->settle = settle_copy;
+}
+
+static void check_stashed(Trainer *trainer, const Batch *batch, const Tape *plain, int64_t layers, int64_t wanted) {
+    Engine *engine = &trainer->engine;
+    size_t bytes = (size_t)engine->params.elements * sizeof(float);
+    float *expected = memory_alloc(bytes);
+    memcpy(expected, engine->state.gradient, bytes);
+    Tape *tape;
+    TapePlan plan, other;
+    int64_t rows = plain->options.rows;
+    engine->stashed_layers = layers;
+    assert_ok(engine_tape(engine, TAPE_TRAIN, RECOMPUTE_LAYERS, rows, rows, 0, &tape, &error), &error);
+    tape_plan(tape, &plan);
+    tape_plan(plain, &other);
+    check_layout(tape);
+    assert_int_equal(plan.stashed, wanted);
+    assert_int_equal(plan.stash > 0, wanted > 0);
+    assert_true(plan.arena <= other.arena);
+    uint8_t *host = memory_alloc(plan.stash + CANARY);
+    memset(host, 0xFF, plan.stash + CANARY);
+    engine->stash.base = wanted > 0 ? host : NULL;
+    for (copies.late = 0; copies.late < 2; copies.late++) {
+        copies.settled = 0;
+        check_lifetimes(trainer, tape, batch);
+        assert_int_equal(copies.settled, 4 * wanted); /* two runs, there and back */
+        assert_memory_equal(engine->state.gradient, expected, bytes);
+    }
+    for (size_t i = 0; i < CANARY; i++)
+        assert_int_equal(host[plan.stash + i], 0xFF);
+    engine->stash.base = NULL;
+    if (wanted > 0) { /* memory that was planned is asked for */
+        TapeRun run = engine_run(engine, batch);
+        assert_int_equal(tape_run(tape, &run, &error), ERR_FAILED);
+        assert_non_null(strstr(error.text, "without"));
+    }
+    tape_free(tape);
+    memory_free(host);
+    memory_free(expected);
+}
+
+static void test_host_memory(void **state) {
+    (void)state;
+    static const struct {
+        const char *model, *setting;
+        int64_t layers, wanted;
+    } cases[] = {
+        {"qwen2_window", "method=lora", INT64_MAX, 2}, /* three layers: all but the last */
+        {"qwen2_window", "method=lora", 1, 1},
+        {"qwen2_window", "method=full", INT64_MAX, 2},
+        {"qwen2_window", "lora.layers=[1]", INT64_MAX, 1}, /* the first has no backward pass */
+        {"qwen2_window", "lora.layers=[2]", INT64_MAX, 0},
+        {"llama_gqa", "method=lora", 5, 1},
+    };
+    for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
+        ReplayData data;
+        Trainer trainer;
+        char *folder = memory_format(MODELS "%s", cases[c].model), *batches = path_join(folder, "batches");
+        const char *overrides[] = {"train.recompute=layers", cases[c].setting};
+        assert_ok(replay_read(&data, batches, &error), &error);
+        ReplayOptions options = {.model = folder, .cpu = "ref", .overrides = overrides, .override_count = 2, .threads = 1};
+        assert_ok(replay_open(&trainer, &options, &data, &error), &error);
+        Batch batch = {.grad_scale = 0.1f, .seed = 1, .dropout = 1};
+        const int64_t sequences[] = {0, 1};
+        assert_int_equal(batch_fill(&batch, &trainer.batch, &data.data, sequences, 2, 0, NULL), OK);
+        trainer.engine.stashed_layers = 1;
+        Tape *none = NULL;
+        assert_int_equal(engine_tape(&trainer.engine, TAPE_TRAIN, RECOMPUTE_LAYERS, 8, 8, 0, &none, &error), ERR_FAILED);
+        assert_non_null(strstr(error.text, "host memory"));
+        check_lifetimes(&trainer, trainer.train_tape, &batch);
+        offer_host_memory(&trainer.engine.backend);
+        check_stashed(&trainer, &batch, trainer.train_tape, cases[c].layers, cases[c].wanted);
+        replay_close(&trainer);
+        replay_free(&data);
+        memory_free(batches);
+        memory_free(folder);
+    }
+}
+
+/* What recomputed layers leave on the device does not grow with their number. */
+static void test_host_memory_grows(void **state) {
+    (void)state;
+    ModelConfig *model = memory_alloc(sizeof *model);
+    Backend backend;
+    size_t arena[2][2];
+    cpu_backend_reference(&backend);
+    offer_host_memory(&backend);
+    assert_ok(model_config_read("configs/arch/llama-3-8b.json", model, &error), &error);
+    int64_t rows = 1024;
+    size_t input = backend.activation_bytes(DTYPE_BF16, rows, model->hidden);
+    for (int host = 0; host < 2; host++)
+        for (int half = 0; half < 2; half++) {
+            model->layers = half ? 16 : 32;
+            int64_t *trained = memory_calloc((size_t)weight_count(model), sizeof *trained);
+            ModelShape shape = {.config = model, .linear = WEIGHT_NF4, .dense = WEIGHT_BF16, .weight_gradient = trained};
+            for (int32_t id = 0; id < weight_count(model); id++)
+                trained[id] = id == weight_id(0, LAYER_INPUT_NORM) ? 0 : -1;
+            TapeOptions options = {.backend = &backend,
+                                   .exec = {DTYPE_BF16, 1},
+                                   .mode = TAPE_TRAIN,
+                                   .recompute = RECOMPUTE_LAYERS,
+                                   .stashed = host ? INT64_MAX : 0,
+                                   .rows = rows,
+                                   .supervised = rows};
+            Tape *tape;
+            TapePlan plan;
+            assert_ok(model_record(&tape, &shape, &options, &error), &error);
+            tape_plan(tape, &plan);
+            arena[host][half] = plan.arena;
+            assert_int_equal(plan.stash, host ? (size_t)(model->layers - 1) * input : 0);
+            tape_free(tape);
+            memory_free(trained);
+        }
+    assert_true(arena[0][0] - arena[0][1] >= 15 * input);
+    assert_true(arena[1][0] - arena[1][1] < input / 64); /* a few bytes a layer that down_proj keeps for its backward */
+    assert_true(arena[0][0] - arena[1][0] >=
+                29 * input); /* of 32 inputs two are there, and a few more beside them in the forward pass */
+    memory_free(model);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_one_consumer),   cmocka_unit_test(test_joined_groups), cmocka_unit_test(test_incomplete),
-        cmocka_unit_test(test_derived_weight), cmocka_unit_test(test_watch),         cmocka_unit_test(test_lifetimes),
+        cmocka_unit_test(test_one_consumer), cmocka_unit_test(test_joined_groups),
+        cmocka_unit_test(test_incomplete),   cmocka_unit_test(test_derived_weight),
+        cmocka_unit_test(test_watch),        cmocka_unit_test(test_lifetimes),
+        cmocka_unit_test(test_host_memory),  cmocka_unit_test(test_host_memory_grows),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
