@@ -341,7 +341,7 @@ static int64_t choose_grid(const Exec *exec, const Product *p, Grid *grid) {
 #endif
     int64_t threads = exec->config.threads, tallest = p->rows_meet ? GEMM_TILE_ROWS : gemm_tile_rows(exec);
     int64_t rows = round_up(pieces(p->m, pieces(p->m, tallest)), GEMM_PANEL_ROWS), columns = GEMM_TILE_COLUMNS;
-    if (grid->dots) columns = 128; /* long runs of the weight's memory for a thread, and a few for each */
+    if (grid->dots) columns = 256; /* long runs of the weight's memory for a thread, and a few for each */
     int64_t want = threads > 1 ? 4 * threads : 1;
     while (columns > GEMM_COLUMNS && pieces(p->m, rows) * pieces(p->n, columns) < want)
         columns /= 2;
