@@ -177,6 +177,16 @@ static void add_instruction(Tape *tape, int32_t index, Pass pass) {
     instruction->workspace = workspace ? new_area(tape, workspace, AREA_WORKSPACE, at) : -1;
 }
 
+/* Before it, what it reads and was not kept. */
+static void add_backward(Tape *tape, int32_t index) {
+    const Node *node = &tape->nodes[index];
+    for (int i = 0; i < node->inputs; i++) {
+        int32_t producer = tape->tensors[node->in[i]].producer;
+        if (tape->nodes[producer].light && node_backward_reads_input(node, i)) add_instruction(tape, producer, PASS_RECOMPUTE);
+    }
+    add_instruction(tape, index, PASS_BACKWARD);
+}
+
 /* ---- the whole ------------------------------------------------------------------------------------------------------ */
 
 /* Whether the backward pass reads a tensor in another segment than the one that makes it. */
@@ -191,10 +201,22 @@ static int read_across(const Tape *tape, TensorId id) {
     return 0;
 }
 
+/* A norm or a gate runs again by itself when the backward pass reads its result. A norm starts from its sum, which is kept. */
+static void mark_light(Tape *tape, Node *node) {
+    if (node->kind != NODE_NORM && node->kind != NODE_GATE) return;
+    const Tensor *y = &tape->tensors[node->out[node->outputs - 1]];
+    if (y->consumer < 0) return;
+    const Node *reader = &tape->nodes[y->consumer];
+    if (!reader->need_backward || !node_backward_reads_input(reader, 0)) return;
+    node->rerun = node->light = 1;
+    node->from_sum = node->kind == NODE_NORM && node->shape.norm.has_x;
+}
+
 /* A node of a recomputed segment runs again when something in its segment reads what it makes. */
 static void mark_reruns(Tape *tape) {
     for (int32_t n = 0; n < tape->node_count; n++) {
         Node *node = &tape->nodes[n];
+        if (tape->options.mode == TAPE_TRAIN && tape->options.recompute == RECOMPUTE_LIGHT) mark_light(tape, node);
         if (!tape_recomputed(tape, node)) continue;
         for (int i = 0; i < node->outputs; i++) {
             int32_t consumer = tape->tensors[node->out[i]].consumer;
@@ -267,9 +289,9 @@ Status tape_finish(Tape *tape, Error *err) {
             for (int32_t n = begin; n < end; n++)
                 any |= tape->nodes[n].need_backward;
             for (int32_t n = begin; any && n < end; n++)
-                if (tape->nodes[n].rerun) add_instruction(tape, n, PASS_RECOMPUTE);
+                if (tape->nodes[n].rerun && !tape->nodes[n].light) add_instruction(tape, n, PASS_RECOMPUTE);
             for (int32_t n = end; n-- > begin;)
-                if (tape->nodes[n].need_backward) add_instruction(tape, n, PASS_BACKWARD);
+                if (tape->nodes[n].need_backward) add_backward(tape, n);
             end = begin;
         }
     }

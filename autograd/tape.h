@@ -10,9 +10,10 @@
  *     forward of every node, head with loss and its gradient | for each segment, last to first: [recompute] backward
  *
  * and gives every value, saved area, gradient and workspace an offset in one arena from the instructions between which it
- * lives. With RECOMPUTE_LAYERS only a layer's input (the residual sum) survives the forward pass; the layer is run again
- * before its backward. A node whose outputs leave its layer is not run again: what its backward needs is kept. On a device the
- * inputs of the first layers may wait in host memory (`stashed`): they leave when they were made, and come back a layer ahead.
+ * lives. With RECOMPUTE_LIGHT results of norms and gates are made again just before what reads them in the backward pass. With
+ * RECOMPUTE_LAYERS only a layer's input (the residual sum) survives the forward pass; the layer is run again before its
+ * backward. A node whose outputs leave its layer is not run again: what its backward needs is kept. On a device the inputs of the
+ * first layers may wait in host memory (`stashed`): they leave when they were made, and come back a layer ahead.
  * Nothing here touches memory: a tape can be planned for a device that is not there.
  *
  * Replaying. tape_run() walks the schedule with the arena's base address. It allocates nothing.
@@ -37,7 +38,8 @@ typedef enum TapeMode {
     TAPE_GENERATE /* forward of one sequence through a key/value cache, logits of chosen rows */
 } TapeMode;
 
-typedef enum Recompute { RECOMPUTE_NONE, RECOMPUTE_LAYERS } Recompute;
+/* LIGHT: norms and gates, whose results are large beside their work (Chen et al. 2016), just before what reads them. */
+typedef enum Recompute { RECOMPUTE_NONE, RECOMPUTE_LIGHT, RECOMPUTE_LAYERS } Recompute;
 
 typedef struct TapeOptions {
     const Backend *backend; /* copied */

@@ -26,7 +26,8 @@ typedef struct Node {
     int inputs, outputs;
     TensorId in[NODE_MAX_TENSORS], out[NODE_MAX_TENSORS];
     int need_backward;
-    int rerun;    /* runs again in the recomputation of its segment */
+    int rerun; /* runs again in the recomputation of its segment, or (light) alone before the backward pass of its reader */
+    int light;
     int in_place; /* its results are other names of its inputs, whose memory it overwrites */
     int from_sum; /* norm that, run again, starts from its kept sum instead of adding once more */
     OpPlan plan;

@@ -59,7 +59,9 @@ static Status open_engine(StepBench *b, const char *folder, Error *err) {
     TRY(weight_options_from_config(config, &options.weights, err));
     TRY(engine_open(&b->engine, &options, err));
     int host = strcmp(config->train.recompute, "host") == 0;
-    b->recompute = host || strcmp(config->train.recompute, "layers") == 0 ? RECOMPUTE_LAYERS : RECOMPUTE_NONE;
+    b->recompute = host || strcmp(config->train.recompute, "layers") == 0 ? RECOMPUTE_LAYERS
+                   : strcmp(config->train.recompute, "light") == 0        ? RECOMPUTE_LIGHT
+                                                                          : RECOMPUTE_NONE;
     b->engine.stashed_layers = host ? b->engine.model.layers : 0;
     int64_t tokens = b->options->tokens;
     TRY(engine_tape(&b->engine, TAPE_TRAIN, b->recompute, tokens, tokens, 0, &b->tape, err));

@@ -15,7 +15,7 @@
 
 #define ASSUMED_FRACTION 0.5 /* of the machine's product rate that a whole step reaches: an assumption, printed as one */
 #define PLAN_RANKS_MAX 65536
-enum { LARGEST_KINDS = 3 }; /* settings of train.recompute that are tried; the last on a device only */
+enum { LARGEST_KINDS = 4 }; /* settings of train.recompute that are tried; the last on a device only */
 #define SEARCH_MIN 128
 #define SEARCH_MAX ((int64_t)1 << 20)
 
@@ -91,7 +91,7 @@ static Status find_shape(Report *r, const PlanOptions *o, Error *err) {
 
 /* ---- what fits ----------------------------------------------------------------------------------------------------------- */
 
-static char recompute_names[LARGEST_KINDS][8] = {"none", "layers", "host"};
+static char recompute_names[LARGEST_KINDS][8] = {"none", "light", "layers", "host"};
 
 static int largest_kinds(const Report *r) {
     return r->backend.on_device ? LARGEST_KINDS : LARGEST_KINDS - 1;
@@ -168,7 +168,7 @@ static void print_fit(const Report *r, Text *out) {
               format_bytes((double)r->plan.peak, need, sizeof need), format_bytes((double)r->limit, have, sizeof have),
               strcmp(r->config.train.memory, "auto") == 0 ? "left on this machine" : "allowed by train.memory");
     if (r->plan.choice[0] != 0) text_addf(out, "chosen for it: %s\n", r->plan.choice);
-    static const char *const names[LARGEST_KINDS] = {"keeping everything", "recomputing layers",
+    static const char *const names[LARGEST_KINDS] = {"keeping everything", "recomputing norms and gates", "recomputing layers",
                                                      "recomputing layers, inputs in pinned memory"};
     for (int i = 0; i < largest_kinds(r); i++) {
         if (r->largest[i] > 0)
@@ -275,9 +275,10 @@ static void print_json(const Report *r, Text *out) {
               "\"dequantized_layers\": %lld, \"pinned_embedding\": %s, \"pinned_layers\": %lld, \"stashed_layers\": %lld, ",
               (long long)p->places.dense_layers, p->places.pinned_embedding ? "true" : "false",
               (long long)p->places.pinned_layers, (long long)p->stashed_layers);
-    text_addf(out, "\"micro_batch_tokens\": %lld, \"largest_micro_batch_tokens\": {\"none\": %lld, \"layers\": %lld",
-              (long long)r->config.train.micro_batch_tokens, (long long)r->largest[0], (long long)r->largest[1]);
-    if (r->backend.on_device) text_addf(out, ", \"host\": %lld", (long long)r->largest[2]);
+    text_addf(out, "\"micro_batch_tokens\": %lld, \"largest_micro_batch_tokens\": {",
+              (long long)r->config.train.micro_batch_tokens);
+    for (int i = 0; i < largest_kinds(r); i++)
+        text_addf(out, "%s\"%s\": %lld", i > 0 ? ", " : "", recompute_names[i], (long long)r->largest[i]);
     text_adds(out, "}, ");
     text_addf(out, "\"trained\": %lld, \"max_length\": %lld, \"flops_per_token\": %.6g, \"threads\": %d, ",
               (long long)p->trained, (long long)p->max_length, p->flops_per_token, r->threads);

@@ -142,10 +142,11 @@ const ConfigKey config_keys[] = {
     {"train.max_bad_steps", KEY_INTEGER, AT(train.max_bad_steps), .fallback = "5", RANGE(1, 1e6),
      .help = "Steps in a row with a NaN or Inf (each is skipped) after which the run saves and stops."},
     {"train.recompute", KEY_CHOICE, AT(train.recompute), .fallback = "\"auto\"",
-     .choices = LIST("auto", "none", "layers", "host"),
+     .choices = LIST("auto", "none", "light", "layers", "host"),
      .help =
-         "Recompute each layer's activations in the backward pass; auto: when they do not fit otherwise. host: and, beside a "
-         "device, keep the layers' inputs in pinned host memory meanwhile. No bit depends on it."},
+         "What the backward pass computes again instead of keeping it: light, results of norms and gates; layers, every "
+         "activation of a layer; auto: as little as fits. host: as layers, and, beside a device, the layers' inputs wait in "
+         "pinned host memory meanwhile. No bit depends on it."},
     {"train.dequantized_layers", KEY_INTEGER, AT(train.dequantized_layers), .fallback = "\"auto\"", RANGE(0, CONFIG_MAX_LAYERS),
      .automatic = 1,
      .help =

@@ -88,7 +88,9 @@ static void say_choice(const PlanInput *in, RunPlan *plan) {
     const WeightPlaces *places = &plan->places;
     long long layers = (long long)in->model->layers;
     Text text = {0};
-    text_adds(&text, plan->recompute == RECOMPUTE_LAYERS ? "layers are recomputed" : "activations are kept");
+    static const char *const kept[] = {"activations are kept", "activations are kept, but results of norms and gates",
+                                       "layers are recomputed"};
+    text_adds(&text, kept[plan->recompute]);
     if (places->dense_layers > 0)
         text_addf(&text, ", %lld of %lld layers stay dequantized", (long long)places->dense_layers, layers);
     const char *before = "; in pinned host memory: ";
@@ -110,20 +112,23 @@ static Status choose(PlanInput *in, size_t available, HostUse most, RunPlan *pla
     const char *wanted = in->config->train.recompute;
     int64_t dense = in->config->train.dequantized_layers;
     int host = strcmp(wanted, "host") == 0;
-    int least_recompute = host || strcmp(wanted, "layers") == 0, most_recompute = strcmp(wanted, "none") != 0;
+    Recompute least_recompute = host || strcmp(wanted, "layers") == 0 ? RECOMPUTE_LAYERS
+                                : strcmp(wanted, "light") == 0        ? RECOMPUTE_LIGHT
+                                                                      : RECOMPUTE_NONE;
+    Recompute most_recompute = strcmp(wanted, "auto") == 0 ? RECOMPUTE_LAYERS : least_recompute;
     int may_pin = is_movable(in) && !in->model->tied_embeddings;
     WeightPlaces places = {.dense_layers = dense == CONFIG_AUTO ? 0 : dense};
     if (available == 0) most_recompute = least_recompute;
-    for (int recompute = least_recompute; recompute <= most_recompute; recompute++)
+    for (Recompute recompute = least_recompute; recompute <= most_recompute; recompute++)
         for (places.pinned_embedding = 0; places.pinned_embedding <= may_pin; places.pinned_embedding++) {
-            plan->recompute = recompute ? RECOMPUTE_LAYERS : RECOMPUTE_NONE;
+            plan->recompute = recompute;
             plan->places = places;
             plan->stashed_layers = host ? in->model->layers : 0;
             TRY(plan_candidate(in, plan, err));
             if (available == 0) return OK;
             if (plan->peak > available) continue;
-            int adds = dense == CONFIG_AUTO && in->shape.qat == QAT_NONE && !recompute && !places.pinned_embedding &&
-                       is_movable(in) && is_quantized(in);
+            int adds = dense == CONFIG_AUTO && in->shape.qat == QAT_NONE && recompute != RECOMPUTE_LAYERS &&
+                       !places.pinned_embedding && is_movable(in) && is_quantized(in);
             return adds ? add_dense_layers(in, available, plan, err) : OK;
         }
     if (most >= HOST_INPUTS && plan->recompute == RECOMPUTE_LAYERS && !host && in->backend->on_device)

@@ -229,15 +229,17 @@ typedef struct WindowTrial {
     const char *recompute;
     HostUse most;
     int64_t least;
+    int automatic; /* tried where train.recompute is auto */
 } WindowTrial;
 
 Status run_window_choose(Config *config, const ModelConfig *model, const Backend *backend, int threads, int ranks,
                          size_t available, Error *err) {
-    static char none[] = "none", layers[] = "layers", host[] = "host";
-    const WindowTrial trials[] = {{none, HOST_EMBEDDING, WINDOW_GOOD}, {none, HOST_EMBEDDING, WINDOW_LEAST},
-                                  {layers, HOST_INPUTS, WINDOW_LEAST}, {host, HOST_INPUTS, WINDOW_LEAST},
-                                  {none, HOST_WEIGHTS, WINDOW_LEAST},  {layers, HOST_WEIGHTS, WINDOW_LEAST},
-                                  {host, HOST_WEIGHTS, WINDOW_LEAST}};
+    static char none[] = "none", light[] = "light", layers[] = "layers", host[] = "host";
+    const WindowTrial trials[] = {{none, HOST_EMBEDDING, WINDOW_GOOD, 1},  {light, HOST_EMBEDDING, WINDOW_GOOD, 1},
+                                  {none, HOST_EMBEDDING, WINDOW_LEAST, 0}, {light, HOST_EMBEDDING, WINDOW_LEAST, 0},
+                                  {layers, HOST_INPUTS, WINDOW_LEAST, 1},  {host, HOST_INPUTS, WINDOW_LEAST, 0},
+                                  {none, HOST_WEIGHTS, WINDOW_LEAST, 0},   {light, HOST_WEIGHTS, WINDOW_LEAST, 0},
+                                  {layers, HOST_WEIGHTS, WINDOW_LEAST, 1}, {host, HOST_WEIGHTS, WINDOW_LEAST, 0}};
     if (config->train.micro_batch_tokens != CONFIG_AUTO) return OK;
     const char *wanted = config->train.recompute;
     int is_free = strcmp(wanted, "auto") == 0, found = 0;
@@ -247,8 +249,7 @@ Status run_window_choose(Config *config, const ModelConfig *model, const Backend
     int64_t *window = &other.train.micro_batch_tokens;
     for (size_t t = 0; t < sizeof trials / sizeof *trials && !found; t++) {
         const WindowTrial *trial = &trials[t];
-        if (is_free ? trial->recompute == host || (trial->recompute == none && t > 0) : strcmp(wanted, trial->recompute) != 0)
-            continue;
+        if (is_free ? !trial->automatic : strcmp(wanted, trial->recompute) != 0) continue;
         other.train.recompute = (char *)(uintptr_t)trial->recompute;
         for (*window = WINDOW_MOST; *window >= trial->least && *window >= longest; *window /= 2) {
             RunPlan plan;

@@ -51,11 +51,12 @@ int64_t run_max_length(const Config *config, const ModelConfig *model);
  *
  *   activations are kept; then, on a device, as many dequantized layers as fit too (train.dequantized_layers)
  *   on a device: the same, with the input embedding in pinned host memory
+ *   results of norms and gates are recomputed; and so on
  *   layers are recomputed
  *   on a device: the same, with the input embedding in pinned host memory; then the inputs of as few recomputed layers as must be;
  *       then as few packed layers
  *
- * (train.recompute none, layers, or host, where the inputs of all layers but the last are there in any case: only those). What lies
+ * (train.recompute none, light, layers, or host, where the inputs of all layers but the last are there in any case: only those). What lies
  * in host memory passes the bus in every micro-batch: a row of the embedding once, an input once each way (2 bytes for a byte that
  * the device is spared), packed weights three times (in each pass). *fits is overwritten; where nothing fits, *plan is the most frugal. */
 Status run_plan_choose(const Config *config, const ModelConfig *model, const Backend *backend, int threads, int ranks,
@@ -63,7 +64,7 @@ Status run_plan_choose(const Config *config, const ModelConfig *model, const Bac
 /* The same with all of HostUse; fails where nothing fits, with the plan and the settings that would fit. */
 Status run_plan(const Config *config, const ModelConfig *model, const Backend *backend, int threads, int ranks,
                 size_t available, RunPlan *plan, Error *err);
-/* train.micro_batch_tokens "auto" becomes a number: the largest power of two up to 8192 that fits with activations kept, if it is
+/* train.micro_batch_tokens "auto" becomes a number: the largest power of two up to 8192 that fits with activations kept (but, at most, norms and gates), if it is
  * 2048 or more, else with layers recomputed (256 at least, and what data.max_length asks for), at last with packed layers in
  * pinned host memory. Nothing to do otherwise. Ranks that have the same `available` choose the same. */
 Status run_window_choose(Config *config, const ModelConfig *model, const Backend *backend, int threads, int ranks,

@@ -19,9 +19,10 @@ void run_plan_print(const RunPlan *plan, Text *out) {
     line(out, "trained: masters and copies", plan->adapters, "");
     line(out, "trained: gradients and moments", plan->optimizer, "");
     line(out, "activations", plan->activations,
-         plan->recompute != RECOMPUTE_LAYERS ? "nothing is recomputed"
-         : plan->stashed_layers > 0          ? "layers are recomputed, some of whose inputs are not here"
-                                             : "layers are recomputed");
+         plan->recompute == RECOMPUTE_NONE    ? "nothing is recomputed"
+         : plan->recompute == RECOMPUTE_LIGHT ? "norms and gates are recomputed"
+         : plan->stashed_layers > 0           ? "layers are recomputed, some of whose inputs are not here"
+                                              : "layers are recomputed");
     line(out, "  kept values", plan->train.activations + plan->train.saved, "");
     line(out, "  their gradients", plan->train.gradients, "");
     line(out, "  workspace", plan->train.workspace, "");

@@ -108,6 +108,12 @@ eager() { NIBBLE_CUDA_GRAPHS=0 on "$there" eager && same_adapter eager again; }
 check "captured and uncaptured steps have the same bytes" eager
 recomputed() { on "$there" recomputed --set train.recompute=layers && same_adapter recomputed again; }
 check "recomputed layers change no byte" recomputed
+light() {
+    on "$there" light --set train.recompute=light && same_adapter light again &&
+        NIBBLE_CUDA_GRAPHS=0 EMU_STREAMS=lazy EMU_PROTECT=1 on "$there" light-late --set train.recompute=light &&
+        same_adapter light-late again
+}
+check "nor do recomputed norms and gates" light
 dequantized() {
     on "$there" dequantized --set train.dequantized_layers=auto && err_has "activations are kept, 2 of 2 layers stay dequantized" && same_adapter dequantized again
 }

@@ -433,10 +433,10 @@ static void check_model(const char *model, const char *const *overrides, int cou
 static void test_lifetimes(void **state) {
     (void)state;
     static const char *const models[] = {"llama_gqa", "llama_biases_odd", "qwen2_window", "qwen3"};
-    static const char *const recomputes[] = {"train.recompute=none", "train.recompute=layers"};
+    static const char *const recomputes[] = {"train.recompute=none", "train.recompute=light", "train.recompute=layers"};
     static const char *const cpus[] = {"ref", NULL};
     for (size_t m = 0; m < sizeof models / sizeof *models; m++)
-        for (int r = 0; r < 2; r++)
+        for (int r = 0; r < 3; r++)
             for (int c = 0; c < 2; c++) {
                 const char *all[] = {recomputes[r], "method=lora", "lora.dropout=0.3"};
                 check_model(models[m], all, 3, cpus[c]);
