@@ -58,6 +58,15 @@ for n in 2 4; do check "$n ranks, a split base: bits as with a whole one" split 
 recomputed() { ranks 0 s3 --ranks 3 --set distributed.shard_base=true --set train.recompute=layers && same_adapter r3 s3; }
 check "3 ranks, a split base, layers recomputed" recomputed
 
+automatic() {
+    local tokens few=(--ranks 2 --set train.epochs=1 --set train.memory=64MiB)
+    ranks 0 auto2 "${few[@]}" --set train.micro_batch_tokens=auto &&
+        tokens=$(grep -oE '"micro_batch_tokens": *[0-9]+' "$work/auto2/config.json" | grep -oE '[0-9]+$') &&
+        ((tokens >= 256 && tokens < 8192)) && grep -q "train.micro_batch_tokens auto: $tokens," "$work/auto2/logs/rank-1.log" &&
+        ranks 0 given2 "${few[@]}" --set "train.micro_batch_tokens=$tokens" && same_adapter auto2 given2
+}
+check "2 ranks choose the same micro-batch" automatic
+
 kinds() { # bytes of every format are gathered as they lie
     local kind words
     for kind in quant.type=fp4 quant.type=int8 quant.type=int4 quant.double_quant=false method=lora; do

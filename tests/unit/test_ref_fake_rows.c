@@ -182,11 +182,18 @@ static void test_refusals(void **state) {
     OpPlan plan;
     open_case(&c, DTYPE_F32, 1, 48, 8, 1);
     run(&c);
-    assert_refused(c.backend.fake_rows_plan(&c.exec.config, &(FakeRowsShape){.rows = 9, .columns = 96, .group = 36, .bits = 8, .symmetric = 1}, &plan, &err), &err, "36");
-    assert_refused(c.backend.fake_rows_plan(&c.exec.config, &(FakeRowsShape){.rows = 9, .columns = 96, .group = 48, .bits = 9, .symmetric = 1}, &plan, &err), &err,
-                   "bits");
-    assert_refused(c.backend.fake_rows_plan(&c.exec.config, &(FakeRowsShape){.rows = 0, .columns = 96, .group = 48, .bits = 8, .symmetric = 1}, &plan, &err), &err,
-                   "rows");
+    assert_refused(
+        c.backend.fake_rows_plan(
+            &c.exec.config, &(FakeRowsShape){.rows = 9, .columns = 96, .group = 36, .bits = 8, .symmetric = 1}, &plan, &err),
+        &err, "36");
+    assert_refused(
+        c.backend.fake_rows_plan(
+            &c.exec.config, &(FakeRowsShape){.rows = 9, .columns = 96, .group = 48, .bits = 9, .symmetric = 1}, &plan, &err),
+        &err, "bits");
+    assert_refused(
+        c.backend.fake_rows_plan(
+            &c.exec.config, &(FakeRowsShape){.rows = 0, .columns = 96, .group = 48, .bits = 8, .symmetric = 1}, &plan, &err),
+        &err, "rows");
     c.batch.tokens = ROWS + 1;
     assert_refused(c.backend.fake_rows_backward(&c.exec, &c.shape, &c.batch, c.saved, c.dy, c.dx, &err), &err, "tokens");
     close_case(&c);
