@@ -24,7 +24,7 @@ typedef struct Case {
 static void open_case(Case *c, DType act, int threads, int64_t window) {
     Error err;
     OpPlan plan;
-    *c = (Case){.shape = {ROWS, HEADS, KV, DIM, window, 0.75f}};
+    *c = (Case){.shape = {.rows = ROWS, .heads = HEADS, .kv_heads = KV, .head_dim = DIM, .window = window, .scale = 0.75f}};
     cpu_backend_reference(&c->backend);
     c->exec = exec_open(act, threads);
     c->batch = scope_batch(&c->scope, (int64_t[]){1, 7, 2, 3}, 4, 3);

@@ -24,7 +24,7 @@ typedef struct Case {
 static void open_case(Case *c, DType act, int threads, int64_t group, int bits, int symmetric) {
     Error err;
     OpPlan plan;
-    *c = (Case){.shape = {ROWS, COLUMNS, group, bits, symmetric, 0.0f}};
+    *c = (Case){.shape = {.rows = ROWS, .columns = COLUMNS, .group = group, .bits = bits, .symmetric = symmetric}};
     cpu_backend_reference(&c->backend);
     c->exec = exec_open(act, threads);
     c->batch = scope_batch(&c->scope, (int64_t[]){TOKENS}, 1, 3);

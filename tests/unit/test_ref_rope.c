@@ -27,7 +27,14 @@ typedef struct Case {
 static void open_case(Case *c, DType act, int threads, int norm) {
     Error err;
     OpPlan plan;
-    *c = (Case){.shape = {ROWS, HEADS, KV, DIM, TABLE, norm, norm, 1e-6}};
+    *c = (Case){.shape = {.rows = ROWS,
+                          .heads = HEADS,
+                          .kv_heads = KV,
+                          .head_dim = DIM,
+                          .table_rows = TABLE,
+                          .has_norm = norm,
+                          .train_norm = norm,
+                          .epsilon = 1e-6}};
     cpu_backend_reference(&c->backend);
     c->exec = exec_open(act, threads);
     c->batch = scope_batch(&c->scope, (int64_t[]){5, 2}, 2, 3);
