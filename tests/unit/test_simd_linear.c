@@ -348,6 +348,25 @@ static void large(const Backend *ref, const Backend *simd, const char *name) {
     check_case(ref, simd, &r, &c);
 }
 
+/* Rows beyond the tallest tile of any unit, with adapters whose rows are packed for them: short, and too long for a tall tile. */
+static void tall(const Backend *ref, const Backend *simd, const char *name) {
+    (void)name;
+    Random r = {5000000};
+    static const int64_t tokens[] = {575, 1040};
+    for (int i = 0; i < 2; i++) {
+        Case c = {.act = DTYPE_BF16,
+                  .capacity = tokens[i],
+                  .tokens = tokens[i],
+                  .in = 96,
+                  .count = 3,
+                  .need_dx = 1,
+                  .member = {{.format = WEIGHT_NF4, .block = 64, .nested = 1, .out = 80, .rank = 16},
+                             {.format = WEIGHT_NF4, .block = 64, .out = 72, .rank = 5},
+                             {.format = WEIGHT_BF16, .out = 130, .rank = 200}}};
+        check_case(ref, simd, &r, &c);
+    }
+}
+
 static void refusals(const Backend *ref, const Backend *simd, const char *name) {
     (void)ref;
     (void)name;
@@ -377,13 +396,14 @@ TEST(few_rows)
 TEST(rows_alone)
 TEST(groups)
 TEST(large)
+TEST(tall)
 TEST(refusals)
 
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_formats),  cmocka_unit_test(test_formats_int4), cmocka_unit_test(test_blocks),
         cmocka_unit_test(test_few_rows), cmocka_unit_test(test_rows_alone),   cmocka_unit_test(test_groups),
-        cmocka_unit_test(test_large),    cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_large),    cmocka_unit_test(test_tall),         cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -48,6 +48,11 @@ static int64_t block_length(int64_t k, int64_t longest) {
     return k <= longest ? longest : round_up(pieces(k, pieces(k, longest)), 32);
 }
 
+/* Rows of A panels along k (in pairs: half as many) are so far apart: a tall tile's are short (takes_tall). */
+static int64_t k_stride(int64_t k) {
+    return round_up(least(k, GEMM_K), 16) + 16;
+}
+
 #if GEMM_PAIRS
 static void kernel_of_pairs(const float *a, int64_t a_stride, const float *b, float *c, int64_t c_stride, int64_t pairs,
                             int vectors) {
@@ -71,19 +76,20 @@ typedef struct Panels {
     int64_t stride;
     int64_t whole; /* rows of whole panels that are read in place */
     const float *packed;
+    int64_t packed_stride;
 } Panels;
 
 static Panels panels_of(const Term *term, const Tile *tile, const Buffers *buf, int64_t k0, int64_t k) {
-    Panels panels = {.packed = buf->a};
+    Panels panels = {.packed = buf->a, .packed_stride = k_stride((k + 1) / 2)};
     if (is_direct(term)) {
         panels.direct = (const float *)(const void *)((const bf16 *)term->a.data + tile->m0 * term->a.stride + k0);
         panels.stride = term->a.stride / 2;
         panels.whole = tile->rows / GEMM_PANEL_ROWS * GEMM_PANEL_ROWS;
     }
     if (term->a_rows_are_k)
-        gemm_pairs_pack_a_turned(&term->a, tile->m0, tile->rows, k0, k, buf->turn, TURN_STRIDE, buf->a, GEMM_K_STRIDE);
+        gemm_pairs_pack_a_turned(&term->a, tile->m0, tile->rows, k0, k, buf->turn, TURN_STRIDE, buf->a, panels.packed_stride);
     else if (panels.whole < tile->rows)
-        gemm_pairs_pack_a(&term->a, tile->m0 + panels.whole, tile->rows - panels.whole, k0, k, buf->a, GEMM_K_STRIDE);
+        gemm_pairs_pack_a(&term->a, tile->m0 + panels.whole, tile->rows - panels.whole, k0, k, buf->a, panels.packed_stride);
     return panels;
 }
 
@@ -103,17 +109,12 @@ static void add_term_pairs(const Term *term, const Tile *tile, const Buffers *bu
                 kernel_of_pairs(a.direct + i * a.stride, a.stride, buf->b, c + i * tile->stride + n, tile->stride, pairs,
                                 vectors);
             for (int64_t i = a.whole; i < tile->rows; i += GEMM_PANEL_ROWS)
-                kernel_of_pairs(a.packed + (i - a.whole) * GEMM_K_STRIDE, GEMM_K_STRIDE, buf->b, c + i * tile->stride + n,
+                kernel_of_pairs(a.packed + (i - a.whole) * a.packed_stride, a.packed_stride, buf->b, c + i * tile->stride + n,
                                 tile->stride, pairs, vectors);
         }
     }
 }
 #endif
-
-/* Rows of A panels along k are so far apart: a tall tile's are short (choose_grid). */
-static int64_t k_stride(int64_t k) {
-    return round_up(least(k, GEMM_K), 16) + 16;
-}
 
 /* c [rows up to GEMM_ROWS, with tiles to GEMM_PANEL_ROWS][stride] += A B */
 static void add_term(const Term *term, const Tile *tile, const Buffers *buf, float *c) {
