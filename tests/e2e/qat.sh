@@ -106,7 +106,7 @@ shipped() { # NAME WEIGHTS FORMAT WORDS...
     [[ $format == gguf ]] && what=$(find "$what" -name '*.gguf')
     run 0 eval "$what" --data "$work/data.jsonl" --precision f32 --json || return 1
     lost=$(losses_of "$name" | sort -k1,1 -k2,2n | sed -n 's/^eval [0-9]* //p' | tail -n 1)
-    [[ -n $lost && $(printf '%.8f' "$lost") == "$(sed -nE 's/.*"loss": ([0-9.]+),.*/\1/p' "$work/out")" ]] ||
+    [[ -n $lost && $(printf '%.8f' "$lost") == "$(printf '%.8f' "$(sed -nE 's/.*"loss": ([0-9.]+),.*/\1/p' "$work/out")")" ]] ||
         { echo "# trained $lost, exported: $(cat "$work/out")"; false; }
 }
 for grid in int2 int3 int4 int8; do check "exported = trained: $grid" shipped "$grid" "$grid" compressed-tensors; done
@@ -133,7 +133,7 @@ wide() { # the demo's base is wide enough for q4_k's blocks
         run 0 export configs/demo/base --adapter "$work/wide/adapter" --format gguf --out "$work/wide-shipped" &&
         run 0 eval "$work/wide-shipped/model.gguf" --data configs/demo/held_out.jsonl --precision f32 --json || return 1
     lost=$(losses_of wide | sort -k1,1 -k2,2n | sed -n 's/^eval [0-9]* //p' | tail -n 1)
-    [[ -n $lost && $(printf '%.8f' "$lost") == "$(sed -nE 's/.*"loss": ([0-9.]+),.*/\1/p' "$work/out")" ]] ||
+    [[ -n $lost && $(printf '%.8f' "$lost") == "$(printf '%.8f' "$(sed -nE 's/.*"loss": ([0-9.]+),.*/\1/p' "$work/out")")" ]] ||
         { echo "# trained $lost, exported: $(cat "$work/out")"; false; }
 }
 check "exported = trained: q4_k, int8 inputs" wide
