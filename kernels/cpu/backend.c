@@ -1,6 +1,7 @@
 /* The CPU's table of operations: the reference in every entry, then what the processor can do better over it. */
 #include "kernels/ops.h"
 
+#include <stdatomic.h>
 #include <string.h>
 
 #include "kernels/cpu/ref/ref.h"
@@ -67,13 +68,22 @@ static CpuLevel cpu_level(void) {
 
 /* What is used where nothing is asked for: tiles and pairs only where they are worth it. Measured ratios are near 0.5 or near 2, so
  * that the choice does not change from run to run. */
-static CpuLevel cpu_choice(CpuLevel best) {
+static CpuLevel measured_choice(CpuLevel best) {
 #if CPU_HAS_SIMD
     if (best == CPU_AMX && cpu_tiles_advantage_amx() > 1.2) return CPU_AMX;
     if (best >= CPU_AVX512BF16 && cpu_pairs_advantage_avx512bf16() > 1.2) return CPU_AVX512BF16;
     if (best >= CPU_AVX512BF16) return CPU_AVX512;
 #endif
     return best;
+}
+
+/* Once a process: on a busy machine a probe can come out differently, and a run must have the kernels that it was planned with. */
+static CpuLevel cpu_choice(CpuLevel best) {
+    static _Atomic int chosen = -1;
+    int choice = atomic_load(&chosen);
+    if (choice >= 0) return (CpuLevel)choice;
+    int measured = (int)measured_choice(best), none = -1;
+    return atomic_compare_exchange_strong(&chosen, &none, measured) ? (CpuLevel)measured : (CpuLevel)none;
 }
 
 Status cpu_backend(Backend *backend, const char *force, Error *err) {
