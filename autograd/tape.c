@@ -233,13 +233,13 @@ Status tape_attention(Tape *tape, const char *name, int32_t layer, TensorId q, T
     return tape->backend.attention_plan(&tape->options.exec, own, &node->plan, err);
 }
 
-Status tape_gate(Tape *tape, const char *name, TensorId gate, TensorId up, TensorId *y, Error *err) {
+Status tape_gate(Tape *tape, const char *name, GateKind kind, TensorId gate, TensorId up, TensorId *y, Error *err) {
     Node *node;
     TRY(add_node(tape, NODE_GATE, name, &node, err));
     TRY(take_input(tape, node, gate, 0, err));
     int64_t width = tape->tensors[gate].columns;
     TRY(take_input(tape, node, up, width, err));
-    node->shape.gate = (GateShape){.rows = tape->options.rows, .width = width, .stride = tape_stride(tape, gate)};
+    node->shape.gate = (GateShape){.rows = tape->options.rows, .width = width, .kind = kind, .stride = tape_stride(tape, gate)};
     if (tape_stride(tape, up) != node->shape.gate.stride) FAIL("%s: gate and up come from different linear groups", node->name);
     TRY(gradient_stride(tape, node, &node->shape.gate.gradient_stride, err));
     node->need_backward = needs_grad(tape, gate) || needs_grad(tape, up);

@@ -90,7 +90,7 @@ Status tape_rope(Tape *tape, const char *name, TensorId q, TensorId k, const Rop
 /* layer: which cache entry belongs to it. shape->rows is filled in. */
 Status tape_attention(Tape *tape, const char *name, int32_t layer, TensorId q, TensorId k, TensorId v,
                       const AttentionShape *shape, TensorId *o, Error *err);
-Status tape_gate(Tape *tape, const char *name, TensorId gate, TensorId up, TensorId *y, Error *err);
+Status tape_gate(Tape *tape, const char *name, GateKind kind, TensorId gate, TensorId up, TensorId *y, Error *err);
 /* Every value of x becomes what an integer code would hold; shape->rows and columns are filled in. range: which of a run's ranges
  * belongs to it; -1: a scale per group. */
 Status tape_fake_rows(Tape *tape, const char *name, TensorId x, const FakeRowsShape *shape, int64_t range, TensorId *y,

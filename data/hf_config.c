@@ -130,11 +130,14 @@ static Status family_find(const ConfigObject *root, const Family **family, Model
     return OK;
 }
 
-static Status activation_check(const ConfigObject *root, Error *err) {
+/* Names of transformers' activations.ACT2FN. Its "gelu" is the exact one, by erf. */
+static Status activation_find(const ConfigObject *root, ModelConfig *config, Error *err) {
     const char *name = NULL;
     TRY(field_string(root, "hidden_act", &name, err));
-    if (name != NULL && strcmp(name, "silu") != 0 && strcmp(name, "swish") != 0)
-        FAIL_KEY(root, "hidden_act", "'%.64s' is not supported; supported is silu", name);
+    if (name == NULL || strcmp(name, "silu") == 0 || strcmp(name, "swish") == 0) return OK;
+    config->gelu_gate = strcmp(name, "gelu_pytorch_tanh") == 0 || strcmp(name, "gelu_new") == 0;
+    if (!config->gelu_gate)
+        FAIL_KEY(root, "hidden_act", "'%.64s' is not supported; supported are silu, gelu_pytorch_tanh, gelu_new", name);
     return OK;
 }
 
@@ -394,7 +397,7 @@ static Status root_parse(const ConfigObject *root, ModelConfig *config, Error *e
     const Family *family = NULL;
     TRY(family_find(root, &family, config, err));
     TRY(changing_keys_check(root, err));
-    TRY(activation_check(root, err));
+    TRY(activation_find(root, config, err));
     TRY(dimensions_parse(root, family, config, err));
     TRY(biases_parse(root, family, config, err));
     TRY(windows_parse(root, family, config, err));

@@ -77,6 +77,7 @@ typedef struct ModelConfig {
     RopeConfig rope;
     int qkv_bias, o_bias, mlp_bias; /* whether the projections carry biases */
     int qk_norm;                    /* RMSNorm over head_dim before RoPE (Qwen3) */
+    int gelu_gate;                  /* hidden_act is GELU's approximation by tanh; else SiLU */
     int tied_embeddings;
     int64_t window[MODEL_MAX_LAYERS]; /* per layer: 0 full causal, else a query sees itself and window-1 keys before it */
     DType dtype;                      /* torch_dtype / dtype of the file; F32 when absent */

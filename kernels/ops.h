@@ -180,9 +180,17 @@ typedef struct KvLayer {
     void *k, *v; /* act [capacity, K*D] row-major */
 } KvLayer;
 
-/* ---- gated activation: y = silu(gate) * up (Shazeer 2020) ----------------------------------------------------------- */
+/* ---- gated activation: y = f(gate) * up (Shazeer 2020), f(g) = g * sigmoid(z) --------------------------------------------
+ * GATE_SILU z = g; GATE_GELU_TANH z = 2 sqrt(2/pi) (g + 0.044715 g^3), which is GELU's approximation by tanh (Hendrycks, Gimpel
+ * 2016). |g| counts as 64 at most in this z: the sigmoid is 0 or 1 long before, and a square of g could overflow. */
+typedef enum GateKind { GATE_SILU, GATE_GELU_TANH } GateKind;
+#define GELU_SLOPE 1.5957691216057308 /* 2 sqrt(2/pi) */
+#define GELU_CUBE 0.044715
+#define GELU_FLAT 64.0
+
 typedef struct GateShape {
     int64_t rows, width;
+    GateKind kind;
     int64_t stride, gradient_stride; /* of gate and up; of d_gate and d_up */
 } GateShape;
 

@@ -79,7 +79,7 @@ static void make_shapes(LayerRun *run, int64_t longest) {
                                  .kv_heads = c->kv_heads,
                                  .head_dim = c->head_dim,
                                  .scale = (float)(1.0 / sqrt((double)c->head_dim))};
-    s->gate = (GateShape){.rows = run->rows, .width = c->intermediate};
+    s->gate = (GateShape){.rows = run->rows, .width = c->intermediate, .kind = c->gelu_gate ? GATE_GELU_TANH : GATE_SILU};
 }
 
 static void at_least(LayerRun *run, const OpPlan *plan) {

@@ -32,6 +32,8 @@ Status gguf_architecture(const ModelConfig *config, const char **architecture, E
     int is_qwen2 = strcmp(config->model_type, "qwen2") == 0, is_qwen3 = strcmp(config->model_type, "qwen3") == 0;
     if (!is_llama(config) && !is_qwen2 && !is_qwen3)
         FAIL("gguf: want a model_type of llama, mistral, qwen2 or qwen3, got \"%s\"", config->model_type);
+    if (config->gelu_gate)
+        FAIL("gguf: llama.cpp's %s computes SiLU, the model's hidden_act is GELU; use --format hf", *architecture);
     if ((is_qwen3 && config->qkv_bias) || (!is_llama(config) && (config->o_bias || config->mlp_bias)))
         FAIL("gguf: llama.cpp's %s has no place for these biases (attention_bias, mlp_bias); use --format hf", *architecture);
     if (config->qk_norm != is_qwen3)

@@ -98,6 +98,7 @@ static void add_shape(InspectOutput *out, const ModelConfig *m) {
     inspect_bool(out, "tied_embeddings", m->tied_embeddings);
     inspect_bool(out, "qkv_bias", m->qkv_bias);
     inspect_bool(out, "qk_norm", m->qk_norm);
+    inspect_string(out, "activation", m->gelu_gate ? "gelu_pytorch_tanh" : "silu");
     inspect_string(out, "dtype", dtype_name(m->dtype));
     char text[128];
     inspect_string(out, "quantization", quantization(m, text));

@@ -111,7 +111,7 @@ static Status record_layer(const Recorder *r, int64_t layer, TensorId *residual,
     TRY(tape_norm(r->tape, name, *residual, *x, ref_of(r, weight_id(layer, LAYER_POST_NORM)), c->rms_eps, residual, &n, err));
     TRY(linear_group(r, layer, "mlp.gate_up_proj", LAYER_GATE, 2, n, gate_up, err));
     (void)snprintf(name, sizeof name, "layers.%lld.mlp.act", (long long)layer);
-    TRY(tape_gate(r->tape, name, gate_up[0], gate_up[1], &activated, err));
+    TRY(tape_gate(r->tape, name, c->gelu_gate ? GATE_GELU_TANH : GATE_SILU, gate_up[0], gate_up[1], &activated, err));
     return linear_group(r, layer, linear_names[LAYER_DOWN], LAYER_DOWN, 1, activated, x, err);
 }
 

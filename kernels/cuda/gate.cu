@@ -1,4 +1,4 @@
-// Gated activation, element for element: y = silu(gate) * up, and its backward, which may write over what it read.
+// Gated activation, element for element: y = g * sigmoid(z) * up, and its backward, which may write over what it read.
 #include "kernels/cuda/common.cuh"
 
 enum { THREADS = 256 };
@@ -18,11 +18,20 @@ __device__ __forceinline__ bool place_of(const DeviceBatch *batch, const Rows &r
     return *row < batch->tokens && *column < rows.width;
 }
 
-__device__ __forceinline__ float sigmoid(float x) {
-    return 1.0f / (1.0f + expf(-x));
+// sigmoid(z(g)), and z'(g).
+template <GateKind KIND>
+__device__ __forceinline__ float gate_of(float g, float *slope) {
+    float z = g;
+    *slope = 1.0f;
+    if (KIND == GATE_GELU_TANH) {
+        float within = fminf(fmaxf(g, -(float)GELU_FLAT), (float)GELU_FLAT), square = within * within;
+        z = (float)GELU_SLOPE * within * (1.0f + (float)GELU_CUBE * square);
+        *slope = (float)GELU_SLOPE * (1.0f + (float)(3.0 * GELU_CUBE) * square);
+    }
+    return 1.0f / (1.0f + expf(-z));
 }
 
-template <class T, int N>
+template <class T, int N, GateKind KIND>
 __global__ void __launch_bounds__(THREADS)
     gate_forward(const DeviceBatch *__restrict__ batch, Rows rows, const T *gate, const T *up, T *y) {
     int64_t row, column;
@@ -31,12 +40,14 @@ __global__ void __launch_bounds__(THREADS)
     load_n<N>(gate + row * rows.pitch + column, g);
     load_n<N>(up + row * rows.pitch + column, u);
 #pragma unroll
-    for (int k = 0; k < N; k++)
-        u[k] *= g[k] * sigmoid(g[k]);
+    for (int k = 0; k < N; k++) {
+        float slope, s = gate_of<KIND>(g[k], &slope);
+        u[k] *= g[k] * s;
+    }
     store_n<N>(y + row * rows.width + column, u);
 }
 
-template <class T, int N>
+template <class T, int N, GateKind KIND>
 __global__ void __launch_bounds__(THREADS) gate_backward(const DeviceBatch *__restrict__ batch, Rows rows, const T *gate,
                                                          const T *up, const T *dy, T *d_gate, T *d_up) {
     int64_t row, column;
@@ -47,8 +58,8 @@ __global__ void __launch_bounds__(THREADS) gate_backward(const DeviceBatch *__re
     load_n<N>(dy + row * rows.width + column, d);
 #pragma unroll
     for (int k = 0; k < N; k++) {
-        float s = sigmoid(g[k]), du = d[k] * g[k] * s;
-        g[k] = d[k] * u[k] * s * (1.0f + g[k] * (1.0f - s));
+        float slope, s = gate_of<KIND>(g[k], &slope), du = d[k] * g[k] * s;
+        g[k] = d[k] * u[k] * s * (1.0f + g[k] * (1.0f - s) * slope);
         u[k] = du;
     }
     store_n<N>(d_gate + row * rows.gradient_pitch + column, g);
@@ -78,13 +89,19 @@ extern "C" cudaError_t cuda_gate_forward(DType act, const DeviceBatch *batch, co
     int64_t blocks = is_shape(shape) ? cut(shape, vectors, &rows) : -1;
     if (blocks < 0) return cudaErrorInvalidValue;
     if (blocks == 0) return cudaSuccess;
-#define FORWARD(N) \
-    CU_LAUNCH((gate_forward<T, N>), (unsigned)blocks, THREADS, 0, stream, batch, rows, (const T *)gate, (const T *)up, (T *)y)
+#define FORWARD(N, KIND)                                                                                                     \
+    CU_LAUNCH((gate_forward<T, N, KIND>), (unsigned)blocks, THREADS, 0, stream, batch, rows, (const T *)gate, (const T *)up, \
+              (T *)y)
+    bool gelu = shape->kind == GATE_GELU_TANH;
     WITH_ACT(act, {
-        if (vectors)
-            FORWARD(VEC);
+        if (vectors && gelu)
+            FORWARD(VEC, GATE_GELU_TANH);
+        else if (vectors)
+            FORWARD(VEC, GATE_SILU);
+        else if (gelu)
+            FORWARD(1, GATE_GELU_TANH);
         else
-            FORWARD(1);
+            FORWARD(1, GATE_SILU);
     });
     return cudaGetLastError();
 }
@@ -96,14 +113,19 @@ extern "C" cudaError_t cuda_gate_backward(DType act, const DeviceBatch *batch, c
     int64_t blocks = is_shape(shape) ? cut(shape, vectors, &rows) : -1;
     if (blocks < 0) return cudaErrorInvalidValue;
     if (blocks == 0) return cudaSuccess;
-#define BACKWARD(N)                                                                                                     \
-    CU_LAUNCH((gate_backward<T, N>), (unsigned)blocks, THREADS, 0, stream, batch, rows, (const T *)gate, (const T *)up, \
+#define BACKWARD(N, KIND)                                                                                                     \
+    CU_LAUNCH((gate_backward<T, N, KIND>), (unsigned)blocks, THREADS, 0, stream, batch, rows, (const T *)gate, (const T *)up, \
               (const T *)dy, (T *)d_gate, (T *)d_up)
+    bool gelu = shape->kind == GATE_GELU_TANH;
     WITH_ACT(act, {
-        if (vectors)
-            BACKWARD(VEC);
+        if (vectors && gelu)
+            BACKWARD(VEC, GATE_GELU_TANH);
+        else if (vectors)
+            BACKWARD(VEC, GATE_SILU);
+        else if (gelu)
+            BACKWARD(1, GATE_GELU_TANH);
         else
-            BACKWARD(1);
+            BACKWARD(1, GATE_SILU);
     });
     return cudaGetLastError();
 }

@@ -4,7 +4,7 @@
 enum { SPARE = 2 };
 
 /* gap: 0, or columns beside gate and up in one buffer, whose gradients are written over them. */
-static void check(DType act, int64_t tokens, int64_t width, int64_t gap) {
+static void check(GateKind kind, DType act, int64_t tokens, int64_t width, int64_t gap) {
     Scope scope = {0};
     Device device = {0};
     Backend reference;
@@ -14,7 +14,7 @@ static void check(DType act, int64_t tokens, int64_t width, int64_t gap) {
     int64_t count = tokens * width, spare = SPARE * width;
     Batch batch = scope_batch(&scope, &tokens, 1, 10);
     int64_t rows = tokens + SPARE, stride = gap > 0 ? 2 * width + gap : 0;
-    GateShape shape = {.rows = rows, .width = width};
+    GateShape shape = {.rows = rows, .width = width, .kind = kind};
     const void *gate = scope_random(&scope, act, count, 12.0), *up = scope_random(&scope, act, count, 2.0);
     const void *dy = scope_random(&scope, act, count, 1.0);
     void *y = scope_nan(&scope, act, count), *d_gate = scope_nan(&scope, act, count), *d_up = scope_nan(&scope, act, count);
@@ -54,13 +54,14 @@ static void gates(void **state) {
     (void)state;
     static const int64_t sizes[][2] = {{1, 1},  {3, 7},    {1, 2040}, {1, 2048}, {1, 2056},
                                        {5, 96}, {17, 251}, {31, 344}, {3, 14336}};
-    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
-        check(DTYPE_F32, sizes[i][0], sizes[i][1], 0);
-        check(DTYPE_BF16, sizes[i][0], sizes[i][1], 0);
-        check(DTYPE_F32, sizes[i][0], sizes[i][1], 8);
-        check(DTYPE_BF16, sizes[i][0], sizes[i][1], 8);
-        check(DTYPE_BF16, sizes[i][0], sizes[i][1], 3);
-    }
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+        for (int kind = GATE_SILU; kind <= GATE_GELU_TANH; kind++) {
+            check((GateKind)kind, DTYPE_F32, sizes[i][0], sizes[i][1], 0);
+            check((GateKind)kind, DTYPE_BF16, sizes[i][0], sizes[i][1], 0);
+            check((GateKind)kind, DTYPE_F32, sizes[i][0], sizes[i][1], 8);
+            check((GateKind)kind, DTYPE_BF16, sizes[i][0], sizes[i][1], 8);
+            check((GateKind)kind, DTYPE_BF16, sizes[i][0], sizes[i][1], 3);
+        }
 }
 
 static void refuses(void **state) {

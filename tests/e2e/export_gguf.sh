@@ -61,6 +61,12 @@ refusals() {
         fails_with "is not empty" export "$model" --format gguf --out "$work/f32" && [[ ! -e $work/no ]]
 }
 check "what does not go together is refused" refusals
+# another gate than the one that llama.cpp computes for the architecture
+gelu() {
+    run 0 inspect --json tests/golden/parity/llama_gelu && out_has '"activation": "gelu_pytorch_tanh"' &&
+        fails_with "computes SiLU" export tests/golden/parity/llama_gelu --format gguf --out "$work/no" && [[ ! -e $work/no ]]
+}
+check "a model gated by GELU is refused" gelu
 killed() {
     (NIBBLE_FAULT=kill@write:3 exec "$nibble" export "$model" --format gguf --out "$work/killed") >/dev/null 2>&1
     [[ ! -e $work/killed ]] && NIBBLE_FAULT=enospc@write:3 run 1 export "$model" --format gguf --out "$work/killed" && [[ ! -e $work/killed ]]

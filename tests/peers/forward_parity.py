@@ -74,6 +74,7 @@ REMOVED = {
     "llama_linear_rope": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
     "llama_dynamic_rope": {"max_position_embeddings": 48},
     "llama_yarn_rope": {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}},
+    "llama_gelu": {"hidden_act": "silu"},
 }
 for name, changes in REMOVED.items():
     with Folder() as f:

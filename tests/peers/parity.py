@@ -96,6 +96,7 @@ MODELS = {
         dict(use_sliding_window=True, sliding_window=7, max_window_layers=1, num_hidden_layers=3, tie_word_embeddings=True),
     ),
     "qwen3": ("Qwen3", dict(head_dim=20, rms_norm_eps=1e-6, tie_word_embeddings=True)),
+    "llama_gelu": ("Llama", dict(hidden_act="gelu_pytorch_tanh")),
 }
 
 

@@ -300,7 +300,7 @@ static const struct {
      "head_dim|to 512|got 1024"},
     {"{" LLAMA ",\"rms_norm_eps\":0}", "rms_norm_eps|got 0"},
     {"{" LLAMA ",\"rms_norm_eps\":-1e-5}", "rms_norm_eps"},
-    {"{" LLAMA ",\"hidden_act\":\"gelu\"}", "hidden_act|'gelu'|silu"},
+    {"{" LLAMA ",\"hidden_act\":\"gelu\"}", "hidden_act|'gelu'|silu, gelu_pytorch_tanh"},
     {"{" LLAMA ",\"hidden_activation\":\"gelu_pytorch_tanh\"}", "hidden_activation|changes the computation"},
     {"{" LLAMA ",\"pretraining_tp\":2}", "pretraining_tp|2 is not supported"},
     {"{" LLAMA ",\"attn_logit_softcapping\":50.0}", "attn_logit_softcapping|50"},

@@ -28,7 +28,8 @@ static const char *const models[] = {"llama_gqa",
                                      "mistral_window",
                                      "qwen2",
                                      "qwen2_window",
-                                     "qwen3"};
+                                     "qwen3",
+                                     "llama_gelu"};
 static const char *const variants[] = {"ref", "avx2", "avx512", "avx512bf16", "amx"};
 #define VARIANTS (replay_device() != NULL ? 1 : sizeof variants / sizeof *variants)
 

@@ -1,4 +1,5 @@
 /* Gated activation against finite differences; threads; rounding; aliasing. */
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -19,7 +20,7 @@ typedef struct Case {
     void *gate, *up, *dy, *y, *d_gate, *d_up;
 } Case;
 
-static const GateShape shape = {.rows = ROWS, .width = WIDTH};
+static GateShape shape = {.rows = ROWS, .width = WIDTH}; /* kind: of the test at work */
 
 static void open_case(Case *c, DType act, int threads) {
     Error err;
@@ -105,9 +106,40 @@ static void test_extremes(void **state) {
     open_case(&c, DTYPE_F32, 1);
     ((float *)c.gate)[0] = -1000.0f; /* exp overflows inside the sigmoid: the limit is 0, not NaN */
     ((float *)c.gate)[1] = 1000.0f;
+    ((float *)c.gate)[2] = 3e38f; /* squares and cubes overflow: the slope's limits are 1 and 0, not NaN */
+    ((float *)c.gate)[3] = -3e38f;
+    ((float *)c.up)[2] = ((float *)c.up)[3] = 1.0f;
     run(&c);
     assert_true(((float *)c.y)[0] == 0.0f);
     assert_true(((float *)c.y)[1] == 1000.0f * ((float *)c.up)[1]);
+    assert_true(((float *)c.y)[2] == 3e38f && ((float *)c.y)[3] == 0.0f);
+    assert_true(((float *)c.d_gate)[2] == ((float *)c.dy)[2] && ((float *)c.d_gate)[3] == 0.0f);
+    close_case(&c);
+}
+
+static void test_nan_stays(void **state) {
+    (void)state;
+    Case c;
+    open_case(&c, DTYPE_F32, 1);
+    ((float *)c.gate)[4] = NAN;
+    run(&c);
+    assert_true(isnan(((float *)c.y)[4]) && isnan(((float *)c.d_gate)[4]) && isnan(((float *)c.d_up)[4]));
+    close_case(&c);
+}
+
+/* PyTorch 2.15: F.gelu(torch.tensor(g, dtype=torch.float64), approximate="tanh") */
+static void test_gelu_values(void **state) {
+    (void)state;
+    static const double values[][2] = {
+        {-4.0, -7.024594819227126e-05}, {-1.25, -0.13228579703028542}, {-0.5, -0.15428599017485606}, {0.0, 0.0},
+        {0.75, 0.5799605551656203},     {1.0, 0.8411919906082768},     {3.5, 3.499383802344626}};
+    Case c;
+    open_case(&c, DTYPE_F64, 1);
+    for (int i = 0; i < (int)(sizeof values / sizeof *values); i++)
+        ((double *)c.gate)[i] = values[i][0], ((double *)c.up)[i] = 1.0;
+    run(&c);
+    for (int i = 0; i < (int)(sizeof values / sizeof *values); i++)
+        assert_true(fabs(((double *)c.y)[i] - values[i][1]) <= 1e-15); /* a few roundings of numbers below 4 */
     close_case(&c);
 }
 
@@ -121,16 +153,33 @@ static void test_refusals(void **state) {
     assert_refused(c.backend.gate_plan(&c.exec.config, &(GateShape){.rows = 0, .width = 4}, &plan, &err), &err, "rows");
     assert_refused(c.backend.gate_plan(&c.exec.config, &(GateShape){.rows = 4, .width = -1}, &plan, &err), &err, "width");
     assert_refused(c.backend.gate_plan(&(ExecConfig){DTYPE_F16, 1}, &shape, &plan, &err), &err, "F16");
+    assert_refused(c.backend.gate_plan(&c.exec.config, &(GateShape){.rows = 4, .width = 4, .kind = (GateKind)7}, &plan, &err),
+                   &err, "number 7");
     c.batch.tokens = ROWS + 1;
     assert_refused(c.backend.gate_forward(&c.exec, &shape, &c.batch, c.gate, c.up, c.y, &err), &err, "tokens");
     close_case(&c);
 }
 
+static int with_silu(void **state) {
+    (void)state;
+    shape.kind = GATE_SILU;
+    return 0;
+}
+
+static int with_gelu(void **state) {
+    (void)state;
+    shape.kind = GATE_GELU_TANH;
+    return 0;
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_gradients), cmocka_unit_test(test_threads_and_rounding),
-        cmocka_unit_test(test_in_place),  cmocka_unit_test(test_extremes),
-        cmocka_unit_test(test_refusals),
+        cmocka_unit_test_setup(test_gradients, with_silu), cmocka_unit_test_setup(test_threads_and_rounding, with_silu),
+        cmocka_unit_test_setup(test_in_place, with_silu),  cmocka_unit_test_setup(test_extremes, with_silu),
+        cmocka_unit_test_setup(test_nan_stays, with_silu), cmocka_unit_test_setup(test_refusals, with_silu),
+        cmocka_unit_test_setup(test_gradients, with_gelu), cmocka_unit_test_setup(test_threads_and_rounding, with_gelu),
+        cmocka_unit_test_setup(test_in_place, with_gelu),  cmocka_unit_test_setup(test_extremes, with_gelu),
+        cmocka_unit_test_setup(test_nan_stays, with_gelu), cmocka_unit_test_setup(test_gelu_values, with_gelu),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

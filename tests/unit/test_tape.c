@@ -133,7 +133,7 @@ static void test_one_consumer(void **state) {
     assert_ok(tape_embed(tape, "table", WEIGHT_FROZEN(W_TABLE), VOCAB, HIDDEN, &x, &error), &error);
     assert_ok(tape_linear(tape, "first", x, &linear, 1, &y, &error), &error);
     assert_refused(tape_linear(tape, "second", x, &linear, 1, &z, &error), &error, "already feeds first");
-    assert_refused(tape_gate(tape, "gate", y, y, &z, &error), &error, "one consumer");
+    assert_refused(tape_gate(tape, "gate", GATE_SILU, y, y, &z, &error), &error, "one consumer");
     assert_refused(tape_linear(tape, "third", 99, &linear, 1, &z, &error), &error, "not a tensor");
     tape_free(tape);
 }
@@ -211,7 +211,7 @@ static Layer record_joined(Tape *tape, int norm, int rounded) {
     if (rounded) assert_ok(tape_fake_rows(tape, "codes", l.qkv[2], &codes, -1, &l.v, &error), &error);
     assert_ok(tape_attention(tape, "attention", 0, l.rq, l.rk, l.v, &attention, &l.o, &error), &error);
     assert_ok(tape_linear(tape, "gate_up", l.o, members + 1, 2, l.gate_up, &error), &error);
-    assert_ok(tape_gate(tape, "act", l.gate_up[0], l.gate_up[1], &l.act, &error), &error);
+    assert_ok(tape_gate(tape, "act", GATE_SILU, l.gate_up[0], l.gate_up[1], &l.act, &error), &error);
     tape_segment(tape, -1);
     assert_ok(tape_head(tape, "head", l.act, WEIGHT_FROZEN(W_HEAD), WEIGHT_F32, VOCAB, &error), &error);
     assert_ok(tape_finish(tape, &error), &error);
