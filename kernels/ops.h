@@ -243,8 +243,8 @@ typedef struct FakeWeightGrad { /* accumulated; NULL where there is none */
  * With dx: dx[t] = grad_scale * sum_v (softmax - onehot)_v W_v, zero on rows without loss; dW accumulated when trained.
  * With a teacher (a shape that says distill, and batch->teacher): q = softmax(teacher[t] W^T) takes the target's place, and
  * nll_j = sum_v q_v (log q_v - log p_v), dx[t] = grad_scale * sum_v (p - q)_v W_v (Hinton et al. 2015, temperature 1).
- * Works through chunks of head_chunk_rows supervised rows, so the logits never exist whole. Loss and gradients are one
- * pass: head_loss and head_logits take forward_workspace; saved and backward_workspace are 0. */
+ * Works through chunks of head_chunk_rows supervised rows (a device takes more), so the logits never exist whole. Loss and
+ * gradients are one pass: head_loss and head_logits take forward_workspace; saved and backward_workspace are 0. */
 typedef struct HeadShape {
     int64_t rows, hidden, vocab;
     int64_t supervised; /* capacity */

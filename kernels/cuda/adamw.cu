@@ -35,26 +35,17 @@ __device__ __forceinline__ void update(const Constants &k, double clip, float &m
 
 template <int N>
 __device__ __forceinline__ void load_state(const float *p, float v[N]) {
-    if constexpr (N == QUAD) {
-        float4 q = *reinterpret_cast<const float4 *>(p);
-        v[0] = q.x, v[1] = q.y, v[2] = q.z, v[3] = q.w;
-    } else {
+    if constexpr (N == QUAD)
+        load4(p, v);
+    else
         v[0] = *p;
-    }
 }
-template <int N>
-__device__ __forceinline__ void store_state(float *p, const float v[N]) {
+template <int N, class T>
+__device__ __forceinline__ void store_state(T *p, const float v[N]) {
     if constexpr (N == QUAD)
-        *reinterpret_cast<float4 *>(p) = make_float4(v[0], v[1], v[2], v[3]);
+        store4(p, v);
     else
-        *p = v[0];
-}
-template <int N>
-__device__ __forceinline__ void store_state(bf16 *p, const float v[N]) {
-    if constexpr (N == QUAD)
-        *reinterpret_cast<uint2 *>(p) = make_uint2(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]));
-    else
-        *p = from_float<bf16>(v[0]);
+        *p = from_float<T>(v[0]);
 }
 
 template <class T, int N>

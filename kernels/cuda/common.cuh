@@ -104,20 +104,31 @@ __device__ __forceinline__ void unpack8(const uint4 &u, float v[8]) {
     v[0] = low_half(u.x), v[1] = high_half(u.x), v[2] = low_half(u.y), v[3] = high_half(u.y);
     v[4] = low_half(u.z), v[5] = high_half(u.z), v[6] = low_half(u.w), v[7] = high_half(u.w);
 }
+// Four values of FP32; what is stored of BF16 is eight bytes.
+__device__ __forceinline__ void load4(const float *p, float v[4]) {
+    uint4 q = cu_load16(p);
+    v[0] = __uint_as_float(q.x), v[1] = __uint_as_float(q.y), v[2] = __uint_as_float(q.z), v[3] = __uint_as_float(q.w);
+}
+__device__ __forceinline__ void store4(float *p, const float v[4]) {
+    cu_store16(p, make_uint4(__float_as_uint(v[0]), __float_as_uint(v[1]), __float_as_uint(v[2]), __float_as_uint(v[3])));
+}
+__device__ __forceinline__ void store4(bf16 *p, const float v[4]) {
+    *reinterpret_cast<uint2 *>(p) = make_uint2(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]));
+}
+
 __device__ __forceinline__ void load8(const bf16 *p, float v[8]) {
-    unpack8(*reinterpret_cast<const uint4 *>(p), v);
+    unpack8(cu_load16(p), v);
 }
 __device__ __forceinline__ void load8(const float *p, float v[8]) {
-    float4 a = reinterpret_cast<const float4 *>(p)[0], b = reinterpret_cast<const float4 *>(p)[1];
-    v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
+    load4(p, v);
+    load4(p + 4, v + 4);
 }
 __device__ __forceinline__ void store8(bf16 *p, const float v[8]) {
-    *reinterpret_cast<uint4 *>(p) =
-        make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
+    cu_store16(p, make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7])));
 }
 __device__ __forceinline__ void store8(float *p, const float v[8]) {
-    reinterpret_cast<float4 *>(p)[0] = make_float4(v[0], v[1], v[2], v[3]);
-    reinterpret_cast<float4 *>(p)[1] = make_float4(v[4], v[5], v[6], v[7]);
+    store4(p, v);
+    store4(p + 4, v + 4);
 }
 
 // N elements: a whole vector, a pair, or one element where widths or addresses do not allow more.

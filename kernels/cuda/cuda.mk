@@ -71,7 +71,7 @@ emu-test:
 # ---- nvcc --------------------------------------------------------------------------------------------------------------
 CUDA_ARCHITECTURES ?= 80 86 89 90 100 120
 comma := ,
-NVCC_FLAGS := -std=c++17 -O3 -lineinfo -I. --Werror all-warnings -Xptxas -v -Xcompiler -fPIC,-Wall,-Wno-unused-function \
+NVCC_FLAGS := -std=c++17 -O3 -lineinfo -I. --Werror all-warnings -Xptxas -v -Xcompiler -fPIC,-Wall,-Wno-unused-function,-ffp-contract=off \
 	$(foreach arch,$(CUDA_ARCHITECTURES),-gencode arch=compute_$(arch)$(comma)code=sm_$(arch)) \
 	-gencode arch=compute_$(lastword $(CUDA_ARCHITECTURES))$(comma)code=compute_$(lastword $(CUDA_ARCHITECTURES))
 CUDA_OBJECTS := $(patsubst %.cu,build/cuda/%.o,$(EMU_KERNELS))

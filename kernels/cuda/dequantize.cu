@@ -1,24 +1,29 @@
 // Any weight format to F32 or BF16. Bound by memory: 4-bit codes and nested constants take 0.516 bytes a weight, BF16 two.
 //
 // A thread reads eight codes (4 bytes of NF4) and writes eight weights (16 bytes of BF16); neighbouring threads have
-// neighbouring weights, so that both sides are whole lines. Four such steps are in flight at a time.
+// neighbouring weights, so that both sides are whole lines. Four such steps (two where what is fetched is large) are in flight
+// at a time, and so are the tables.
 #include "kernels/cuda/weight.cuh"
 
-enum { THREADS = 256, STEPS = 4 };
+enum { THREADS = 256 };
+
+template <class D>
+static constexpr int STEPS = sizeof(typename D::Raw) > 16 ? 2 : 4;
 
 template <class D, class T>
 __global__ void __launch_bounds__(THREADS) dequantize_vectors(D decoder, int64_t first, int64_t vectors, T *__restrict__ out) {
     CU_SHARED(WeightTables, tables, [1]);
+    int64_t at = (int64_t)blockIdx.x * (THREADS * STEPS<D>)+threadIdx.x;
+    typename D::Raw raw[STEPS<D>];
+#pragma unroll
+    for (int s = 0; s < STEPS<D>; s++) {  // behind the end the last once more: without a branch all are on their way at once
+        int64_t vector = at + s * THREADS < vectors ? at + s * THREADS : vectors - 1;
+        raw[s] = decoder.fetch(first + vector * VEC);
+    }
     decoder.prepare(tables);
     __syncthreads();
-    int64_t at = (int64_t)blockIdx.x * (THREADS * STEPS) + threadIdx.x;
-    typename D::Raw raw[STEPS];
 #pragma unroll
-    for (int s = 0; s < STEPS; s++) {
-        if (at + s * THREADS < vectors) raw[s] = decoder.fetch(tables, first + (at + s * THREADS) * VEC);
-    }
-#pragma unroll
-    for (int s = 0; s < STEPS; s++) {
+    for (int s = 0; s < STEPS<D>; s++) {
         if (at + s * THREADS >= vectors) return;
         float v[VEC];
         decoder.decode(tables, raw[s], v);
@@ -40,7 +45,7 @@ static cudaError_t dequantize(const D &decoder, int64_t first, int64_t count, T 
     int64_t whole = vectors ? count / VEC : 0, rest = count - whole * VEC;
     if (divide_up(count, THREADS) > GRID_MAX) return cudaErrorInvalidValue;
     if (whole > 0) {
-        unsigned blocks = (unsigned)divide_up(whole, THREADS * STEPS);
+        unsigned blocks = (unsigned)divide_up(whole, THREADS * STEPS<D>);
         CU_LAUNCH((dequantize_vectors<D, T>), blocks, THREADS, 0, stream, decoder, first, whole, out);
     }
     if (rest > 0) {

@@ -15,7 +15,7 @@ __global__ void __launch_bounds__(THREADS)
     for (int64_t c = (int64_t)threadIdx.x * N; c < hidden; c += THREADS * N) {
         float v[N];
         if constexpr (N == VEC) {
-            typename D::Raw raw = decoder.fetch(tables, from + c);
+            typename D::Raw raw = decoder.fetch(from + c);
             decoder.decode(tables, raw, v);
         } else {
             v[0] = decoder.one(tables, from + c);

@@ -39,26 +39,17 @@ __global__ void __launch_bounds__(THREADS) scatter_rows(const DeviceBatch *__res
 enum { QUAD = 4 };
 template <int N>
 __device__ __forceinline__ void load_logits(const float *z, float v[N]) {
-    if constexpr (N == QUAD) {
-        float4 q = *reinterpret_cast<const float4 *>(z);
-        v[0] = q.x, v[1] = q.y, v[2] = q.z, v[3] = q.w;
-    } else {
+    if constexpr (N == QUAD)
+        load4(z, v);
+    else
         v[0] = z[0];
-    }
 }
-template <int N>
-__device__ __forceinline__ void store_gradient(float *dz, const float v[N]) {
+template <int N, class T>
+__device__ __forceinline__ void store_gradient(T *dz, const float v[N]) {
     if constexpr (N == QUAD)
-        *reinterpret_cast<float4 *>(dz) = make_float4(v[0], v[1], v[2], v[3]);
+        store4(dz, v);
     else
-        dz[0] = v[0];
-}
-template <int N>
-__device__ __forceinline__ void store_gradient(bf16 *dz, const float v[N]) {
-    if constexpr (N == QUAD)
-        *reinterpret_cast<uint2 *>(dz) = make_uint2(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]));
-    else
-        dz[0] = from_float<bf16>(v[0]);
+        dz[0] = from_float<T>(v[0]);
 }
 
 template <class T>
@@ -88,7 +79,7 @@ __device__ __forceinline__ void row_statistics(const float *z, int64_t vocab, fl
     for (unsigned w = 1; w < blockDim.x / 32; w++)
         row_most = fmaxf(row_most, parts[w]);
     *largest = row_most;
-    *sum = block_sum(total > 0.0f ? total * exponential<T>(most - row_most) : 0.0f, parts);
+    *sum = block_sum(total == 0.0f ? 0.0f : total * exponential<T>(most - row_most), parts);  // NaN stays NaN
 }
 
 // A block is a row. A BF16 gradient takes half of its logits' place: what step s writes lies behind everything that steps

@@ -11,9 +11,23 @@ typedef struct HeadLayout {
     OpPlan plan;
 } HeadLayout;
 
+#define CHUNK_TILE 128
+#define CHUNK_MOST 1024
+
+/* Both products of a chunk read the whole weight, so on a device 65 rows (32 MiB of logits of 128,256 words) are bound by that, at a
+ * third of the products' rate. A quarter of the rows, in whole tiles and up to 1,024, is bound by the products, and takes about what
+ * the backward pass of a layer takes later. */
+static int64_t chunk_rows(const HeadShape *shape) {
+    int64_t rows = head_chunk_rows(shape->vocab), quarter = (shape->supervised + 3) / 4;
+    if (rows > CHUNK_TILE) rows -= rows % CHUNK_TILE;
+    quarter = (quarter + CHUNK_TILE - 1) / CHUNK_TILE * CHUNK_TILE;
+    if (rows < quarter) rows = quarter;
+    if (rows > CHUNK_MOST) rows = CHUNK_MOST;
+    return rows < shape->supervised ? rows : shape->supervised;
+}
+
 static HeadLayout layout_of(DType act, const HeadShape *shape) {
-    int64_t chunk = head_chunk_rows(shape->vocab);
-    HeadLayout layout = {.chunk = chunk < shape->supervised ? chunk : shape->supervised};
+    HeadLayout layout = {.chunk = chunk_rows(shape)};
     size_t rows = align_up((size_t)(layout.chunk * shape->hidden) * dtype_size(act));
     layout.gathered = is_dense_as(shape->format, act) ? 0 : align_up((size_t)(shape->vocab * shape->hidden) * dtype_size(act));
     layout.logits = layout.gathered + rows;

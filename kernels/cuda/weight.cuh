@@ -1,8 +1,8 @@
 // Weights of any format as FP32 operands, eight neighbours at a time or one; formulas in kernels/formats.h.
 //
-// A decoder is made on the host from a WeightView. prepare() fills the block's tables (all threads call it, then a barrier
-// follows); fetch() starts the loads of elements i..i+7, i a multiple of 8, and decode() makes values of them, so that a
-// thread can have several fetches in flight; one() is a single element.
+// A decoder is made on the host from a WeightView. fetch() starts the loads of elements i..i+7, i a multiple of 8, and waits for
+// none of them, so that a thread can have several in flight; prepare() fills the block's tables (all threads call it, then a
+// barrier follows); decode() makes values of what was fetched; one() is a single element.
 #pragma once
 #include "kernels/cuda/common.cuh"
 
@@ -24,7 +24,8 @@ struct Decode4 {  // NF4, FP4
 
     struct Raw {
         uint32_t word;
-        float absmax;
+        float absmax;  // nested: of the block of constants
+        uint8_t nested_code;
     };
     explicit Decode4(const WeightView *w)
         : data((const uint8_t *)w->data),
@@ -44,25 +45,28 @@ struct Decode4 {  // NF4, FP4
                 t->nested[i] = nested_map[i];
         }
     }
-    __device__ __forceinline__ float absmax_of(const WeightTables *t, int64_t i) const {
-        int64_t block = i >> shift;
-        if (!NESTED) return __ldg(scales + block);
-        float product = mul_rn(t->nested[__ldg(nested_codes + block)], __ldg(nested_absmax + block / NESTED_BLOCK));
-        return add_rn(product, nested_offset);
+    __device__ __forceinline__ Raw with_constant(uint32_t word, int64_t i) const {
+        uint64_t block = (uint64_t)i >> shift;
+        if (!NESTED) return {word, __ldg(scales + block), 0};
+        return {word, __ldg(nested_absmax + block / NESTED_BLOCK), __ldg(nested_codes + block)};
     }
-    __device__ __forceinline__ Raw fetch(const WeightTables *t, int64_t i) const {
-        return {__ldg(reinterpret_cast<const uint32_t *>(data) + i / 8), absmax_of(t, i)};
+    __device__ __forceinline__ Raw fetch(int64_t i) const {
+        return with_constant(__ldg(reinterpret_cast<const uint32_t *>(data) + (uint64_t)i / 8), i);
+    }
+    __device__ __forceinline__ float absmax_of(const WeightTables *t, const Raw &raw) const {
+        return NESTED ? add_rn(mul_rn(t->nested[raw.nested_code], raw.absmax), nested_offset) : raw.absmax;
     }
     __device__ __forceinline__ void decode(const WeightTables *t, const Raw &raw, float v[8]) const {
+        float absmax = absmax_of(t, raw);
 #pragma unroll
         for (int b = 0; b < 4; b++) {  // the even element lies in the high nibble
-            v[2 * b] = mul_rn(t->code[raw.word >> (8 * b + 4) & 15], raw.absmax);
-            v[2 * b + 1] = mul_rn(t->code[raw.word >> (8 * b) & 15], raw.absmax);
+            v[2 * b] = mul_rn(t->code[raw.word >> (8 * b + 4) & 15], absmax);
+            v[2 * b + 1] = mul_rn(t->code[raw.word >> (8 * b) & 15], absmax);
         }
     }
     __device__ __forceinline__ float one(const WeightTables *t, int64_t i) const {
-        unsigned byte = __ldg(data + i / 2);
-        return mul_rn(t->code[i % 2 == 0 ? byte >> 4 : byte & 15], absmax_of(t, i));
+        uint32_t byte = __ldg(data + i / 2);
+        return mul_rn(t->code[i % 2 == 0 ? byte >> 4 : byte & 15], absmax_of(t, with_constant(byte, i)));
     }
 };
 
@@ -79,7 +83,7 @@ struct DecodeInt4 {
         : data((const uint8_t *)w->data), scales(w->scales), shift(__builtin_ctz((unsigned)w->block_size)) {}
 
     __device__ void prepare(WeightTables *) const {}
-    __device__ __forceinline__ Raw fetch(const WeightTables *, int64_t i) const {
+    __device__ __forceinline__ Raw fetch(int64_t i) const {
         return {__ldg(reinterpret_cast<const uint32_t *>(data) + i / 8), __ldg(scales + (i >> shift))};
     }
     __device__ __forceinline__ void decode(const WeightTables *, const Raw &raw, float v[8]) const {
@@ -105,7 +109,7 @@ struct DecodeInt8 {  // eight neighbours lie in one row: cols is a multiple of 8
     explicit DecodeInt8(const WeightView *w) : data((const int8_t *)w->data), scales(w->scales), cols(w->cols) {}
 
     __device__ void prepare(WeightTables *) const {}
-    __device__ __forceinline__ Raw fetch(const WeightTables *, int64_t i) const {
+    __device__ __forceinline__ Raw fetch(int64_t i) const {
         return {__ldg(reinterpret_cast<const uint2 *>(data + i)), __ldg(scales + i / cols)};
     }
     __device__ __forceinline__ void decode(const WeightTables *, const Raw &raw, float v[8]) const {
@@ -150,7 +154,7 @@ struct DecodeGrouped {  // eight codes of `bits` are `bits` bytes; with fetch() 
         int64_t at = row * groups + (group_index != NULL ? __ldg(group_index + column) : column / block_size);
         return {0, zeros != NULL ? (int)__ldg(zeros + at) : 1 << (bits - 1), __ldg(scales + at)};
     }
-    __device__ __forceinline__ Raw fetch(const WeightTables *, int64_t i) const {
+    __device__ __forceinline__ Raw fetch(int64_t i) const {
         int64_t row = i / cols, column = i % cols;
         const uint8_t *from = data + row * row_bytes + column / 8 * bits;
         Raw raw = grid_of(row, column);
@@ -192,7 +196,7 @@ struct DecodePlain {  // F32, BF16
     explicit DecodePlain(const WeightView *w) : data((const F *)w->data) {}
 
     __device__ void prepare(WeightTables *) const {}
-    __device__ __forceinline__ Raw fetch(const WeightTables *, int64_t i) const {
+    __device__ __forceinline__ Raw fetch(int64_t i) const {
         Raw raw;
         load8(data + i, raw.v);
         return raw;
@@ -216,9 +220,7 @@ struct DecodeHalf {  // converted late: 16 bytes are in flight, not 32
     explicit DecodeHalf(const WeightView *w) : data((const Half *)w->data) {}
 
     __device__ void prepare(WeightTables *) const {}
-    __device__ __forceinline__ Raw fetch(const WeightTables *, int64_t i) const {
-        return {__ldg(reinterpret_cast<const uint4 *>(data + i))};
-    }
+    __device__ __forceinline__ Raw fetch(int64_t i) const { return {__ldg(reinterpret_cast<const uint4 *>(data + i))}; }
     __device__ __forceinline__ void decode(const WeightTables *, const Raw &raw, float v[8]) const {
         const uint32_t words[4] = {raw.words.x, raw.words.y, raw.words.z, raw.words.w};
 #pragma unroll

@@ -103,9 +103,7 @@ struct DecodeGgml {
     }
 
     __device__ void prepare(WeightTables *) const {}
-    __device__ __forceinline__ Raw fetch(const WeightTables *, int64_t i) const {
-        return type >= GGML_Q2_K ? super(i) : small(i);
-    }
+    __device__ __forceinline__ Raw fetch(int64_t i) const { return type >= GGML_Q2_K ? super(i) : small(i); }
     __device__ __forceinline__ static float value(const Raw &raw, int k) {
         int code = (int)(raw.codes >> 8 * k & 255) - raw.bias;
         return add_rn(mul_rn(raw.scale, (float)code), raw.offset);
@@ -115,7 +113,7 @@ struct DecodeGgml {
         for (int k = 0; k < 8; k++)
             v[k] = value(raw, k);
     }
-    __device__ __forceinline__ float one(const WeightTables *t, int64_t i) const {
-        return value(fetch(t, i & ~(int64_t)7), (int)(i & 7));
+    __device__ __forceinline__ float one(const WeightTables *, int64_t i) const {
+        return value(fetch(i & ~(int64_t)7), (int)(i & 7));
     }
 };

@@ -309,6 +309,12 @@ template <class T>
 inline void __stcg(T *p, T v) {
     *p = v;
 }
+inline uint4 cu_load16(const void *p) {
+    return *(const uint4 *)p;
+}
+inline void cu_store16(void *p, uint4 v) {
+    *(uint4 *)p = v;
+}
 template <class A, class B>
 inline std::common_type_t<A, B> min(A a, B b) {
     return a < b ? a : b;

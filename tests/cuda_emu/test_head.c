@@ -227,7 +227,32 @@ static void evaluates(void **state) {
     check_losses(2, 151936);
 }
 
+/* A row that holds NaN has a loss of NaN, wherever it stands; the row beside it does not. */
+static void tells_of_nan(void **state) {
+    (void)state;
+    static const int64_t places[] = {0, 1, 3, 4, 131, 4095, 4096, 5003};
+    for (size_t i = 0; i < 2 * sizeof places / sizeof *places; i++) {
+        Scope scope = {0};
+        Device device = {0};
+        int64_t tokens = 3, vocab = i % 2 ? 5004 : 5005;
+        Batch batch = scope_batch(&scope, &tokens, 1, (int32_t)vocab);
+        assert_true(batch.supervised >= 2);
+        float *logits = scope_random(&scope, DTYPE_F32, batch.supervised * vocab, 9.0), nll[2];
+        logits[places[i / 2]] = NAN;
+        float *dev_logits = device_out(&device, logits, (size_t)(batch.supervised * vocab) * sizeof(float));
+        float *dev_nll = device_nan(&device, DTYPE_F32, batch.supervised);
+        assert_cuda(cudaMemset(dev_nll, 0, (size_t)batch.supervised * sizeof(float)));
+        assert_cuda(cuda_cross_entropy(i < 8 ? DTYPE_BF16 : DTYPE_F32, device_batch(&device, &batch, 0), 0, batch.supervised,
+                                       vocab, dev_logits, dev_nll, 0, 0));
+        device_read(nll, dev_nll, sizeof nll);
+        assert_true(isnan(nll[0]));
+        assert_true(nll[1] > 0.0f);
+        device_close(&device);
+        scope_close(&scope);
+    }
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(loses), cmocka_unit_test(evaluates)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(loses), cmocka_unit_test(evaluates), cmocka_unit_test(tells_of_nan)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
