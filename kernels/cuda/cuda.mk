@@ -146,8 +146,13 @@ build/gpu/%.c.o: %.c
 build/gpu/libgpu_kernels.so: $(patsubst %.cu,build/cuda/%.o,$(EMU_KERNELS))
 	@mkdir -p $(@D)
 	g++ -shared $^ $(GPU_LIBS) -o $@
-$(GPU_PROGRAMS): build/gpu/%: build/gpu/tests/cuda_emu/%.c.o build/gpu/libgpu_kernels.so $(EMU_LIBRARY)
-	g++ $^ -lcmocka $(LIBS) $(GPU_LIBS) -o $@
+$(GPU_PROGRAMS): build/gpu/%: build/gpu/tests/cuda_emu/%.c.o build/gpu/libgpu_backend.a build/gpu/libgpu_kernels.so $(EMU_LIBRARY)
+	g++ $^ -lcmocka $(LIBS) $(GPU_LIBS) -ldl -o $@
+# The plugin's entries for the tests that call them.
+build/gpu/libgpu_backend.a: $(patsubst %.c,build/device/%.o,$(DEVICE_SOURCES))
+	@mkdir -p $(@D)
+	@rm -f $@
+	@ar rcs $@ $^
 .PRECIOUS: build/gpu/%.c.o
 
 .PHONY: gpu-bundle test-gpu bench-gpu
