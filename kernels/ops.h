@@ -435,7 +435,7 @@ typedef struct Backend {
     double (*idle_seconds)(const Exec *exec);
     /* Around a run of entries, between begin (with whole) and finish, whose calls are the same in every micro-batch: part_begin
      * either runs what it recorded earlier (*done 1: the entries are not called) or not; then the entries and part_end
-     * follow, also after a failure. key: what the calls' arguments depend on. NULL: nothing is recorded. */
+     * follow, also after a failure (err NULL: what was recorded is dropped). key: what the calls' arguments depend on. NULL: nothing is recorded. */
     Status (*part_begin)(const Exec *exec, const void *const key[PART_KEYS], int part, int *done, Error *err);
     Status (*part_end)(const Exec *exec, Error *err);
 

@@ -43,7 +43,7 @@ static void place(uint8_t *staging, size_t at, const void *from, int64_t count, 
 
 static Status grow_staging(CudaContext *context, size_t bytes, Error *err) {
     if (bytes <= context->staging_bytes) return OK;
-    CUDA_TRY(context, cudaFreeHost(context->staging));
+    if (context->staging != NULL) CUDA_TRY(context, cudaFreeHost(context->staging));
     context->staging = NULL;
     context->staging_bytes = 0;
     void *memory;
@@ -75,6 +75,7 @@ static Status begin(const Exec *exec, const Batch *batch, int64_t rows, int64_t 
     context->capacity = rows;
     context->host_batch = batch;
     context->id_limit = context->position_limit = 0;
+    TRY(cuda_failed(context, err));
     TRY(grow_staging(context, layout.nll, err));
     TRY(cuda_stage_reset(context, err));
     TRY(cuda_stash_reset(context, err));
@@ -115,6 +116,7 @@ static Status finish(const Exec *exec, Error *err) {
     CudaContext *context = context_of(exec);
     double *loss_sum = context->loss_sum;
     context->loss_sum = NULL; /* once */
+    TRY(cuda_failed(context, err));
     if (loss_sum != NULL)
         CUDA_TRY(context, cudaMemcpyAsync(context->pinned, context->loss_there, sizeof(double), cudaMemcpyDeviceToHost,
                                           context->stream));

@@ -154,7 +154,7 @@ static int nccl_attach(void *self, void *device, char *error) {
 
 static void drop_scratch(Request *request) {
     (void)cudaFree(request->scratch);
-    (void)cudaFreeHost(request->pinned);
+    cuda_give_pinned(request->pinned);
     request->scratch = request->pinned = NULL;
     request->capacity = 0;
 }
@@ -293,6 +293,8 @@ static int nccl_test(void *self, int number, int *done, char *error) {
     if (failed != ncclSuccess && failed != ncclInProgress)
         return say(error, "a collective call", nccl->calls.error_string(failed));
     cudaError_t code = cudaEventQuery(nccl->request[number].done);
+    /* Not being ready is kept as the last error, which the next launch of a kernel would take for its own. */
+    if (code == cudaErrorNotReady) (void)cudaGetLastError();
     if (code != cudaSuccess && code != cudaErrorNotReady) return say(error, "a collective call", cudaGetErrorString(code));
     *done = code == cudaSuccess;
     if (!*done) return 0;

@@ -47,6 +47,7 @@ typedef struct CudaLoad {
 typedef struct CudaContext {
     int index;
     char name[96];
+    int capability;      /* 90: 9.0 */
     cudaStream_t stream; /* everything of a run, in order, but for what goes ahead */
     cudaStream_t side;   /* weights made dense ahead of their products */
     cudaEvent_t begun;   /* on `stream`: what side, or copies, waits for */
@@ -78,6 +79,8 @@ typedef struct CudaContext {
     int64_t id_limit, position_limit; /* what the embedding and RoPE of this micro-batch took; 0: neither has run */
     CudaGraph graphs[GRAPHS_MAX], *capturing;
     CudaLoad load;
+    cudaError_t failed; /* in an entry without a status */
+    const char *failed_call;
     int fakes; /* weights are fake-quantized: SCALAR_FAULT is to be looked at */
     /* pinned copy of the micro-batch; grown when a larger capacity comes */
     uint8_t *staging;
@@ -100,6 +103,13 @@ void cuda_install_idle(Backend *backend);
 /* A message with the call, the device and CUDA's own words. */
 Status cuda_failure(const CudaContext *context, const char *call, cudaError_t code, Error *err);
 Status cublas_failure(const CudaContext *context, const char *call, cublasStatus_t code, Error *err);
+
+/* What an entry without a status ran into, which the next one that has a status says; and forgets it. */
+Status cuda_failed(CudaContext *context, Error *err);
+/* Frees pinned memory; NULL is nothing, which CUDA's documentation says of device memory alone. */
+static inline void cuda_give_pinned(void *memory) {
+    if (memory != NULL) (void)cudaFreeHost(memory);
+}
 
 #define CUDA_TRY(context, call)                                                                \
     do {                                                                                       \

@@ -47,10 +47,19 @@ static Status part_end(const Exec *exec, Error *err) {
     cudaGraph_t recorded = NULL;
     graph->id_limit = context->id_limit;
     graph->position_limit = context->position_limit;
-    CUDA_TRY(context, cudaStreamEndCapture(context->stream, &recorded));
-    cudaError_t code = cudaGraphInstantiate(&graph->exec, recorded, 0);
+    cudaError_t code = cudaStreamEndCapture(context->stream, &recorded);
+    if (err == NULL) { /* half of a part: not to be run, and not to be kept */
+        if (recorded != NULL) (void)cudaGraphDestroy(recorded);
+        (void)cudaGetLastError();
+        return OK;
+    }
+    if (code != cudaSuccess) return cuda_failure(context, "cudaStreamEndCapture", code, err);
+    code = cudaGraphInstantiate(&graph->exec, recorded, 0);
     (void)cudaGraphDestroy(recorded);
-    if (code != cudaSuccess) return cuda_failure(context, "cudaGraphInstantiate", code, err);
+    if (code != cudaSuccess) {
+        graph->exec = NULL;
+        return cuda_failure(context, "cudaGraphInstantiate", code, err);
+    }
     CUDA_TRY(context, cudaGraphLaunch(graph->exec, context->stream));
     return OK;
 }

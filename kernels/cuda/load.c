@@ -21,7 +21,7 @@ static Status pinned_take(const Exec *exec, const char *what, size_t bytes, void
 
 static void pinned_give(const Exec *exec, void *memory) {
     (void)exec;
-    (void)cudaFreeHost(memory);
+    cuda_give_pinned(memory);
 }
 
 static void load_free(CudaLoad *load) {
@@ -29,7 +29,7 @@ static void load_free(CudaLoad *load) {
     (void)cudaFree(load->constants);
     (void)cudaFree(load->offsets);
     (void)cudaFree(load->bad);
-    (void)cudaFreeHost(load->tables);
+    cuda_give_pinned(load->tables);
     for (int i = 0; i < LOAD_SLOTS_MAX; i++)
         if (load->done[i] != NULL) (void)cudaEventDestroy(load->done[i]);
     memset(load, 0, sizeof *load);

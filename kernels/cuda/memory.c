@@ -24,6 +24,7 @@ static Status memory_left(const Exec *exec, size_t *left, size_t *total, Error *
 
 static Status copy(const Exec *exec, void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind, Error *err) {
     CudaContext *context = context_of(exec);
+    TRY(cuda_failed(context, err));
     if (bytes == 0) return OK;
     CUDA_TRY(context, cudaMemcpyAsync(to, from, bytes, kind, context->stream));
     CUDA_TRY(context, cudaStreamSynchronize(context->stream));
@@ -40,6 +41,7 @@ static Status copy_out(const Exec *exec, void *to, const void *from, size_t byte
 
 static Status fill(const Exec *exec, void *to, int byte, size_t bytes, Error *err) {
     CudaContext *context = context_of(exec);
+    TRY(cuda_failed(context, err));
     if (bytes > 0) CUDA_TRY(context, cudaMemsetAsync(to, byte, bytes, context->stream));
     return OK;
 }

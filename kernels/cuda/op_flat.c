@@ -3,12 +3,19 @@
 
 #include "kernels/cuda/context.h"
 
-/* These entries have no status: CUDA's errors stay, so the next entry that has one reports them. */
+/* These entries have no status: the next one that has reports what they ran into. */
+static void keep_failure(CudaContext *context, const char *call, cudaError_t code) {
+    if (code == cudaSuccess || context->failed != cudaSuccess) return;
+    context->failed = code;
+    context->failed_call = call;
+}
+
 static void adamw(const Exec *exec, int64_t count, float *master, float *m, float *v, const float *grad, void *copy,
                   const AdamStep *step) {
     CudaContext *context = context_of(exec);
-    (void)cuda_work(context);
-    (void)cuda_adamw(count, master, m, v, grad, copy, exec->config.act, step, NULL, context->stream);
+    cudaError_t code = cuda_work(context);
+    if (code == cudaSuccess) code = cuda_adamw(count, master, m, v, grad, copy, exec->config.act, step, NULL, context->stream);
+    keep_failure(context, "cuda_adamw", code);
 }
 
 /* Device memory for the partial sums, as large as the largest set of parameters asked for. */
@@ -39,6 +46,7 @@ static double sum_squares(const Exec *exec, int64_t count, const float *x) {
     if (code == cudaSuccess) code = grow_partials(context, cuda_sum_squares_partials(count));
     if (code == cudaSuccess) code = cuda_sum_squares(count, x, context->partials, sum, context->stream);
     if (code == cudaSuccess) code = read_scalar(context, SCALAR_SUM);
+    keep_failure(context, "cuda_sum_squares", code);
     return code == cudaSuccess ? *(double *)(void *)(context->pinned + SCALAR_SUM) : (double)NAN;
 }
 
@@ -49,6 +57,7 @@ static int64_t find_nonfinite(const Exec *exec, const void *activation, int64_t 
     cudaError_t code = cudaMemsetAsync(there, 0xFF, sizeof *there, context->stream);
     if (code == cudaSuccess) code = cuda_find_nonfinite(exec->config.act, rows * columns, activation, there, context->stream);
     if (code == cudaSuccess) code = read_scalar(context, SCALAR_NONFINITE);
+    keep_failure(context, "cuda_find_nonfinite", code);
     if (code != cudaSuccess) return 0;
     uint64_t first = context->pinned[SCALAR_NONFINITE];
     return first == CUDA_ALL_FINITE ? -1 : (int64_t)first;

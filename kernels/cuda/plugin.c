@@ -10,22 +10,48 @@
 #define OLDEST_MAJOR 8                    /* sm_80: the first with BF16 products */
 #define BLAS_WORKSPACE ((size_t)32 << 20) /* what cuBLAS recommends for Hopper; given once, so that it never allocates */
 
+/* What a kernel does to the whole context, and is only seen by a later call. */
+static int is_of_a_kernel(cudaError_t code) {
+    return code == cudaErrorIllegalAddress || code == cudaErrorMisalignedAddress || code == cudaErrorLaunchFailure ||
+           code == cudaErrorIllegalInstruction || code == cudaErrorInvalidAddressSpace || code == cudaErrorInvalidPc ||
+           code == cudaErrorHardwareStackError || code == cudaErrorLaunchTimeout || code == cudaErrorAssert;
+}
+
 Status cuda_failure(const CudaContext *context, const char *call, cudaError_t code, Error *err) {
-    FAIL("device %d (%s): %.200s failed: %s (%s)", context->index, context->name, call, cudaGetErrorString(code),
-         cudaGetErrorName(code));
+    FAIL("device %d (%s): %.200s failed: %s (%s)%s", context->index, context->name, call, cudaGetErrorString(code),
+         cudaGetErrorName(code),
+         is_of_a_kernel(code) ? "; a kernel before it did that: CUDA_LAUNCH_BLOCKING=1 with NIBBLE_CUDA_GRAPHS=0 tells which"
+                              : "");
+}
+
+Status cuda_failed(CudaContext *context, Error *err) {
+    cudaError_t code = context->failed;
+    context->failed = cudaSuccess;
+    return code == cudaSuccess ? OK : cuda_failure(context, context->failed_call, code, err);
 }
 
 Status cublas_failure(const CudaContext *context, const char *call, cublasStatus_t code, Error *err) {
     FAIL("device %d (%s): %.200s failed: %s", context->index, context->name, call, cublasGetStatusName(code));
 }
 
+/* Why there are no devices: CUDA's own words for a missing driver are those for an old one. */
+static Status no_devices(cudaError_t code, Error *err) {
+    int driver = 0;
+    (void)cudaDriverGetVersion(&driver);
+    (void)cudaGetLastError();
+    if (driver == 0) FAIL("no CUDA device can be used: no NVIDIA driver is installed (%s)", cudaGetErrorName(code));
+    if (code == cudaErrorInsufficientDriver)
+        FAIL(
+            "no CUDA device can be used: the driver is for CUDA %d.%d and this build for %d.%d; update the driver, or build "
+            "with a toolkit as old",
+            driver / 1000, driver / 10 % 100, CUDART_VERSION / 1000, CUDART_VERSION / 10 % 100);
+    FAIL("no CUDA device can be used: %s (%s)", cudaGetErrorString(code), cudaGetErrorName(code));
+}
+
 static Status check_device(CudaContext *context, Error *err) {
     int count = 0, major = 0, minor = 0;
     cudaError_t code = cudaGetDeviceCount(&count);
-    if (code != cudaSuccess) {
-        (void)cudaGetLastError();
-        FAIL("no CUDA device can be used: %s (%s)", cudaGetErrorString(code), cudaGetErrorName(code));
-    }
+    if (code != cudaSuccess) return no_devices(code, err);
     if (count <= context->index) FAIL("there is no CUDA device %d: this machine has %d", context->index, count);
     CUDA_TRY(context, cudaSetDevice(context->index));
     CUDA_TRY(context, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, context->index));
@@ -39,7 +65,28 @@ static Status check_device(CudaContext *context, Error *err) {
     if (major < OLDEST_MAJOR)
         FAIL("device %d (%s) is of compute capability %d.%d; BF16 products need 8.0 (Ampere) or newer, so use --device cpu",
              context->index, context->name, major, minor);
+    context->capability = 10 * major + minor;
     return OK;
+}
+
+/* The first kernel: whether there is code for this device. */
+static Status check_kernels(CudaContext *context, Error *err) {
+    cudaError_t code = cuda_sum_squares(0, NULL, NULL, (double *)(void *)context->scalars, context->stream);
+    if (code == cudaErrorNoKernelImageForDevice || code == cudaErrorUnsupportedPtxVersion)
+        FAIL(
+            "device %d (%s): this build has no code for compute capability %d.%d (%s); make clean, then make cuda "
+            "CUDA_ARCHITECTURES=%d",
+            context->index, context->name, context->capability / 10, context->capability % 10, cudaGetErrorName(code),
+            context->capability);
+    return code == cudaSuccess ? OK : cuda_failure(context, "the first kernel", code, err);
+}
+
+/* Splits of a product's sums are added in FP32, not in the BF16 that the result is rounded to; FP32 products are no TF32. */
+static cublasStatus_t set_up_blas(CudaContext *context) {
+    const cublasMath_t math = (cublasMath_t)((int)CUBLAS_DEFAULT_MATH | (int)CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION);
+    cublasStatus_t code = cublasSetStream(context->blas, context->stream); /* takes away the workspace: comes first */
+    if (code == CUBLAS_STATUS_SUCCESS) code = cublasSetWorkspace(context->blas, context->blas_workspace, BLAS_WORKSPACE);
+    return code == CUBLAS_STATUS_SUCCESS ? cublasSetMathMode(context->blas, math) : code;
 }
 
 static Status open_resources(CudaContext *context, Error *err) {
@@ -52,11 +99,11 @@ static Status open_resources(CudaContext *context, Error *err) {
     CUDA_TRY(context, cudaMemsetAsync(memory, 0xFF, SCALARS * sizeof(uint64_t), context->stream));
     CUDA_TRY(context, cudaMallocHost(&memory, SCALARS * sizeof(uint64_t)));
     context->pinned = memory;
+    TRY(check_kernels(context, err));
     cublasStatus_t code = cublasCreate(&context->blas);
     if (code != CUBLAS_STATUS_SUCCESS) return cublas_failure(context, "cublasCreate", code, err);
     CUDA_TRY(context, cudaMalloc(&context->blas_workspace, BLAS_WORKSPACE));
-    code = cublasSetStream(context->blas, context->stream);
-    if (code == CUBLAS_STATUS_SUCCESS) code = cublasSetWorkspace(context->blas, context->blas_workspace, BLAS_WORKSPACE);
+    code = set_up_blas(context);
     return code == CUBLAS_STATUS_SUCCESS ? OK : cublas_failure(context, "cublasSetWorkspace", code, err);
 }
 
@@ -71,8 +118,8 @@ static void device_close(void *self) {
     (void)cudaFree(context->blas_workspace);
     (void)cudaFree(context->scalars);
     (void)cudaFree(context->partials);
-    (void)cudaFreeHost(context->pinned);
-    (void)cudaFreeHost(context->staging);
+    cuda_give_pinned(context->pinned);
+    cuda_give_pinned(context->staging);
     free(context);
 }
 

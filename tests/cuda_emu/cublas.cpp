@@ -13,6 +13,7 @@
 
 struct cublasContext {
     cudaStream_t stream;
+    void *workspace; /* the caller's; null: it would be cuBLAS's own, which a capture would allocate */
 };
 extern "C" int cuda_emu_device_range(const void *p, size_t n, int write);
 
@@ -77,7 +78,7 @@ static bool matrix_ok(const void *p, cudaDataType t, int rows, int cols, int ld)
 
 extern "C" {
 cublasStatus_t cublasCreate_v2(cublasHandle_t *h) {
-    *h = new cublasContext{nullptr};
+    *h = new cublasContext{nullptr, nullptr};
     return CUBLAS_STATUS_SUCCESS;
 }
 cublasStatus_t cublasDestroy_v2(cublasHandle_t h) {
@@ -86,9 +87,12 @@ cublasStatus_t cublasDestroy_v2(cublasHandle_t h) {
 }
 cublasStatus_t cublasSetStream_v2(cublasHandle_t h, cudaStream_t s) {
     h->stream = s;
+    h->workspace = nullptr; /* as cuBLAS does, whatever the stream */
     return CUBLAS_STATUS_SUCCESS;
 }
-cublasStatus_t cublasSetWorkspace_v2(cublasHandle_t, void *, size_t) {
+cublasStatus_t cublasSetWorkspace_v2(cublasHandle_t h, void *workspace, size_t bytes) {
+    if ((uintptr_t)workspace % 256 != 0 || !cuda_emu_device_range(workspace, bytes, 0)) return CUBLAS_STATUS_INVALID_VALUE;
+    h->workspace = workspace;
     return CUBLAS_STATUS_SUCCESS;
 }
 cublasStatus_t cublasSetMathMode(cublasHandle_t, cublasMath_t) {
@@ -103,6 +107,10 @@ cublasStatus_t cublasGemmEx(cublasHandle_t h, cublasOperation_t ta, cublasOperat
                             const void *beta, void *C, cudaDataType ct, int ldc, cublasComputeType_t comp, cublasGemmAlgo_t) {
     bool t1 = ta != CUBLAS_OP_N, t2 = tb != CUBLAS_OP_N;
     if (m < 0 || n < 0 || k < 0) return CUBLAS_STATUS_INVALID_VALUE;
+    if (emu::is_captured(h->stream) && !h->workspace) {
+        fprintf(stderr, "cublas stub: a product is captured without a workspace of the caller's\n");
+        return CUBLAS_STATUS_ALLOC_FAILED;
+    }
     if (!width(at) || at != bt || !width(ct) || comp != CUBLAS_COMPUTE_32F)
         return CUBLAS_STATUS_NOT_SUPPORTED; /* only what is used */
     if (!matrix_ok(A, at, t1 ? k : m, t1 ? m : k, lda) || !matrix_ok(B, bt, t2 ? n : k, t2 ? k : n, ldb) ||

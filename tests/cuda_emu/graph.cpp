@@ -7,6 +7,7 @@
 
 #include <cstdio>
 #include <set>
+#include <thread>
 #include <vector>
 
 namespace emu {
@@ -14,7 +15,9 @@ struct Capture {
     CUstream_st *origin;
     std::vector<Work> work;
     std::set<CUstream_st *> streams;
-    bool invalid = false;
+    cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal;
+    std::thread::id thread = std::this_thread::get_id();
+    bool invalid = false, closed = false;
 };
 static std::set<Capture *> open_captures;
 
@@ -25,10 +28,20 @@ static cudaError_t invalidate(Capture *capture, cudaError_t code, const char *ca
 }
 
 cudaError_t forbid_capture(const char *call) {
-    if (open_captures.empty()) return cudaSuccess;
-    for (Capture *c : open_captures)
-        c->invalid = true;
-    return invalidate(nullptr, cudaErrorStreamCaptureUnsupported, call);
+    bool met = false;
+    for (Capture *c : open_captures) {
+        bool here = c->thread == std::this_thread::get_id() && c->mode != cudaStreamCaptureModeRelaxed;
+        if (!here && c->mode != cudaStreamCaptureModeGlobal) continue;
+        met = c->invalid = true;
+    }
+    return met ? invalidate(nullptr, cudaErrorStreamCaptureUnsupported, call) : cudaSuccess;
+}
+
+bool captures_blocking() {
+    for (const Capture *c : open_captures)
+        for (const CUstream_st *stream : c->streams)
+            if (stream->blocking) return true;
+    return false;
 }
 
 bool is_captured(cudaStream_t stream) {
@@ -53,6 +66,11 @@ bool capture_wait(CUstream_st *stream, CUevent_st *event) {
             invalidate(stream->capture.get(), cudaErrorStreamCaptureIsolation, "waiting for work outside of it");
         return stream->capture != nullptr;
     }
+    if (event->capture->closed) { /* it stands for a node of a graph, not for work */
+        invalidate(stream->capture.get(), cudaErrorStreamCaptureIsolation,
+                   "waiting for an event that was recorded in another one");
+        return true;
+    }
     if (stream->capture && stream->capture != event->capture) {
         invalidate(stream->capture.get(), cudaErrorStreamCaptureMerge, "joining two captures");
         return true;
@@ -73,12 +91,13 @@ struct CUgraphExec_st {
     std::vector<Work> work;
 };
 
-API cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode) {
+API cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode mode) {
     LOCK;
     if (!s) return err(cudaErrorStreamCaptureUnsupported); /* the legacy default stream */
     if (s->capture) return err(cudaErrorIllegalState);
     s->capture = std::make_shared<Capture>();
     s->capture->origin = s;
+    s->capture->mode = mode;
     s->capture->streams.insert(s);
     s->captured = s->joined = 0;
     open_captures.insert(s->capture.get());
@@ -89,6 +108,8 @@ API cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *graph) {
     *graph = nullptr;
     if (!s || !s->capture) return err(cudaErrorIllegalState);
     std::shared_ptr<Capture> capture = s->capture;
+    if (capture->mode != cudaStreamCaptureModeRelaxed && capture->thread != std::this_thread::get_id())
+        return invalidate(capture.get(), cudaErrorStreamCaptureWrongThread, "ending it in another thread");
     if (capture->origin != s) return invalidate(capture.get(), cudaErrorStreamCaptureUnmatched, "ending it on another stream");
     cudaError_t code = capture->invalid ? cudaErrorStreamCaptureInvalidated : cudaSuccess;
     for (CUstream_st *other : capture->streams) {
@@ -97,6 +118,7 @@ API cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *graph) {
         other->captured = other->joined = 0;
     }
     open_captures.erase(capture.get());
+    capture->closed = true;
     if (code != cudaSuccess) return err(code);
     *graph = new CUgraph_st{std::move(capture->work)};
     return cudaSuccess;

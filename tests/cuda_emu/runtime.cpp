@@ -156,6 +156,7 @@ API cudaMalloc(void **p, size_t n) {
     LOCK;
     if (cudaError_t e = forbid_capture("cudaMalloc")) return e;
     *p = nullptr;
+    if (n == 0) return cudaSuccess;
     if (live_bytes + n > device_total()) return err(cudaErrorMemoryAllocation);
     size_t room = ((n + 511) & ~(size_t)511) + 4096; /* at least a page of nothing between two allocations */
     room = (room + 4095) & ~(size_t)4095;
@@ -194,6 +195,7 @@ API cudaFreeAsync(void *p, cudaStream_t) {
 }
 API cudaHostAlloc(void **p, size_t n, unsigned) {
     LOCK;
+    if (cudaError_t e = forbid_capture("cudaHostAlloc")) return e;
     if (posix_memalign(p, 4096, n ? n : 1)) return err(cudaErrorMemoryAllocation);
     pinned[(unsigned char *)*p] = n;
     return cudaSuccess;
@@ -203,8 +205,9 @@ API cudaMallocHost(void **p, size_t n) {
 }
 API cudaFreeHost(void *p) {
     LOCK;
+    if (cudaError_t e = forbid_capture("cudaFreeHost")) return e;
     drain_all();
-    if (p && !pinned.erase((unsigned char *)p)) return err(cudaErrorInvalidValue);
+    if (!pinned.erase((unsigned char *)p)) return err(cudaErrorInvalidValue);
     free(p);
     return cudaSuccess;
 }

@@ -33,9 +33,11 @@ void submit(cudaStream_t stream, Work work);
 /* Waits for the stream; an error while it is captured, and the capture is then invalid. */
 cudaError_t wait_stream(cudaStream_t stream);
 void drain_all();
-/* Refuses, and invalidates the capture, when some stream is being captured: for calls that a capture must not meet. */
+/* Refuses, and invalidates the capture, when this thread captures a stream, or any thread does in global mode: for calls that a
+ * capture must not meet. */
 cudaError_t forbid_capture(const char *call);
 bool is_captured(cudaStream_t stream);
+bool captures_blocking();                           /* some capture has a stream that waits for the legacy default stream */
 void count(const char *what, uint64_t amount);      /* for EMU_COUNT (count.cpp) */
 bool capture_take(CUstream_st *stream, Work &work); /* whether the stream is captured: then the work is in its graph */
 void capture_record(CUstream_st *stream, CUevent_st *event);
@@ -44,6 +46,7 @@ bool capture_wait(CUstream_st *stream, CUevent_st *event); /* whether this was p
 
 struct CUstream_st {
     std::deque<emu::Step> queue;
+    bool blocking = true; /* the legacy default stream waits for it, and it for that */
     uint64_t done = 0, put = 0;
     std::shared_ptr<emu::Capture> capture; /* null: not captured */
     uint64_t captured = 0, joined = 0;     /* work captured from here, and how much of it the origin waits for */

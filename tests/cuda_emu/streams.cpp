@@ -30,6 +30,11 @@ static CUstream_st *real(cudaStream_t s) {
 namespace emu {
 void submit(cudaStream_t cs, Work work) {
     CUstream_st *s = real(cs);
+    if (s == &default_stream && captures_blocking()) {
+        fprintf(stderr, "cuda_emu: work on the legacy default stream, which waits for a stream that is captured\n");
+        err(cudaErrorStreamCaptureImplicit);
+        return;
+    }
     if (capture_take(s, work)) return;
     if ((!lazy || (ahead && s != first)) && s->queue.empty()) {
         work();
@@ -47,7 +52,7 @@ void drain_all() {
         drain(s, s->put);
 }
 cudaError_t wait_stream(cudaStream_t s) {
-    if (is_captured(s)) return forbid_capture("cudaStreamSynchronize");
+    if (cudaError_t e = forbid_capture("cudaStreamSynchronize")) return e;
     drain(real(s), real(s)->put);
     return emu_last_error;
 }
@@ -64,6 +69,11 @@ void launch_impl(const char *name, dim3 g, dim3 b, size_t smem, cudaStream_t s, 
         fprintf(stderr, "cuda_emu: launch of %s refused: grid (%u,%u,%u) block (%u,%u,%u) smem %zu (limit %zu)\n", name, g.x,
                 g.y, g.z, b.x, b.y, b.z, smem, limit);
         err(cudaErrorInvalidConfiguration);
+        return;
+    }
+    const char *fails = getenv("EMU_FAIL");
+    if (fails && strstr(name, fails)) {
+        err(cudaErrorLaunchOutOfResources);
         return;
     }
     submit(s, [=] {
@@ -87,9 +97,10 @@ API cuda_emu_submit_steps(cudaStream_t cs, int (*step)(void *), void *argument) 
     if (!lazy) drain(s, s->put, false);
     return cudaSuccess;
 }
-API cudaStreamCreateWithFlags(cudaStream_t *s, unsigned) {
+API cudaStreamCreateWithFlags(cudaStream_t *s, unsigned flags) {
     LOCK;
     *s = new CUstream_st;
+    (*s)->blocking = !(flags & cudaStreamNonBlocking);
     streams.insert(*s);
     if (!first) first = *s;
     return cudaSuccess;
@@ -142,15 +153,18 @@ API cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
 }
 API cudaEventSynchronize(cudaEvent_t e) {
     LOCK;
-    if (e->capture) return forbid_capture("cudaEventSynchronize");
+    if (e->capture) return err(cudaErrorCapturedEvent);
+    if (cudaError_t code = forbid_capture("cudaEventSynchronize")) return code;
     if (e->stream) drain(e->stream, e->at);
     return emu_last_error;
 }
 API cudaEventQuery(cudaEvent_t e) {
     LOCK;
+    if (e->capture) return err(cudaErrorCapturedEvent);
+    if (cudaError_t code = forbid_capture("cudaEventQuery")) return code;
     if (!e->stream || e->stream->done >= e->at) return cudaSuccess;
     drain(e->stream, e->at, false); /* whoever asks again finds it further */
-    return cudaErrorNotReady;
+    return err(cudaErrorNotReady);  /* and it is the last error from here on */
 }
 API cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned) {
     LOCK;

@@ -1,5 +1,6 @@
 /* Capture and replay as CUDA has them: what is recorded runs at each launch and not before; a side stream joins by events; what a
  * capture must not meet makes it invalid. */
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -123,10 +124,22 @@ static cudaError_t copies_pageable_memory(Rig *r) {
 static cudaError_t copies_at_once(Rig *r) {
     return cudaMemcpy(r->a, r->b, BYTES, cudaMemcpyDeviceToDevice);
 }
+static cudaError_t pins(Rig *r) {
+    void *memory;
+    (void)r;
+    return cudaMallocHost(&memory, 16);
+}
+static cudaError_t asks_an_event(Rig *r) {
+    return cudaEventQuery(r->join);
+}
+static cudaError_t waits_for_another_stream(Rig *r) {
+    return cudaStreamSynchronize(r->side);
+}
 
 static void what_a_capture_must_not_meet(void **state) {
     (void)state;
-    cudaError_t (*const calls[])(Rig *) = {waits, allocates, copies_pageable_memory, copies_at_once};
+    cudaError_t (*const calls[])(Rig *) = {waits, allocates,     copies_pageable_memory,  copies_at_once,
+                                           pins,  asks_an_event, waits_for_another_stream};
     for (size_t i = 0; i < sizeof calls / sizeof *calls; i++) {
         Rig r;
         cudaGraph_t graph;
@@ -139,13 +152,80 @@ static void what_a_capture_must_not_meet(void **state) {
     }
 }
 
+static void *allocate_elsewhere(void *result) {
+    void *memory = NULL;
+    *(cudaError_t *)result = cudaMalloc(&memory, 16);
+    (void)cudaFree(memory);
+    return NULL;
+}
+/* A loader's thread may allocate beside a capture that is its thread's own, and spoils a global one. */
+static void another_thread(void **state) {
+    (void)state;
+    const struct {
+        enum cudaStreamCaptureMode mode;
+        cudaError_t allocating, ending;
+    } cases[] = {{cudaStreamCaptureModeThreadLocal, cudaSuccess, cudaSuccess},
+                 {cudaStreamCaptureModeGlobal, cudaErrorStreamCaptureUnsupported, cudaErrorStreamCaptureInvalidated}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        Rig r;
+        pthread_t thread;
+        cudaGraph_t graph;
+        cudaError_t result = cudaErrorUnknown;
+        open_rig(&r);
+        assert_int_equal(cudaStreamBeginCapture(r.main, cases[i].mode), cudaSuccess);
+        record(&r, 0);
+        assert_int_equal(pthread_create(&thread, NULL, allocate_elsewhere, &result), 0);
+        assert_int_equal(pthread_join(thread, NULL), 0);
+        assert_int_equal(result, cases[i].allocating);
+        assert_int_equal(cudaStreamEndCapture(r.main, &graph), cases[i].ending);
+        if (graph != NULL) assert_int_equal(cudaGraphDestroy(graph), cudaSuccess);
+        (void)cudaGetLastError();
+        close_rig(&r);
+    }
+}
+
+static void the_legacy_stream(void **state) {
+    (void)state;
+    for (int blocking = 0; blocking < 2; blocking++) {
+        Rig r;
+        cudaGraph_t graph;
+        open_rig(&r);
+        cudaStream_t stream = r.main;
+        if (blocking) assert_int_equal(cudaStreamCreate(&stream), cudaSuccess);
+        assert_int_equal(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), cudaSuccess);
+        (void)cudaGetLastError();
+        assert_int_equal(doubled(r.a, r.b, N, NULL), blocking ? cudaErrorStreamCaptureImplicit : cudaSuccess);
+        assert_int_equal(cudaStreamEndCapture(stream, &graph), cudaSuccess);
+        assert_int_equal(cudaGraphDestroy(graph), cudaSuccess);
+        if (blocking) assert_int_equal(cudaStreamDestroy(stream), cudaSuccess);
+        close_rig(&r);
+    }
+}
+
+static void an_event_of_a_capture_outlives_it(void **state) {
+    (void)state;
+    Rig r;
+    cudaGraph_t graph;
+    open_rig(&r);
+    assert_int_equal(cudaStreamBeginCapture(r.main, cudaStreamCaptureModeThreadLocal), cudaSuccess);
+    record(&r, 1);
+    assert_int_equal(cudaStreamEndCapture(r.main, &graph), cudaSuccess);
+    assert_int_not_equal(cudaStreamWaitEvent(r.main, r.join, 0), cudaSuccess);
+    assert_int_equal(cudaEventQuery(r.join), cudaErrorCapturedEvent);
+    (void)cudaGetLastError();
+    assert_int_equal(cudaEventRecord(r.join, r.side), cudaSuccess); /* an event as before */
+    assert_int_equal(cudaStreamWaitEvent(r.main, r.join, 0), cudaSuccess);
+    assert_int_equal(cudaGraphDestroy(graph), cudaSuccess);
+    close_rig(&r);
+}
+
 static void a_product_is_captured(void **state) {
     (void)state;
     enum { SIDE = 8 };
     const float one = 1, zero = 0;
     bf16 values[SIDE * SIDE];
     float result[SIDE * SIDE];
-    void *a, *c;
+    void *a, *c, *workspace;
     cudaStream_t stream;
     cublasHandle_t handle;
     cudaGraph_t graph;
@@ -158,6 +238,8 @@ static void a_product_is_captured(void **state) {
     assert_int_equal(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), cudaSuccess);
     assert_int_equal(cublasCreate(&handle), CUBLAS_STATUS_SUCCESS);
     assert_int_equal(cublasSetStream(handle, stream), CUBLAS_STATUS_SUCCESS);
+    assert_int_equal(cudaMalloc(&workspace, 4096), cudaSuccess);
+    assert_int_equal(cublasSetWorkspace(handle, workspace, 4096), CUBLAS_STATUS_SUCCESS);
     assert_int_equal(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), cudaSuccess);
     assert_int_equal(cublasGemmEx(handle, CUBLAS_OP_N, CUBLAS_OP_N, SIDE, SIDE, SIDE, &one, a, CUDA_R_16BF, SIDE, a,
                                   CUDA_R_16BF, SIDE, &zero, c, CUDA_R_32F, SIDE, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
@@ -173,9 +255,17 @@ static void a_product_is_captured(void **state) {
     }
     assert_int_equal(cudaGraphExecDestroy(exec), cudaSuccess);
     assert_int_equal(cudaGraphDestroy(graph), cudaSuccess);
+    /* a stream that is set takes the workspace away */
+    assert_int_equal(cublasSetStream(handle, stream), CUBLAS_STATUS_SUCCESS);
+    assert_int_equal(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), cudaSuccess);
+    assert_int_equal(cublasGemmEx(handle, CUBLAS_OP_N, CUBLAS_OP_N, SIDE, SIDE, SIDE, &one, a, CUDA_R_16BF, SIDE, a,
+                                  CUDA_R_16BF, SIDE, &zero, c, CUDA_R_32F, SIDE, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
+                     CUBLAS_STATUS_ALLOC_FAILED);
+    assert_int_equal(cudaStreamEndCapture(stream, &graph), cudaSuccess);
+    assert_int_equal(cudaGraphDestroy(graph), cudaSuccess);
     assert_int_equal(cublasDestroy(handle), CUBLAS_STATUS_SUCCESS);
     assert_int_equal(cudaStreamDestroy(stream), cudaSuccess);
-    (void)cudaFree(a), (void)cudaFree(c);
+    (void)cudaFree(a), (void)cudaFree(c), (void)cudaFree(workspace);
 }
 
 int main(void) {
@@ -184,6 +274,9 @@ int main(void) {
         cmocka_unit_test(a_side_stream_joins),
         cmocka_unit_test(a_stream_left_behind),
         cmocka_unit_test(what_a_capture_must_not_meet),
+        cmocka_unit_test(another_thread),
+        cmocka_unit_test(the_legacy_stream),
+        cmocka_unit_test(an_event_of_a_capture_outlives_it),
         cmocka_unit_test(a_product_is_captured),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -91,6 +91,19 @@ static int used_after_free(Host *h, int right) {
     return !cudaStreamSynchronize(h->one) && good(h);
 }
 
+static int pending_taken_for_an_error(Host *h, int right) { /* of the launch after it */
+    cudaEvent_t event;
+    (void)cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
+    upload(h, h->one);
+    (void)cudaEventRecord(event, h->one);
+    if (cudaEventQuery(event) == cudaErrorNotReady && right) (void)cudaGetLastError();
+    return doubled(h->a, h->b, N, h->one) == cudaSuccess;
+}
+static int pinned_nothing_freed(Host *h, int right) {
+    (void)h;
+    return right || cudaFreeHost(NULL) == cudaSuccess;
+}
+
 typedef struct Mistake {
     const char *name;
     int (*run)(Host *h, int right);
@@ -100,7 +113,8 @@ static const Mistake mistakes[] = {
     {"a result read without waiting", read_without_waiting, 0}, {"no event between two streams", no_event, 0},
     {"a staging buffer reused too early", staging_reused, 0},   {"the host reads device memory", host_reads_device, 0},
     {"a device copy that is too long", copy_too_long, 1},       {"a copy in the wrong direction", wrong_direction, 1},
-    {"device memory used after free", used_after_free, 1},
+    {"device memory used after free", used_after_free, 1},      {"an event that is not ready", pending_taken_for_an_error, 0},
+    {"no pinned memory freed", pinned_nothing_freed, 1},
 };
 
 /* 0: ran well, 1: shown, -1: no child. */

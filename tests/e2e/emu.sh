@@ -235,6 +235,14 @@ once() {
 check "a weight is dequantized once a pass; q, k, v and gate, up are one product each way" once
 old() { EMU_CAPABILITY=75 run 1 generate "$work/model" --prompt x --device emu && err_has "7.5" && err_has "BF16" && err_has "--device cpu"; }
 check "a device older than sm_80 is refused with the reason" old
+launches() { # which have no status of their own
+    local kernel
+    for kernel in adamw square_parts; do
+        EMU_FAIL=$kernel train 1 refused --device emu --set train.samples=0 --set output.overwrite=true &&
+            err_has "$([[ $kernel == adamw ]] && echo cuda_adamw || echo cuda_sum_squares) failed" || return 1
+    done
+}
+check "a kernel that cannot be launched is named" launches
 # 32 MiB of it are cuBLAS's workspace
 small() { EMU_DEVICE_MEM=34000000 train 1 small --device emu && err_has "this run needs" && err_has "are left"; }
 check "a run that does not fit the device is refused with its plan" small
