@@ -12,6 +12,7 @@
 #include "train/ceiling.h"
 #include "train/engine.h"
 #include "train/optimizer.h"
+#include "train/run_plan.h"
 
 #define KINDS_MAX 32
 
@@ -26,7 +27,7 @@ typedef struct StepBench {
     Config config;
     Engine engine;
     Tape *tape;
-    Recompute recompute;
+    RunPlan plan;
     Arena buffers;
     BatchBuffer buffer;
     Batch batch;
@@ -43,6 +44,24 @@ typedef struct StepBench {
 
 /* ---- setting up ---------------------------------------------------------------------------------------------------------- */
 
+/* What is recomputed, and on a device what lies where: as `nibble train` chooses for micro-batches of --tokens. */
+static Status choose_plan(StepBench *b, const EngineOptions *options, Error *err) {
+    ModelConfig *model = memory_alloc(sizeof *model);
+    Device device = {0};
+    Pool *pool = NULL;
+    size_t limit;
+    b->config.train.micro_batch_tokens = b->options->tokens;
+    Status status = model_config_read(options->model, model, err);
+    if (status == OK) status = device_open(&device, options->device, options->cpu, err);
+    if (status == OK) status = pool_create(&pool, options->threads, err);
+    if (status == OK) status = run_memory_limit(&b->config, &device, &limit, err);
+    if (status == OK) status = run_plan(&b->config, model, &device.backend, pool_threads(pool), 1, limit, &b->plan, err);
+    pool_free(pool);
+    device_close(&device);
+    memory_free(model);
+    return status;
+}
+
 static Status open_engine(StepBench *b, const char *folder, Error *err) {
     const Config *config = &b->config;
     int full = strcmp(config->method, "full") == 0;
@@ -57,14 +76,12 @@ static Status open_engine(StepBench *b, const char *folder, Error *err) {
                              .config = config,
                              .optimizer = 1};
     TRY(weight_options_from_config(config, &options.weights, err));
+    TRY(choose_plan(b, &options, err));
+    options.weights.places = b->plan.places;
     TRY(engine_open(&b->engine, &options, err));
-    int host = strcmp(config->train.recompute, "host") == 0;
-    b->recompute = host || strcmp(config->train.recompute, "layers") == 0 ? RECOMPUTE_LAYERS
-                   : strcmp(config->train.recompute, "light") == 0        ? RECOMPUTE_LIGHT
-                                                                          : RECOMPUTE_NONE;
-    b->engine.stashed_layers = host ? b->engine.model.layers : 0;
+    b->engine.stashed_layers = b->plan.stashed_layers;
     int64_t tokens = b->options->tokens;
-    TRY(engine_tape(&b->engine, TAPE_TRAIN, b->recompute, tokens, tokens, 0, &b->tape, err));
+    TRY(engine_tape(&b->engine, TAPE_TRAIN, b->plan.recompute, tokens, tokens, 0, &b->tape, err));
     return engine_reserve(&b->engine, &b->tape, 1, tokens, tokens, err);
 }
 
@@ -178,7 +195,8 @@ static Status measure(StepBench *b, Error *err) {
     }
     b->mean = sum / (double)b->options->steps;
     b->idle = (bench_idle(&b->engine) - idle) / sum;
-    b->dequant = dense * (b->recompute == RECOMPUTE_LAYERS ? 3.0 : 2.0) / b->mean;
+    dense *= 1.0 - (double)b->plan.places.dense_layers / (double)b->engine.model.layers;
+    b->dequant = dense * (b->plan.recompute == RECOMPUTE_LAYERS ? 3.0 : 2.0) / b->mean;
     TRY(bench_device_in_use(&b->engine, &b->in_use, err));
     double *profile = memory_calloc((size_t)plan.instructions, sizeof *profile);
     Status status = run_step(b, b->options->steps + 2, profile, &optimizer_seconds, err);
@@ -226,6 +244,7 @@ static void print_result(const StepBench *b, Text *out) {
         text_addf(out, ", \"method\": \"%s\", \"quant\": \"%s\", \"variant\": \"%s\", \"threads\": %d, ", b->config.method,
                   quant, backend->variant.linear, b->engine.exec.config.threads);
         text_addf(out, "\"device\": \"%s\", \"device_bytes\": %zu, ", b->engine.device.name, engine_device_bytes(&b->engine));
+        if (backend->on_device) text_addf(out, "\"choice\": \"%s\", ", b->plan.choice);
         text_addf(out, "\"tokens\": %lld, \"length\": %lld, \"steps\": %lld, ", (long long)b->batch.tokens,
                   (long long)b->length, (long long)b->options->steps);
         text_addf(out, "\"seconds_mean\": %.6g, \"seconds_best\": %.6g, \"tokens_per_second\": %.6g, \"flops\": %.6g, ",
@@ -247,6 +266,7 @@ static void print_result(const StepBench *b, Text *out) {
         text_addf(out, "device         %s, %s in its arenas, %s in use at most\n", b->engine.device.name,
                   format_bytes((double)engine_device_bytes(&b->engine), bytes, sizeof bytes),
                   format_bytes((double)b->in_use, all, sizeof all));
+        text_addf(out, "chosen         %s\n", b->plan.choice);
         text_addf(out, "dequantization %.1f %% of a step if nothing hid it; idle for the host %.1f %%\n", 100.0 * b->dequant,
                   100.0 * b->idle);
     }

@@ -31,11 +31,14 @@ static const CommandHelp help = {
         "linear: products with frozen weights on the CPU, forward and backward, in BF16 and NF4 (or what --set quant.* says),\n"
         "as shares of dense products, of the instruction's rate and of BF16 weights, for a table of shapes or those of "
         "--arch.\n"
-        "step: tokens a second of an optimizer step and where its time goes. generate: tokens a second of one sequence, the\n"
-        "bytes that a token reads, and what share of the memory's read bandwidth that makes. --arch measures a shape with\n"
-        "random weights. dequant to optimizer: one operation of that shape on a device, in GB/s or TFLOP/s and as a share of\n"
-        "the copy bandwidth or of the largest product of the same run. load: a model's files into memory, quantized (the\n"
-        "device's memory where there is one), as a share of reading the same files.",
+        "step: tokens a second of an optimizer step and where its time goes, planned as `nibble train` plans.\n"
+        "generate: tokens a second of one sequence, the bytes that a token reads, and what share of the memory's read\n"
+        "bandwidth that makes. --arch measures a shape with random weights. dequant to optimizer: one\n"
+        "operation of that shape on a device, in GB/s or TFLOP/s and as a share of the copy bandwidth or of the largest "
+        "product\n"
+        "of the same run. load: a model's files into memory, quantized (the device's memory where there is one), as a share "
+        "of\n"
+        "reading the same files.",
     .example =
         "nibble bench ceiling\n"
         "nibble bench linear --threads 1\n"
@@ -177,10 +180,14 @@ static Status bench_cpu(const BenchOptions *o, Text *out, Error *err) {
 
 /* A key that a step does not depend on would be parsed and ignored. */
 static Status check_override(const char *override, Error *err) {
-    static const char *const keys[] = {"method=", "precision=", "seed=", "quant.", "lora.", "train.recompute="};
+    static const char *const keys[] = {"method=", "precision=",       "seed=",         "quant.",
+                                       "lora.",   "train.recompute=", "train.memory=", "train.dequantized_layers="};
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
         if (strncmp(override, keys[i], strlen(keys[i])) == 0) return OK;
-    FAIL_USAGE("--set %.60s: bench step takes method, precision, seed, quant.*, lora.* and train.recompute", override);
+    FAIL_USAGE(
+        "--set %.60s: bench step takes method, precision, seed, quant.*, lora.*, train.recompute, train.memory and "
+        "train.dequantized_layers",
+        override);
 }
 
 static Status check_step(const BenchOptions *o, Error *err) {

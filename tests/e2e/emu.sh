@@ -214,7 +214,8 @@ measured() {
         run 0 bench "$kind" --arch "$work/arch.json" --tokens 32 --device "$there" --json && out_has '"fraction": ' || return 1
     done
     run 0 bench load "$work/model" --device "$there" --json && out_has '"fraction": ' || return 1
-    run 0 bench step --arch "$work/arch.json" --seq 32 --rank 8 --steps 1 --device "$there" && out_has "in its arenas" || return 1
+    run 0 bench step --arch "$work/arch.json" --seq 32 --rank 8 --steps 1 --device "$there" && out_has "in its arenas" &&
+        out_has "2 of 2 layers stay dequantized" || return 1
     run 0 bench step --arch "$work/arch.json" --seq 32 --rank 8 --steps 1 --device "$there" --json && out_has '"fraction_of_gemm_peak": ' &&
         out_has '"dequantization_share": ' && out_has '"idle_share": ' && out_has '"peak_bytes": '
 }
@@ -226,7 +227,9 @@ libraries() { on emu again --set output.overwrite=true && err_has "; 32.00 MiB m
 check "beyond the plan there are only the libraries" libraries
 # One step more, of two layers with seven weights; the first layer's inputs need no gradient, which spares q, k, v one dequantization.
 # A layer's products: q, k, v | o | gate, up | down, forward and backward; the head has two.
-counts() { EMU_COUNT=$work/counts-$1 run 0 bench step --arch "$work/arch.json" --tokens 32 --steps "$1" --device emu; }
+counts() {
+    EMU_COUNT=$work/counts-$1 run 0 bench step --arch "$work/arch.json" --tokens 32 --steps "$1" --device emu --set train.dequantized_layers=0
+}
 once() {
     counts 1 && counts 2 && awk '/dequantize_vectors/ { weights[FILENAME] = $1 } /cublas/ { products[FILENAME] = $1 }
         END { a = ARGV[1]; b = ARGV[2]; w = weights[b] - weights[a]; p = products[b] - products[a]

@@ -113,6 +113,7 @@ step() { # NAME ARCH TOKENS SECONDS: leaves $out/step-NAME.json
     if timeout "$(limit "$4")" "$nibble" bench step --arch "$2" --seq "$3" --rank 16 --device "$device" --json >"$log" 2>"$log.err"; then
         row "step of $1, $3 tokens" "$(number tokens_per_second "$log") tokens/s, $(number fraction_of_gemm_peak "$log") of the GEMM peak"
         row "" "dequantization $(number dequantization_share "$log") of it, idle $(number idle_share "$log"), arenas $(gib "$(number device_bytes "$log")"), in use $(gib "$(number peak_bytes "$log")")"
+        row "" "$(sed -n 's/.*"choice": "\([^"]*\)".*/\1/p' "$log")"
     else
         row "step of $1" "FAILED: $(tail -n 1 "$log.err")"
     fi
