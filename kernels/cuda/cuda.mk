@@ -71,9 +71,11 @@ emu-test:
 # ---- nvcc --------------------------------------------------------------------------------------------------------------
 CUDA_ARCHITECTURES ?= 80 86 89 90 100 120
 comma := ,
-NVCC_FLAGS := -std=c++17 -O3 -lineinfo -I. --Werror all-warnings -Xptxas -v -Xcompiler -fPIC,-Wall,-Wno-unused-function,-ffp-contract=off \
-	$(foreach arch,$(CUDA_ARCHITECTURES),-gencode arch=compute_$(arch)$(comma)code=sm_$(arch)) \
-	-gencode arch=compute_$(lastword $(CUDA_ARCHITECTURES))$(comma)code=compute_$(lastword $(CUDA_ARCHITECTURES))
+# Those that this nvcc knows: an older toolkit makes a plugin for older devices. The last one's PTX is for newer ones.
+NVCC_KNOWS = $(or $(filter $(patsubst compute_%,%,$(shell $(NVCC) --list-gpu-arch 2>/dev/null)),$(CUDA_ARCHITECTURES)),$(CUDA_ARCHITECTURES))
+NVCC_FLAGS = -std=c++17 -O3 -lineinfo -I. --Werror all-warnings -Xptxas -v -Xcompiler -fPIC,-Wall,-Wno-unused-function,-ffp-contract=off \
+	$(foreach arch,$(NVCC_KNOWS),-gencode arch=compute_$(arch)$(comma)code=sm_$(arch)) \
+	-gencode arch=compute_$(lastword $(NVCC_KNOWS))$(comma)code=compute_$(lastword $(NVCC_KNOWS))
 CUDA_OBJECTS := $(patsubst %.cu,build/cuda/%.o,$(EMU_KERNELS))
 # The compiler's report (registers, spills) is kept beside the object.
 build/cuda/%.o: %.cu
@@ -122,7 +124,7 @@ $(EMU_PLUGIN): $(DEVICE_OBJECTS) $(EMU_PLUGIN_OBJECTS)
 
 CUDA_PLUGIN := $(DEVICE_FOLDER)/libnibble_cuda.so
 $(CUDA_PLUGIN): $(DEVICE_OBJECTS) $(patsubst %.cu,build/cuda/%.o,$(KERNEL_SOURCES))
-	g++ -shared -Wl,-Bsymbolic -Wl,--no-undefined $^ -L$(CUDA_HOME)/lib64 -Wl,-rpath,$(CUDA_HOME)/lib64 -lcublas -lcudart_static -lpthread -ldl -lrt -o $@
+	g++ -shared -Wl,-Bsymbolic,--no-undefined,--as-needed,-rpath,'$$ORIGIN',-rpath,$(CUDA_HOME)/lib64 $^ -L$(CUDA_HOME)/lib64 -lcublas -lcudart_static -lpthread -ldl -lrt -o $@
 
 # tests/e2e/emu.sh runs where this can be built, and says so where it cannot.
 DEVICE_FOR_TESTS := $(if $(wildcard $(CUDA_INCLUDE)/cublas_v2.h),emu)
@@ -135,35 +137,39 @@ cuda:
 
 # ---- a GPU at hand -----------------------------------------------------------------------------------------------------
 # The kernels' own tests, compiled against the real runtime. What only an emulator can show is left out. Everything that a
-# machine with a driver and the CUDA libraries needs is put into build/gpu, so that it can be carried to one that has no more (small
-# with CUDA_ARCHITECTURES=90, from a clean build/cuda).
-GPU_TESTS := $(filter-out %/test_bugs.c %/test_host.c %/test_graph.c %/test_weights_ahead.c %/test_stash.c,$(EMU_TESTS))
+# machine with a driver and cuBLAS needs is put into build/gpu, so that it can be carried to one that has no more (small
+# with CUDA_ARCHITECTURES=90, from a clean build/cuda): every program finds the libraries that lie beside it.
+GPU_TESTS := $(filter-out %/test_bugs.c %/test_host.c %/test_graph.c,$(EMU_TESTS))
 GPU_PROGRAMS := $(GPU_TESTS:tests/cuda_emu/%.c=build/gpu/%)
-GPU_LIBS := -L$(CUDA_HOME)/lib64 -Wl,-rpath,'$$ORIGIN',-rpath,$(CUDA_HOME)/lib64 -lcublas -lcudart
+GPU_UNIT := $(addprefix build/gpu/unit/,test_parity test_invariance)
+GPU_CUDA := -L$(CUDA_HOME)/lib64 -lcublas -lcudart -ldl
+GPU_LINK := -Wl,--as-needed,--strip-debug
 build/gpu/%.c.o: %.c
 	@mkdir -p $(@D)
 	$(EMU_CC) $(EMU_CFLAGS) -UEMU_NCCL -DEMU_NCCL=0 -DEMU_VARIANT='"gpu"' -c $< -o $@
 build/gpu/libgpu_kernels.so: $(patsubst %.cu,build/cuda/%.o,$(EMU_KERNELS))
 	@mkdir -p $(@D)
-	g++ -shared $^ $(GPU_LIBS) -o $@
-$(GPU_PROGRAMS): build/gpu/%: build/gpu/tests/cuda_emu/%.c.o build/gpu/libgpu_backend.a build/gpu/libgpu_kernels.so $(EMU_LIBRARY)
-	g++ $^ -lcmocka $(LIBS) $(GPU_LIBS) -ldl -o $@
+	g++ -shared -Wl,-soname,$(@F),-rpath,'$$ORIGIN',-rpath,$(CUDA_HOME)/lib64 $(GPU_LINK) $^ $(GPU_CUDA) -o $@
 # The plugin's entries for the tests that call them.
 build/gpu/libgpu_backend.a: $(patsubst %.c,build/device/%.o,$(DEVICE_SOURCES))
 	@mkdir -p $(@D)
 	@rm -f $@
 	@ar rcs $@ $^
+$(GPU_PROGRAMS): build/gpu/%: build/gpu/tests/cuda_emu/%.c.o build/gpu/libgpu_backend.a build/gpu/libgpu_kernels.so $(EMU_LIBRARY)
+	g++ -Wl,-rpath,'$$ORIGIN',-rpath,$(CUDA_HOME)/lib64 $(GPU_LINK) $^ -lcmocka $(LIBS) $(GPU_CUDA) -o $@
+build/gpu/nibble: $(BUILD)/train/main.o $(LIBRARY)
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS_ALL) -Wl,-rpath,'$$ORIGIN' $(GPU_LINK) $^ $(LIBS) -o $@
+$(GPU_UNIT): build/gpu/unit/%: $(BUILD)/tests/unit/%.o $(TEST_SUPPORT) $(LIBRARY)
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS_ALL) -Wl,-rpath,'$$ORIGIN/..' $(GPU_LINK) $^ -lcmocka $(LIBS) -o $@
 .PRECIOUS: build/gpu/%.c.o
 
 .PHONY: gpu-bundle test-gpu bench-gpu
-GPU_UNIT := $(addprefix $(BUILD)/tests/,test_parity test_invariance)
 gpu-bundle: all cuda
-	$(MAKE) $(GPU_PROGRAMS) $(GPU_UNIT)
-	mkdir -p build/gpu/unit
-	cp $(GPU_UNIT) build/gpu/unit
-	cp $(BINARY) $(CUDA_PLUGIN) build/gpu
-	strip -g build/gpu/nibble build/gpu/unit/*
-	ldd $(BINARY) build/gpu/test_norm | awk '/cjson|zstd|libz\.|pcre2|utf8proc|xxhash|cmocka/ { print $$3 }' | sort -u | xargs -I{} cp -L {} build/gpu
+	$(MAKE) $(GPU_PROGRAMS) $(GPU_UNIT) build/gpu/nibble
+	strip -g $(CUDA_PLUGIN) -o build/gpu/$(notdir $(CUDA_PLUGIN))
+	ldd build/gpu/nibble build/gpu/test_norm | awk '/cjson|zstd|libz\.|pcre2|utf8proc|xxhash|cmocka|cudart/ { print $$3 }' | sort -u | grep -v '/build/gpu/' | xargs -I{} cp -L {} build/gpu
 test-gpu: gpu-bundle
 	tests/tools/gpu.sh test
 bench-gpu: gpu-bundle

@@ -41,6 +41,7 @@ static inline void *device_in(Device *device, const void *values, size_t bytes) 
     void *memory = NULL;
     assert_cuda(cudaMalloc(&memory, bytes > 0 ? bytes : 1));
     if (bytes > 0) assert_cuda(cudaMemcpy(memory, values, bytes, cudaMemcpyHostToDevice));
+    assert_cuda(cudaDeviceSynchronize()); /* a stream that does not wait for the default one may read it next */
     device->buffer[device->buffers].memory = memory;
     device->buffer[device->buffers++].bytes = bytes;
     return memory;
@@ -54,6 +55,7 @@ static inline void *device_out(Device *device, const void *values, size_t bytes)
     assert_cuda(cudaMemset(memory, DEVICE_CANARY_BYTE, bytes + 2 * DEVICE_CANARY));
     if (values == NULL) assert_cuda(cudaMemset(memory + DEVICE_CANARY, 0xFF, bytes));
     if (values != NULL) assert_cuda(cudaMemcpy(memory + DEVICE_CANARY, values, bytes, cudaMemcpyHostToDevice));
+    assert_cuda(cudaDeviceSynchronize());
     device->buffer[device->buffers].memory = memory;
     device->buffer[device->buffers].output = 1;
     device->buffer[device->buffers++].bytes = bytes;
@@ -117,6 +119,7 @@ static inline void device_put(DType type, void *member, int64_t stride, const vo
     for (int64_t t = 0; t < rows; t++)
         assert_cuda(cudaMemcpy((uint8_t *)member + (size_t)t * pitch, (const uint8_t *)values + (size_t)t * row, row,
                                cudaMemcpyHostToDevice));
+    assert_cuda(cudaDeviceSynchronize());
 }
 
 /* A contiguous copy of the member, which becomes NaN. */
@@ -129,6 +132,7 @@ static inline void *device_take(Device *device, DType type, void *member, int64_
         assert_cuda(cudaMemcpy(copy + (size_t)t * row, at, row, cudaMemcpyDeviceToDevice));
         assert_cuda(cudaMemset(at, 0xFF, row));
     }
+    assert_cuda(cudaDeviceSynchronize());
     return copy;
 }
 

@@ -5,6 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -64,8 +65,8 @@ static void product(void **state) {
     assert_int_equal(cudaMemcpy(y, dy, T * O * sizeof *y, cudaMemcpyDeviceToHost), cudaSuccess);
     check_product(x, w, y, T, I, O);
     assert_int_equal(linear(handle, dx, dw, dy, T, I, O, I - 1), CUBLAS_STATUS_INVALID_VALUE);
-    /* one row more than the memory of y has */
-    assert_int_equal(linear(handle, dx, dw, dy, T + 1, I, O, I), CUBLAS_STATUS_INVALID_VALUE);
+    if (strcmp(EMU_VARIANT, "gpu") != 0) /* one row more than the memory of y has, which cuBLAS would write */
+        assert_int_equal(linear(handle, dx, dw, dy, T + 1, I, O, I), CUBLAS_STATUS_INVALID_VALUE);
     assert_int_equal(cublasDestroy(handle), CUBLAS_STATUS_SUCCESS);
     assert_int_equal(cudaStreamDestroy(stream), cudaSuccess);
     (void)cudaFree(dx), (void)cudaFree(dw), (void)cudaFree(dy);

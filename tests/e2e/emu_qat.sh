@@ -82,6 +82,9 @@ qat() { # DEVICE FOLDER MODE GRID WORDS...
     shift 4
     on "$device" "$folder" --set method=lora --set lora.dropout=0 --set "qat.mode=$mode" --set "qat.weights=$grid" "$@"
 }
+# A GPU's exponentials and square roots are approximations, a unit or two off.
+equal=2e-6
+[[ $there == emu ]] || equal=2e-5
 qat_like_the_cpu() { # NAME PRECISION FIRST TOLERANCE MODE GRID WORDS...
     local name=$1 precision=$2 first=$3 tolerance=$4 device
     shift 4
@@ -91,17 +94,17 @@ qat_like_the_cpu() { # NAME PRECISION FIRST TOLERANCE MODE GRID WORDS...
 # The first losses are of equal operands. Later a value at a border between two codes may fall to either side where sums differ in
 # their last place (a group's largest value always lies at one): the CPU's own kernels (NIBBLE_CPU) are up to 0.0015 apart at int4.
 for grid in int4 int2 int8 nf4 q4_0 q8_0; do
-    check "merged, $grid, in F32 has the CPU's losses" qat_like_the_cpu "merged-$grid" f32 2e-6 0.01 merged "$grid"
+    check "merged, $grid, in F32 has the CPU's losses" qat_like_the_cpu "merged-$grid" f32 "$equal" 0.01 merged "$grid"
 done
 check "merged, int4 with zero points, in BF16" qat_like_the_cpu zeros bf16 0.002 0.01 merged int4 --set qat.symmetric=false --set qat.group_size=64
-check "merged, nf4 on an NF4 base, in F32" qat_like_the_cpu on-nf4 f32 2e-6 0.01 merged nf4 --set method=qlora
-check "merged, int3 on grouped integers, in F32" qat_like_the_cpu on-groups f32 2e-6 0.01 merged int3 --set method=qlora --set "model.path=$work/packed"
-check "separate, int4, in F32" qat_like_the_cpu separate f32 2e-6 0.01 separate int4 --set lora.dropout=0.1
-check "learned scales in parts, then whole, in F32" qat_like_the_cpu learned f32 2e-6 0.01 merged int3 --set qat.learn_scales=true --set qat.ramp_steps=1
-check "nf4 in parts" qat_like_the_cpu parts f32 2e-6 0.01 merged nf4 --set qat.ramp_steps=2
+check "merged, nf4 on an NF4 base, in F32" qat_like_the_cpu on-nf4 f32 "$equal" 0.01 merged nf4 --set method=qlora
+check "merged, int3 on grouped integers, in F32" qat_like_the_cpu on-groups f32 "$equal" 0.01 merged int3 --set method=qlora --set "model.path=$work/packed"
+check "separate, int4, in F32" qat_like_the_cpu separate f32 "$equal" 0.01 separate int4 --set lora.dropout=0.1
+check "learned scales in parts, then whole, in F32" qat_like_the_cpu learned f32 "$equal" 0.01 merged int3 --set qat.learn_scales=true --set qat.ramp_steps=1
+check "nf4 in parts" qat_like_the_cpu parts f32 "$equal" 0.01 merged nf4 --set qat.ramp_steps=2
 check "int8 inputs and an int4 cache" qat_like_the_cpu rounded f32 2e-3 0.01 merged int4 --set qat.activations=int8 --set qat.kv_cache=int4 --set qat.start_step=1
 check "int8 inputs with fixed ranges" qat_like_the_cpu fixed f32 5e-4 0.01 merged q8_0 --set qat.activations=int8-static
-check "train.loss distill in F32 has the CPU's losses" qat_like_the_cpu distill f32 2e-6 0.01 merged int2 --set train.loss=distill
+check "train.loss distill in F32 has the CPU's losses" qat_like_the_cpu distill f32 "$equal" 0.01 merged int2 --set train.loss=distill
 check "and in BF16" qat_like_the_cpu distill16 bf16 0.002 0.01 merged int2 --set train.loss=distill
 
 long=(--set train.epochs=3) # graphs are recorded in the second micro-batch and replayed from the third
@@ -129,8 +132,9 @@ shipped() { # GRID FORMAT WORDS...
     [[ $format == gguf ]] && what=$what/model.gguf
     run 0 eval "$what" --data "$work/data.jsonl" --precision f32 --device "$there" --json || return 1
     lost=$(losses_of "$name" | sort -k1,1 -k2,2n | sed -n 's/^eval [0-9]* //p' | tail -n 1)
-    awk -v a="$lost" -v b="$(sed -nE 's/.*"loss": ([0-9.]+),.*/\1/p' "$work/out")" \
-        'BEGIN { d = a - b; if (d < 0) d = -d; print "# trained " a ", exported " b; exit !(a > 0 && d <= 1e-7) }' # eight digits are printed
+    # cuBLAS takes another kernel, whose sums have another order, for other numbers of rows
+    awk -v most="$([[ $there == emu ]] && echo 1e-7 || echo 5e-6)" -v a="$lost" -v b="$(sed -nE 's/.*"loss": ([0-9.]+),.*/\1/p' "$work/out")" \
+        'BEGIN { d = a - b; if (d < 0) d = -d; print "# trained " a ", exported " b; exit !(a > 0 && d <= most) }' # eight digits are printed
 }
 check "exported = trained: int4 with learned scales" shipped int4 compressed-tensors --set qat.learn_scales=true
 check "exported = trained: int2 with zero points" shipped int2 compressed-tensors --set qat.symmetric=false

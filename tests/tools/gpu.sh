@@ -2,8 +2,8 @@
 # gpu.sh [test|bench|all]: on a machine with a GPU, tests and measures what build/gpu holds (make gpu-bundle), in under nine minutes,
 # and ends with one table. It needs a driver and the CUDA libraries; a toolkit's compute-sanitizer and a Python with PyTorch,
 # transformers and PEFT are used where they are. build/gpu may have been made on another machine and carried here.
-# NIBBLE_TEST_DEVICE=emu BUNDLE=FOLDER tries the script itself where there is no GPU; give it a tiny ARCH and few TOKENS. FOLDER holds
-# nibble, its plugin, test_* programs, and unit/ with test_parity and test_invariance.
+# NIBBLE_TEST_DEVICE=emu BUNDLE=FOLDER tries the script itself where there is no GPU; give it a tiny ARCH, few TOKENS, and PATIENCE=10:
+# ten times as long for everything. FOLDER holds nibble, its plugin, test_* programs, and unit/ with test_parity and test_invariance.
 set -u
 cd "$(dirname "$0")/../.." || exit 2
 part=${1:-all}
@@ -27,11 +27,14 @@ trap 'rm -rf "$scratch"' EXIT
 mkdir -p "$out"
 export NIBBLE_PLUGINS=$PWD/$bundle
 [[ $bundle != /* ]] || NIBBLE_PLUGINS=$bundle
-export LD_LIBRARY_PATH=$NIBBLE_PLUGINS:${LD_LIBRARY_PATH:-}
-for folder in $("$python" -c 'import glob, site; print(" ".join(glob.glob(site.getsitepackages()[0] + "/nvidia/*/lib")))' 2>/dev/null); do
-    LD_LIBRARY_PATH+=:$folder # cuBLAS as PyTorch's wheels bring it
-done
+# Programs find what lies beside them; cuBLAS is the toolkit's, or as PyTorch's wheels bring it.
+wheels=$("$python" -c 'import glob, nvidia; print(":".join(f for p in nvidia.__path__ for f in glob.glob(p + "/*/lib")))' 2>/dev/null)
+[[ -z $wheels ]] || export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$wheels
 if ! "$nibble" bench optimizer --arch "$small" --tokens 2 --device "$device" >"$out/probe" 2>&1; then
+    if nvidia-smi -L 2>/dev/null | grep -q '^GPU '; then
+        echo "gpu.sh: there is a GPU, and nibble cannot use it: $(tail -n 1 "$out/probe")" >&2
+        exit 1
+    fi
     echo "skipped: $(tail -n 1 "$out/probe")"
     echo "0 passed, 0 failed, 1 skipped"
     exit 0
@@ -39,11 +42,14 @@ fi
 rows=()
 row() { rows+=("$(printf '%-46s %s' "$1" "$2")"); }
 start=$SECONDS passed=0 failed=0
-left() { echo $((525 - (SECONDS - start))); } # seconds
-limit() { local most=$1 now; now=$(left); echo $((now < most ? now : most)); }
+patience=${PATIENCE:-1}
+left() { echo $((525 * patience - (SECONDS - start))); } # seconds
+limit() { local most=$(($1 * patience)) now; now=$(left); echo $((now < most ? now : most)); }
 
-one() { # NAME SECONDS COMMAND...
-    local name=$1 most log begin=$SECONDS status
+# Commands run beside each other; `done_all` waits for them and says in order what became of each.
+names=() pids=() logs=() limits=()
+begin() { # NAME SECONDS COMMAND...
+    local name=$1 most log
     most=$(limit "$2")
     shift 2
     log=$out/${name//[^a-z0-9]/-}.log
@@ -51,11 +57,25 @@ one() { # NAME SECONDS COMMAND...
         row "$name" "not run: no time is left"
         return
     fi
-    timeout "$most" "$@" >"$log" 2>&1
-    status=$?
+    { timeout "$most" "$@"; echo "# status $? after $SECONDS s" >"$log.end"; } >"$log" 2>&1 &
+    names+=("$name") pids+=($!) logs+=("$log") limits+=("$most") since=$SECONDS
+}
+done_all() {
+    local i status seconds
+    for i in "${!names[@]}"; do
+        wait "${pids[$i]}"
+        read -r _ _ status _ seconds _ <"${logs[$i]}.end"
+        verdict "${names[$i]}" "$status" "${limits[$i]}" $((seconds - since)) "${logs[$i]}"
+    done
+    names=() pids=() logs=() limits=()
+}
+verdict() { # NAME STATUS LIMIT SECONDS LOG
+    local name=$1 status=$2 most=$3 log=$5
     if ((status == 0)) && ! grep -q '^not ok' "$log"; then
         passed=$((passed + 1))
-        row "$name" "passed ($((SECONDS - begin)) s)"
+        row "$name" "passed ($4 s)"
+    elif ((status == 124)) && [[ $name == memcheck* || $name == racecheck* ]]; then
+        row "$name" "not done after $most s, nothing found until then: $(grep -c '=========' "$log") lines"
     elif ((status == 124)); then
         failed=$((failed + 1))
         row "$name" "FAILED: not done after $most s ($log)"
@@ -66,13 +86,24 @@ one() { # NAME SECONDS COMMAND...
     fi
 }
 
+one() { # NAME SECONDS COMMAND...
+    begin "$@"
+    done_all
+}
+
 tests() {
     local program
     for program in "$bundle"/test_*; do
-        [[ -x $program ]] && CMOCKA_MESSAGE_OUTPUT=TAP one "$(basename "$program")" 60 "$program"
+        [[ -x $program ]] || continue
+        CMOCKA_MESSAGE_OUTPUT=TAP begin "$(basename "$program")" 60 "$program"
+        ((${#names[@]} < 4)) || done_all
     done
-    NIBBLE=$nibble NIBBLE_TEST_DEVICE=$device NIBBLE_TEST_PROGRAMS=$bundle/unit one "training, evaluation, generation on the device" 150 bash tests/e2e/emu.sh
-    NIBBLE=$nibble NIBBLE_TEST_DEVICE=$device one "other bases, quantization-aware training" 90 bash tests/e2e/emu_qat.sh
+    done_all
+    # a process a run, most of whose time is its start: beside each other
+    NIBBLE=$nibble NIBBLE_TEST_DEVICE=$device NIBBLE_TEST_PROGRAMS=$bundle/unit begin "training, evaluation, generation on the device" 270 bash tests/e2e/emu.sh
+    NIBBLE=$nibble NIBBLE_TEST_DEVICE=$device begin "other bases, quantization-aware training" 270 bash tests/e2e/emu_qat.sh
+    NIBBLE=$nibble NIBBLE_TEST_DEVICE=$device NIBBLE_TEST_RANKS=1 begin "a rank through NCCL" 120 bash tests/e2e/ranks_gpu.sh
+    done_all
 }
 
 sanitize() {
@@ -84,7 +115,7 @@ sanitize() {
     fi
     for tool in memcheck racecheck; do
         for name in test_dequantize test_norm test_attention test_lora; do
-            [[ -x $bundle/$name ]] && one "$tool $name" 60 "$sanitizer" --tool "$tool" --error-exitcode 9 "$bundle/$name"
+            [[ -x $bundle/$name ]] && CMOCKA_MESSAGE_OUTPUT=TAP one "$tool $name" 60 "$sanitizer" --tool "$tool" --error-exitcode 9 "$bundle/$name"
         done
     done
 }
@@ -131,23 +162,29 @@ loading() {
 
 # PEFT on the same shape, side by side: eager and compiled; BF16 where bitsandbytes is missing.
 peer() {
-    local options log ours
+    local options log ours less
     if ! "$python" -c 'import torch, transformers, peft; assert torch.cuda.is_available()' 2>/dev/null; then
         row "PEFT" "not measured: no PyTorch with CUDA, transformers and PEFT in $python"
         return
     fi
     ours=$(number tokens_per_second "$out/step-$(basename "$arch" .json).json")
     for options in "" "--compile"; do
-        log=$out/peft${options}.json
+        log=$out/peft${options}.json less=
         (($(left) > 40)) || { row "PEFT ${options:-eager}" "not measured: no time is left" && continue; }
-        # shellcheck disable=SC2086 # a word or none
-        if timeout "$(limit 120)" "$python" tests/peers/bench_gpu.py --arch "$arch" --tokens "$tokens" --rank 16 $options >"$log" 2>"$log.err"; then
-            row "PEFT ${options:-eager}, $(word base "$log")" \
+        peft "$log" $options
+        grep -q OutOfMemory "$log.err" && less=", layers recomputed" && peft "$log" $options --checkpointing
+        if [[ -s $log ]]; then
+            row "PEFT ${options:-eager}, $(word base "$log")$less" \
                 "$(number tokens_per_second "$log") tokens/s, $(gib "$(number peak_bytes "$log")"); nibble is $(times "$ours" "$(number tokens_per_second "$log")") times as fast"
         else
             row "PEFT ${options:-eager}" "FAILED: $(tail -n 1 "$log.err")"
         fi
     done
+}
+peft() { # LOG WORDS...
+    local log=$1
+    shift
+    timeout "$(limit 150)" "$python" tests/peers/bench_gpu.py --arch "$arch" --tokens "$tokens" --rank 16 "$@" >"$log" 2>"$log.err" || rm -f "$log"
 }
 
 measurements() {

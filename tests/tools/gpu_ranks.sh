@@ -15,10 +15,9 @@ scratch=${SCRATCH:-$(mktemp -d)} || exit 2
 out=build/gpu/results
 mkdir -p "$out" "$scratch"
 [[ -n ${SCRATCH:-} ]] || trap 'rm -rf "$scratch"' EXIT
-export LD_LIBRARY_PATH=$PWD/build/gpu:${LD_LIBRARY_PATH:-}
-for folder in $("$python" -c 'import glob, site; print(" ".join(glob.glob(site.getsitepackages()[0] + "/nvidia/*/lib")))' 2>/dev/null); do
-    LD_LIBRARY_PATH+=:$folder # cuBLAS and NCCL as PyTorch's wheels bring them
-done
+# cuBLAS and NCCL as PyTorch's wheels bring them
+wheels=$("$python" -c 'import glob, nvidia; print(":".join(f for p in nvidia.__path__ for f in glob.glob(p + "/*/lib")))' 2>/dev/null)
+[[ -z $wheels ]] || export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$wheels
 [[ -x $nibble ]] || { echo "gpu_ranks.sh: build/gpu is empty: make gpu-bundle fills it, where nvcc is" >&2; exit 1; }
 ranks=${1:-$(nvidia-smi -L 2>/dev/null | grep -c '^GPU ')}
 if ((ranks == 0)); then
