@@ -22,9 +22,19 @@ int64_t run_max_length(const Config *config, const ModelConfig *model) {
     return least(2048, window == CONFIG_AUTO ? model->context : least(model->context, window));
 }
 
+/* Of a device's memory: kernels of ours and of cuBLAS are loaded when they run first, and recordings lie there too. */
+#define LOADED_LATE ((size_t)256 << 20)
+#define LOADED_LATE_PART 32 /* at most, of a small device */
+
 Status run_memory_limit(const Config *config, const Device *device, size_t *bytes, Error *err) {
     *bytes = memory_available();
-    if (strcmp(config->train.memory, "auto") == 0) return device != NULL ? device_memory_left(device, bytes, err) : OK;
+    if (strcmp(config->train.memory, "auto") == 0 && device != NULL) {
+        TRY(device_memory_left(device, bytes, err));
+        size_t part = *bytes / LOADED_LATE_PART;
+        if (device->backend.on_device) *bytes -= part < LOADED_LATE ? part : LOADED_LATE;
+        return OK;
+    }
+    if (strcmp(config->train.memory, "auto") == 0) return OK;
     uint64_t limit;
     TRY(config_parse_bytes(config->train.memory, &limit, err));
     *bytes = (size_t)limit;

@@ -69,7 +69,7 @@ Status run_plan(const Config *config, const ModelConfig *model, const Backend *b
  * pinned host memory. Nothing to do otherwise. Ranks that have the same `available` choose the same. */
 Status run_window_choose(Config *config, const ModelConfig *model, const Backend *backend, int threads, int ranks,
                          size_t available, Error *err);
-/* Bytes that train.memory allows: "auto" is what the device has left (NULL: this machine). */
+/* Bytes that train.memory allows: "auto" is what the device has left (NULL: this machine), but for what is loaded into it later. */
 Status run_memory_limit(const Config *config, const Device *device, size_t *bytes, Error *err);
 /* A table for people. */
 void run_plan_print(const RunPlan *plan, Text *out);
