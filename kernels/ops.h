@@ -278,6 +278,14 @@ typedef struct LoadPart {
     DType type;            /* F32, BF16 or F16 */
     int64_t first, values; /* of the flattened weight, in order; first: where a block, group or row begins */
 } LoadPart;
+/* Codes of grouped integers in a file whose lines are inputs (quant/grouped_layout.h). */
+typedef struct LoadLines {
+    const WeightView *to; /* GROUPED: its codes are overwritten where these lines belong */
+    int nibbles;          /* AWQ's words of eight outputs; else GPTQ's, a word of inputs for every output */
+    int64_t first, count; /* lines of the file; nibbles: first is a multiple of 8 */
+    int slot;
+    const void *from; /* as in LoadPart */
+} LoadLines;
 
 /* Which implementation fills an entry, for tests and `bench`: "ref", "avx2", "avx512", "cuda". */
 typedef struct BackendVariant {
@@ -406,11 +414,12 @@ typedef struct Backend {
     /* Host memory that the device copies from without waiting, and that entries may be given as a weight (they read it there). */
     Status (*pinned_take)(const Exec *exec, const char *what, size_t bytes, void **out, Error *err);
     void (*pinned_give)(const Exec *exec, void *memory);
-    /* Loading. begin takes buffers; part and copy start work on what lies in pinned memory; wait returns when a slot's latest
+    /* Loading. begin takes buffers; part, lines and copy start work on what lies in pinned memory; wait returns when a slot's latest
      * work is done; end waits for all and gives the buffers back. Results have LoadPlan.weights elements: nested_offset of
      * each weight, and where its first NaN or Inf was (-1: nowhere); both may be NULL, after a failure. */
     Status (*load_begin)(const Exec *exec, const LoadPlan *plan, Error *err);
     Status (*load_part)(const Exec *exec, const LoadPart *part, Error *err);
+    Status (*load_lines)(const Exec *exec, const LoadLines *lines, Error *err);
     Status (*load_copy)(const Exec *exec, void *to, const void *from, size_t bytes, int slot, Error *err);
     Status (*load_wait)(const Exec *exec, int slot, Error *err);
     Status (*load_end)(const Exec *exec, float *offsets, int64_t *bad, Error *err);

@@ -152,12 +152,19 @@ static int64_t zero_bit(GroupedLayout layout, int bits, int64_t row) {
     return layout == GROUPED_AWQ ? row / 8 * 32 + 4 * nibble[row % 8] : row * bits;
 }
 
+/* Word w of a group's stream of outputs. */
+static uint32_t stream_word(GroupedLayout layout, const QuantizedTensor *t, int64_t group, int64_t w, const uint8_t *bytes) {
+    uint32_t word;
+    memcpy(&word, bytes + stream_byte(layout, t, group, 32 * w), sizeof word);
+    return word;
+}
+
 static int get_zero(GroupedLayout layout, const QuantizedTensor *t, int64_t row, int64_t group, const uint8_t *bytes) {
-    int code = 0;
-    int64_t first = zero_bit(layout, t->spec.bits, row);
-    for (int b = 0; b < t->spec.bits; b++)
-        code |= (bytes[stream_byte(layout, t, group, first + b)] >> (first + b) % 8 & 1) << b;
-    return code;
+    int64_t first = zero_bit(layout, t->spec.bits, row), w = first / 32;
+    int shift = (int)(first % 32), bits = t->spec.bits;
+    uint32_t code = stream_word(layout, t, group, w, bytes) >> shift;
+    if (shift + bits > 32) code |= stream_word(layout, t, group, w + 1, bytes) << (32 - shift);
+    return (int)(code & ((1u << bits) - 1u));
 }
 
 static void put_zero(GroupedLayout layout, const QuantizedTensor *t, int64_t row, int64_t group, int code, uint8_t *bytes) {
@@ -168,14 +175,15 @@ static void put_zero(GroupedLayout layout, const QuantizedTensor *t, int64_t row
     }
 }
 
-void grouped_zeros_in(GroupedLayout layout, const QuantizedTensor *t, int stored_less, const uint8_t *bytes, uint8_t *zeros) {
+void grouped_zeros_in(GroupedLayout layout, const QuantizedTensor *t, int stored_less, const uint8_t *bytes, int64_t row,
+                      int64_t rows, uint8_t *zeros) {
     int64_t groups = groups_of(t);
     int mask = (1 << t->spec.bits) - 1;
     if (layout == GROUPED_INT_ROWS) {
-        flip(zeros, bytes, t->rows);
+        flip(zeros + row, bytes + row, rows);
         return;
     }
-    for (int64_t r = 0; r < t->rows; r++)
+    for (int64_t r = row; r < row + rows; r++)
         for (int64_t g = 0; g < groups; g++)
             zeros[r * groups + g] = (uint8_t)((get_zero(layout, t, r, g, bytes) + stored_less) & mask);
 }
@@ -200,13 +208,19 @@ static int64_t scale_place(GroupedLayout layout, const QuantizedTensor *t, int64
     return is_transposed(layout) ? group * t->rows + row : row * groups_of(t) + group;
 }
 
-void grouped_scales_in(GroupedLayout layout, QuantizedTensor *t, const void *bytes) {
+void grouped_scales_in(GroupedLayout layout, const QuantizedTensor *t, const void *bytes, int64_t row, int64_t rows) {
     size_t size = dtype_size(t->spec.scale_type);
     int64_t groups = groups_of(t);
-    for (int64_t r = 0; r < t->rows; r++)
-        for (int64_t g = 0; g < groups; g++)
-            dtype_convert(&t->scales[r * groups + g], DTYPE_F32,
-                          (const uint8_t *)bytes + (size_t)scale_place(layout, t, r, g) * size, t->spec.scale_type, 1);
+    const uint8_t *from = bytes;
+    if (!is_transposed(layout)) {
+        dtype_convert(t->scales + row * groups, DTYPE_F32, from + (size_t)(row * groups) * size, t->spec.scale_type,
+                      rows * groups);
+        return;
+    }
+    for (int64_t g = 0; g < groups; g++)
+        for (int64_t r = row; r < row + rows; r++)
+            dtype_convert(&t->scales[r * groups + g], DTYPE_F32, from + (size_t)(g * t->rows + r) * size, t->spec.scale_type,
+                          1);
 }
 
 void grouped_scales_out(GroupedLayout layout, const QuantizedTensor *t, void *bytes) {

@@ -37,16 +37,16 @@ void grouped_codes_in(GroupedLayout layout, QuantizedTensor *tensor, int64_t fir
 /* The other way round: overwrites lines. */
 void grouped_codes_out(GroupedLayout layout, const QuantizedTensor *tensor, int64_t first, int64_t count, uint8_t *lines);
 
-/* All zero points of the file, grouped_zero_bytes long, one code a byte into zeros [rows, groups]. stored_less: what the file
- * stores is less than the zero point by this (modulo 2^bits). */
+/* The zero points of rows [row, row + rows) out of all of the file, grouped_zero_bytes long, one code a byte into zeros [all rows,
+ * groups]. stored_less: what the file stores is less than the zero point by this (modulo 2^bits). */
 int64_t grouped_zero_bytes(GroupedLayout layout, const QuantizedTensor *tensor);
-void grouped_zeros_in(GroupedLayout layout, const QuantizedTensor *tensor, int stored_less, const uint8_t *bytes,
-                      uint8_t *zeros);
+void grouped_zeros_in(GroupedLayout layout, const QuantizedTensor *tensor, int stored_less, const uint8_t *bytes, int64_t row,
+                      int64_t rows, uint8_t *zeros);
 /* From the tensor (2^(bits-1) where it has none): overwrites bytes. */
 void grouped_zeros_out(GroupedLayout layout, const QuantizedTensor *tensor, int stored_less, uint8_t *bytes);
 
-/* All scales of the file, of the spec's type. */
-void grouped_scales_in(GroupedLayout layout, QuantizedTensor *tensor, const void *bytes);
+/* All scales of the file, of the spec's type; in: those of rows [row, row + rows) into tensor->scales. */
+void grouped_scales_in(GroupedLayout layout, const QuantizedTensor *tensor, const void *bytes, int64_t row, int64_t rows);
 void grouped_scales_out(GroupedLayout layout, const QuantizedTensor *tensor, void *bytes);
 
 #endif

@@ -153,7 +153,7 @@ Status comm_exchange(Comm *comm, const void *send, void *receive, size_t total, 
     return comm_wait(comm, &work, err);
 }
 
-Status comm_broadcast(Comm *comm, void *bytes, size_t count, int root, CommPurpose purpose, Error *err) {
+Status comm_broadcast(Comm *comm, CommMemory memory, void *bytes, size_t count, int root, CommPurpose purpose, Error *err) {
     char error[COMM_PLUGIN_ERROR];
     if (comm == NULL) return OK;
     for (size_t first = 0; first < count; first += COMM_PIECE) {
@@ -161,7 +161,8 @@ Status comm_broadcast(Comm *comm, void *bytes, size_t count, int root, CommPurpo
         size_t some = count - first < COMM_PIECE ? count - first : COMM_PIECE;
         TRY(begin(comm, &work, purpose, err));
         if (comm->place.rank == root) comm->sent[purpose] += (uint64_t)some * (uint64_t)(comm->place.size - 1);
-        if (comm->plugin->broadcast(comm->self, 0, 1, (uint8_t *)bytes + first, some, root, &work.request, error) != 0)
+        if (comm->plugin->broadcast(comm->self, 0, memory == COMM_HOST, (uint8_t *)bytes + first, some, root, &work.request,
+                                    error) != 0)
             return transport_failed(comm, error, err);
         append(comm, &work, WORK_LAST);
         TRY(comm_wait(comm, &work, err));

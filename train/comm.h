@@ -84,7 +84,7 @@ Status comm_max(Comm *comm, int64_t *value, Error *err);
 Status comm_gather(Comm *comm, void *buffer, size_t share, CommPurpose purpose, Error *err);
 /* send: size shares, one for each rank; receive: everybody's share for this rank, in their order. */
 Status comm_exchange(Comm *comm, const void *send, void *receive, size_t total, size_t share, CommPurpose purpose, Error *err);
-Status comm_broadcast(Comm *comm, void *bytes, size_t count, int root, CommPurpose purpose, Error *err);
+Status comm_broadcast(Comm *comm, CommMemory memory, void *bytes, size_t count, int root, CommPurpose purpose, Error *err);
 Status comm_barrier(Comm *comm, Error *err);
 /* Every rank's text (NUL-terminated, cut at capacity - 1); texts: [size][capacity]. */
 Status comm_gather_texts(Comm *comm, const char *own, char *texts, size_t capacity, Error *err);

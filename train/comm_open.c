@@ -132,7 +132,7 @@ static Status meet_through_mpi(Comm *comm, Error *err) {
     int failed = comm->place.rank == 0 && comm->plugin->make_id(comm->place.id, error) != 0;
     TRY(comm_agree(comm->bootstrap, failed ? error_set(err, ERR_FAILED, "%s", error) : OK, err));
     comm->place.has_id = 1;
-    return comm_broadcast(comm->bootstrap, comm->place.id, sizeof comm->place.id, 0, COMM_CONTROL, err);
+    return comm_broadcast(comm->bootstrap, COMM_HOST, comm->place.id, sizeof comm->place.id, 0, COMM_CONTROL, err);
 }
 
 /* GPU ranks find each other at rank 0's address where they are given one, as torchrun and our own launcher do. */

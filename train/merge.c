@@ -339,9 +339,9 @@ Status merge_begin(Merge *merge, int32_t id, Error *err) {
     TRY(quantized_take(&entry->tensor, &entry->spec, entry->rows, entry->cols, &count, err));
     TRY(arena_create(&merge->arena, "one weight", count.used, err));
     TRY(quantized_take(&entry->tensor, &entry->spec, entry->rows, entry->cols, &merge->arena, err));
-    if (entry->origin == ORIGIN_BNB4) return bnb4_read(merge->files, entry, 1, err);
-    if (entry->origin == ORIGIN_GROUPED) return grouped_read(merge->files, &merge->model, entry, merge->pool, 1, err);
-    return requantize(merge, entry, err);
+    PartWork work = {.files = merge->files, .config = &merge->model, .pool = merge->pool, .drop_cache = 1};
+    int is_packed = entry->origin == ORIGIN_BNB4 || entry->origin == ORIGIN_GROUPED;
+    return is_packed ? weight_read_packed(&work, id, entry, err) : requantize(merge, entry, err);
 }
 
 static void copy_tensor(QuantizedTensor *to, const QuantizedTensor *from) {

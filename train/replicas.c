@@ -272,7 +272,7 @@ static Status pass_moments(Replicas *replicas, float *own, float *whole, int to_
         size_t bytes = (size_t)count * sizeof *piece;
         int64_t root = to_owners ? 0 : owner, target = to_owners ? owner : 0, in_own = at - owner * share;
         if (rank == root) memcpy(piece, to_owners ? &whole[at] : &own[in_own], bytes);
-        status = comm_broadcast(replicas->comm, piece, bytes, (int)root, COMM_STATE, err);
+        status = comm_broadcast(replicas->comm, COMM_HOST, piece, bytes, (int)root, COMM_STATE, err);
         if (rank == target) memcpy(to_owners ? &own[in_own] : &whole[at], piece, bytes);
         at += count;
     }
@@ -291,12 +291,12 @@ Status replicas_share_state(Replicas *replicas, const ParamState *whole, Checkpo
     if (replicas == NULL) return OK;
     const ParamState *state = replicas->state;
     size_t bytes = (size_t)replicas->elements * sizeof(float);
-    TRY(comm_broadcast(replicas->comm, progress, sizeof *progress, 0, COMM_STATE, err));
-    TRY(comm_broadcast(replicas->comm, state->master, bytes, 0, COMM_STATE, err));
+    TRY(comm_broadcast(replicas->comm, COMM_HOST, progress, sizeof *progress, 0, COMM_STATE, err));
+    TRY(comm_broadcast(replicas->comm, COMM_HOST, state->master, bytes, 0, COMM_STATE, err));
     if (is_split(replicas)) {
         TRY(pass_moments(replicas, state->m, whole->m, 1, err));
         return pass_moments(replicas, state->v, whole->v, 1, err);
     }
-    TRY(comm_broadcast(replicas->comm, state->m, bytes, 0, COMM_STATE, err));
-    return comm_broadcast(replicas->comm, state->v, bytes, 0, COMM_STATE, err);
+    TRY(comm_broadcast(replicas->comm, COMM_HOST, state->m, bytes, 0, COMM_STATE, err));
+    return comm_broadcast(replicas->comm, COMM_HOST, state->v, bytes, 0, COMM_STATE, err);
 }

@@ -284,7 +284,9 @@ static const char *token_text(const Trainer *trainer, int32_t id) {
 
 static Status warn_of_untrained_tokens(const Trainer *trainer, Error *err) {
     if (trainer->engine.weights == NULL) return OK; /* method full trains the embeddings as well */
-    WeightView embedding;
+    WeightView embedding = weights_view(trainer->engine.weights, WEIGHT_EMBED);
+    if (embedding.nested_codes != NULL || embedding.scales != NULL)
+        return OK; /* packed: other rows than the model has are near each other */
     void *copy;
     int64_t count = 0;
     const int32_t *ids = dataset_used_ids(&trainer->train_data, &count);
@@ -440,8 +442,8 @@ static Status read_window(Config *config, Error *err) {
 
 static Status adopt_window(Comm *comm, Config *config, Error *err) {
     TRY(comm_agree(comm, comm_rank(comm) == 0 ? read_window(config, err) : OK, err));
-    return comm_broadcast(comm, &config->train.micro_batch_tokens, sizeof config->train.micro_batch_tokens, 0, COMM_CONTROL,
-                          err);
+    return comm_broadcast(comm, COMM_HOST, &config->train.micro_batch_tokens, sizeof config->train.micro_batch_tokens, 0,
+                          COMM_CONTROL, err);
 }
 
 #define OPENING_S 1800.0 /* at least, for a rank that reads data or weights while others wait */

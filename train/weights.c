@@ -65,6 +65,14 @@ static void log_origin(const char *folder, const ModelConfig *config, const Weig
         log_info("%s is quantized already and stays as it is: %s", folder, describe_spec(spec, text, sizeof text));
 }
 
+/* The device's memory, where weights can go straight there. */
+static Status take_mirror(ModelWeights *weights, const WeightOptions *options, Error *err) {
+    if (options->exec == NULL || !stream_suits(&weights->config, weights->entries)) return OK;
+    TRY(device_arena_create(&weights->mirror, weights->backend, options->exec, "weights", weights->arena.capacity, err));
+    weights->mirror.used = weights->arena.used;
+    return OK;
+}
+
 static Status load_shard(ModelWeights *weights, const TensorFiles *files, const WeightOptions *options, const Backend *backend,
                          Pool *pool, Error *err) {
     WeightShards *shards = weights->shards = memory_calloc(1, sizeof *shards);
@@ -77,16 +85,15 @@ static Status load_shard(ModelWeights *weights, const TensorFiles *files, const 
     TRY(shards_take(&weights->config, weights->entries, options->ranks, &count, shards, &bytes, err));
     TRY(arena_create(&weights->arena, "weights", bytes.arena, err));
     TRY(shards_take(&weights->config, weights->entries, options->ranks, &weights->arena, shards, &bytes, err));
-    return shards_read(files, &weights->config, weights->entries, shards, backend, pool, err);
+    TRY(take_mirror(weights, options, err));
+    if (weights->mirror.base != NULL) TRY(comm_attach(options->comm, options->exec->device, err));
+    return shards_read(files, weights, backend, pool, err);
 }
 
-/* Straight to the device where it can quantize what the files hold. */
 static Status load_whole(ModelWeights *weights, const TensorFiles *files, const WeightOptions *options, const Backend *backend,
                          Pool *pool, Error *err) {
     TRY(weights_reserve(weights, options, backend, err));
-    if (options->exec != NULL && stream_suits(weights->entries, weights->count))
-        TRY(device_arena_create(&weights->mirror, backend, options->exec, "weights", weights->arena.capacity, err));
-    weights->mirror.used = weights->mirror.base != NULL ? weights->arena.used : 0;
+    TRY(take_mirror(weights, options, err));
     ModelWeights *streamed = weights->mirror.base != NULL ? weights : NULL;
     return weights_read(files, &weights->config, weights->entries, streamed, backend, pool, err);
 }

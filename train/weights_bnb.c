@@ -198,36 +198,6 @@ Status bnb4_find(WeightCheck *check, const char *name, WeightEntry *entry, int *
     return find_parts(check, name, nested, entry, err);
 }
 
-/* ---- reading 4 bit ---- */
-
-static Status read_all(const TensorFiles *files, const TensorInfo *tensor, void *out, int drop_cache, Error *err) {
-    for (uint64_t at = 0; at < tensor->bytes;) {
-        uint64_t rest = tensor->bytes - at, count = rest < STAGE_BYTES ? rest : STAGE_BYTES;
-        TRY(tensors_read(files, tensor, at, (uint8_t *)out + at, (size_t)count, drop_cache, err));
-        at += count;
-    }
-    return OK;
-}
-
-static Status read_floats(const TensorFiles *files, const TensorInfo *tensor, float *out, int drop_cache, Error *err) {
-    TRY(read_all(files, tensor, out, drop_cache, err));
-    int64_t count = (int64_t)(tensor->bytes / sizeof(float));
-    for (int64_t i = 0; i < count; i++)
-        if (!isfinite(out[i])) FAIL("%s: value %lld is NaN or Inf", tensor->name, (long long)i);
-    return OK;
-}
-
-Status bnb4_read(const TensorFiles *files, WeightEntry *entry, int drop_cache, Error *err) {
-    QuantizedTensor *t = &entry->tensor;
-    TRY(read_all(files, entry->file, t->codes, drop_cache, err));
-    TRY(read_floats(files, entry->map, t->code_table, drop_cache, err));
-    if (!entry->spec.double_quant) return read_floats(files, entry->scales, t->scales, drop_cache, err);
-    t->nested_offset = entry->nested_offset;
-    TRY(read_all(files, entry->scales, t->nested_codes, drop_cache, err));
-    TRY(read_floats(files, entry->nested_absmax, t->nested_absmax, drop_cache, err));
-    return read_floats(files, entry->nested_map, t->nested_map, drop_cache, err);
-}
-
 /* ---- LLM.int8 ---- */
 
 /* "….q_proj.weight" and suffix -> "….q_proj<suffix>" */

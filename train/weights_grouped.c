@@ -13,7 +13,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "core/memory.h"
 #include "quant/grouped_layout.h"
 #include "train/weights_internal.h"
 
@@ -187,114 +186,158 @@ static size_t most(size_t a, size_t b) {
     return a > b ? a : b;
 }
 
+/* Lines whose codes share words of the weight. */
+static int64_t lines_together(GroupedLayout layout) {
+    return layout == GROUPED_AWQ ? 8 : 1;
+}
+
+static WeightPart codes_part(const ModelConfig *config, int32_t id, const WeightEntry *entry) {
+    const QuantizedTensor *t = &entry->tensor;
+    GroupedLayout layout = layout_of(config);
+    WeightPart part = {.kind = layout == GROUPED_PACKED     ? PART_BYTES
+                               : layout == GROUPED_INT_ROWS ? PART_SIGNED
+                                                            : PART_WORDS,
+                       .id = id,
+                       .file = entry->file,
+                       .lines = grouped_lines(layout, t),
+                       .unit = lines_together(layout),
+                       .line_bytes = (size_t)grouped_line_bytes(layout, t),
+                       .to = t->codes};
+    part.made = layout == GROUPED_INT_ROWS ? (size_t)grouped_row_bytes(t->cols, t->spec.bits) : part.line_bytes;
+    part.widest = most(part.line_bytes, part.made);
+    return part;
+}
+
+/* All of a tensor at once. */
+static WeightPart whole_part(PartKind kind, int32_t id, const TensorInfo *file, size_t made, void *to) {
+    size_t bytes = (size_t)file->bytes;
+    return (WeightPart){.kind = kind,
+                        .id = id,
+                        .file = file,
+                        .lines = 1,
+                        .unit = 1,
+                        .line_bytes = bytes,
+                        .made = made,
+                        .widest = most(bytes, made),
+                        .to = to};
+}
+
+int grouped_parts(const ModelConfig *config, int32_t id, const WeightEntry *entry, WeightPart *out) {
+    const QuantizedTensor *t = &entry->tensor;
+    int count = 0;
+    out[count++] = codes_part(config, id, entry);
+    out[count++] = whole_part(PART_SCALES, id, entry->scales, (size_t)t->blocks * sizeof(float), t->scales);
+    if (entry->zeros != NULL) out[count++] = whole_part(PART_ZEROS, id, entry->zeros, (size_t)t->blocks, t->zeros);
+    if (entry->order != NULL)
+        out[count++] = whole_part(PART_ORDER, id, entry->order, (size_t)entry->order->bytes, t->group_index);
+    return count;
+}
+
 size_t grouped_staging(const WeightEntry *entry) {
     int64_t groups = entry->spec.block_size > 0 ? entry->cols / entry->spec.block_size : 1;
-    size_t constants = (size_t)(entry->rows * groups) * sizeof(float);
-    return most(most(STAGE_BYTES, constants), (size_t)(most((size_t)entry->rows, (size_t)entry->cols)) * sizeof(int32_t));
+    size_t constants = (size_t)(entry->rows * groups) * sizeof(float), codes = (size_t)(entry->rows * entry->cols);
+    size_t line = (size_t)(most((size_t)entry->rows, (size_t)entry->cols)) * sizeof(int32_t);
+    return most(most(codes < STAGE_BYTES ? codes : STAGE_BYTES, constants), line);
 }
 
-typedef struct Lines {
+/* Items of the pool: rows of the weight. */
+typedef struct Rows {
     GroupedLayout layout;
-    QuantizedTensor *tensor;
-    int64_t first, count;
-    const uint8_t *lines;
-} Lines;
+    QuantizedTensor tensor; /* its pointers lead where the results are wanted */
+    int64_t first, count;   /* lines of codes */
+    int stored_less;
+    const uint8_t *raw;
+    uint8_t *zeros;
+    _Atomic int64_t bad; /* the first row with a scale that is not finite */
+} Rows;
 
-static void lines_item(void *context, int64_t item, int worker) {
+static int64_t rows_of(const Rows *job, int64_t item) {
+    int64_t rest = job->tensor.rows - item * ROWS_AN_ITEM;
+    return rest < ROWS_AN_ITEM ? rest : ROWS_AN_ITEM;
+}
+
+static void words_item(void *context, int64_t item, int worker) {
     (void)worker;
-    const Lines *job = context;
-    int64_t row = item * ROWS_AN_ITEM, rest = job->tensor->rows - row;
-    grouped_codes_in(job->layout, job->tensor, job->first, job->count, job->lines, row,
-                     rest < ROWS_AN_ITEM ? rest : ROWS_AN_ITEM);
+    Rows *job = context;
+    grouped_codes_in(job->layout, &job->tensor, job->first, job->count, job->raw, item * ROWS_AN_ITEM, rows_of(job, item));
 }
 
-static Status read_whole(const TensorFiles *files, const TensorInfo *tensor, void *out, int drop_cache, Error *err) {
-    for (uint64_t at = 0; at < tensor->bytes;) {
-        uint64_t rest = tensor->bytes - at, count = rest < STAGE_BYTES ? rest : STAGE_BYTES;
-        TRY(tensors_read(files, tensor, at, (uint8_t *)out + at, (size_t)count, drop_cache, err));
-        at += count;
+static void scales_item(void *context, int64_t item, int worker) {
+    (void)worker;
+    Rows *job = context;
+    int64_t groups = job->tensor.blocks / job->tensor.rows, row = item * ROWS_AN_ITEM, rows = rows_of(job, item);
+    grouped_scales_in(job->layout, &job->tensor, job->raw, row, rows);
+    for (int64_t i = row * groups; i < (row + rows) * groups; i++) {
+        if (isfinite(job->tensor.scales[i])) continue;
+        int64_t seen = atomic_load(&job->bad);
+        while (i / groups < seen && !atomic_compare_exchange_weak(&job->bad, &seen, i / groups)) {
+        }
+        return;
     }
-    return OK;
 }
 
-static Status read_codes(const TensorFiles *files, WeightEntry *entry, GroupedLayout layout, Pool *pool, int drop_cache,
-                         uint8_t *buffer, Error *err) {
-    QuantizedTensor *t = &entry->tensor;
-    int64_t all = grouped_lines(layout, t), bytes = grouped_line_bytes(layout, t);
-    int64_t at_once = (int64_t)STAGE_BYTES / bytes > 0 ? (int64_t)STAGE_BYTES / bytes : 1;
-    int by_rows = layout == GROUPED_GPTQ || layout == GROUPED_AWQ;
-    for (int64_t first = 0; first < all; first += at_once) {
-        int64_t count = all - first < at_once ? all - first : at_once;
-        TRY(tensors_read(files, entry->file, (uint64_t)(first * bytes), buffer, (size_t)(count * bytes), drop_cache, err));
-        Lines job = {.layout = layout, .tensor = t, .first = first, .count = count, .lines = buffer};
-        if (by_rows)
-            pool_run(pool, lines_item, &job, (t->rows + ROWS_AN_ITEM - 1) / ROWS_AN_ITEM);
-        else
-            grouped_codes_in(layout, t, first, count, buffer, 0, t->rows);
-    }
-    return OK;
+static void zeros_item(void *context, int64_t item, int worker) {
+    (void)worker;
+    Rows *job = context;
+    grouped_zeros_in(job->layout, &job->tensor, job->stored_less, job->raw, item * ROWS_AN_ITEM, rows_of(job, item),
+                     job->zeros);
 }
 
-static Status read_scales(const TensorFiles *files, WeightEntry *entry, GroupedLayout layout, int drop_cache, uint8_t *buffer,
-                          Error *err) {
-    QuantizedTensor *t = &entry->tensor;
-    TRY(read_whole(files, entry->scales, buffer, drop_cache, err));
-    grouped_scales_in(layout, t, buffer);
-    for (int64_t i = 0; i < t->blocks; i++)
-        if (!isfinite(t->scales[i]))
-            FAIL("%s: the scale of row %lld is NaN or Inf", entry->scales->name, (long long)(i / (t->blocks / t->rows)));
+static void run_rows(Pool *pool, PoolWork *item, Rows *job) {
+    pool_run(pool, item, job, (job->tensor.rows + ROWS_AN_ITEM - 1) / ROWS_AN_ITEM);
+}
+
+void grouped_words_in(PartWork *work, const WeightEntry *entry, int64_t line, int64_t lines, const void *raw) {
+    Rows job = {.layout = layout_of(work->config), .tensor = entry->tensor, .first = line, .count = lines, .raw = raw};
+    run_rows(work->pool, words_item, &job);
+}
+
+static Status make_scales(PartWork *work, const WeightEntry *entry, const void *raw, float *to, Error *err) {
+    Rows job = {.layout = layout_of(work->config), .tensor = entry->tensor, .raw = raw, .bad = INT64_MAX};
+    job.tensor.scales = to;
+    run_rows(work->pool, scales_item, &job);
+    if (job.bad != INT64_MAX) FAIL("the scale of row %lld is NaN or Inf", (long long)job.bad);
     return OK;
 }
 
 /* Where config.json says symmetric, GPTQ's zero points must be the ones that readers assume without looking. */
-static Status read_zeros(const TensorFiles *files, WeightEntry *entry, const ModelConfig *config, int drop_cache,
-                         uint8_t *buffer, Error *err) {
-    QuantizedTensor *t = &entry->tensor;
-    if (entry->zeros == NULL) return OK;
-    TRY(read_whole(files, entry->zeros, buffer, drop_cache, err));
-    if (t->zeros != NULL) {
-        grouped_zeros_in(layout_of(config), t, config->grouped.zero_offset, buffer, t->zeros);
-        return OK;
-    }
-    uint8_t *zeros = memory_alloc((size_t)t->blocks);
-    int64_t other = 0;
-    grouped_zeros_in(layout_of(config), t, config->grouped.zero_offset, buffer, zeros);
-    while (other < t->blocks && zeros[other] == 1 << (t->spec.bits - 1))
-        other++;
-    int got = other < t->blocks ? zeros[other] : 0;
-    memory_free(zeros);
-    if (other == t->blocks) return OK;
-    FAIL("%s: config.json says sym, and a zero point is %d instead of %d; set sym to false, or checkpoint_format to %s",
-         entry->zeros->name, got, 1 << (t->spec.bits - 1), config->grouped.zero_offset ? "gptq_v2" : "gptq");
-}
-
-static Status read_order(const TensorFiles *files, WeightEntry *entry, int drop_cache, int32_t *buffer, Error *err) {
-    QuantizedTensor *t = &entry->tensor;
-    int64_t groups = t->blocks / t->rows, group = t->cols / groups;
-    if (entry->order == NULL) return OK;
-    TRY(read_whole(files, entry->order, buffer, drop_cache, err));
-    for (int64_t c = 0; c < t->cols; c++) {
-        if (buffer[c] < 0 || buffer[c] >= groups)
-            FAIL("%s: column %lld: want a group from 0 to %lld, got %ld", entry->order->name, (long long)c,
-                 (long long)groups - 1, (long)buffer[c]);
-        if (t->group_index == NULL && buffer[c] != c / group)
-            FAIL("%s: column %lld is in group %ld, and config.json says desc_act false; set it to true", entry->order->name,
-                 (long long)c, (long)buffer[c]);
-    }
-    if (t->group_index != NULL) memcpy(t->group_index, buffer, (size_t)t->cols * sizeof *buffer);
+static Status make_zeros(PartWork *work, const WeightEntry *entry, const void *raw, uint8_t *to, Error *err) {
+    const QuantizedTensor *t = &entry->tensor;
+    int less = work->config->grouped.zero_offset, middle = 1 << (t->spec.bits - 1);
+    Rows job = {.layout = layout_of(work->config), .tensor = *t, .stored_less = less, .raw = raw, .zeros = to};
+    run_rows(work->pool, zeros_item, &job);
+    if (t->zeros != NULL) return OK;
+    for (int64_t i = 0; i < t->blocks; i++)
+        if (to[i] != middle)
+            FAIL("config.json says sym, and a zero point is %d instead of %d; set sym to false, or checkpoint_format to %s",
+                 to[i], middle, less ? "gptq_v2" : "gptq");
     return OK;
 }
 
-Status grouped_read(const TensorFiles *files, const ModelConfig *config, WeightEntry *entry, Pool *pool, int drop_cache,
+static Status make_order(const WeightEntry *entry, const void *raw, void *to, Error *err) {
+    const QuantizedTensor *t = &entry->tensor;
+    int64_t groups = t->blocks / t->rows, group = t->cols / groups;
+    const uint8_t *bytes = raw;
+    for (int64_t c = 0; c < t->cols; c++) {
+        int32_t index;
+        memcpy(&index, bytes + (size_t)c * sizeof index, sizeof index);
+        if (index < 0 || index >= groups)
+            FAIL("column %lld: want a group from 0 to %lld, got %ld", (long long)c, (long long)groups - 1, (long)index);
+        if (t->group_index == NULL && index != c / group)
+            FAIL("column %lld is in group %ld, and config.json says desc_act false; set it to true", (long long)c, (long)index);
+    }
+    if (t->group_index != NULL) memcpy(to, raw, (size_t)t->cols * sizeof *t->group_index);
+    return OK;
+}
+
+Status grouped_make(PartWork *work, const WeightPart *part, const WeightEntry *entry, int64_t lines, const void *raw, void *to,
                     Error *err) {
-    GroupedLayout layout = layout_of(config);
-    uint8_t *buffer = memory_alloc(grouped_staging(entry));
-    Status status;
-    TRY_GOTO(read_codes(files, entry, layout, pool, drop_cache, buffer, err));
-    TRY_GOTO(read_scales(files, entry, layout, drop_cache, buffer, err));
-    TRY_GOTO(read_zeros(files, entry, config, drop_cache, buffer, err));
-    TRY_GOTO(read_order(files, entry, drop_cache, (int32_t *)(void *)buffer, err));
-done:
-    memory_free(buffer);
-    return status;
+    if (part->kind == PART_SCALES) return make_scales(work, entry, raw, to, err);
+    if (part->kind == PART_ZEROS) return make_zeros(work, entry, raw, to, err);
+    if (part->kind == PART_ORDER) return make_order(entry, raw, to, err);
+    QuantizedTensor here = entry->tensor; /* rows of I8 */
+    here.codes = to;
+    here.rows = lines;
+    grouped_codes_in(layout_of(work->config), &here, 0, lines, raw, 0, lines);
+    return OK;
 }

@@ -5,6 +5,7 @@
  *   weights_check.c    the folder's tensors against the config, before anything is read
  *   weights_bnb.c      bitsandbytes' tensors: quant_state, constants, LLM.int8
  *   weights_grouped.c  folders of GPTQ, AWQ and compressed-tensors
+ *   weights_parts.c    what tensors a weight is read from, and what the host makes of them
  *   weights_load.c     reader thread, staging, quantizing
  *   weights_stream.c   the same with a device that quantizes
  *   weights_head.c     the head's copy in Q8_0
@@ -108,25 +109,83 @@ typedef struct WeightCheck {
 /* bitsandbytes: whether X.weight (`name`, entry->file) has a quant_state; reads and checks it, and the sizes of what belongs
  * to it. */
 Status bnb4_find(WeightCheck *check, const char *name, WeightEntry *entry, int *found, Error *err);
-Status bnb4_read(const TensorFiles *files, WeightEntry *entry, int drop_cache, Error *err);
 /* The same for LLM.int8 (X.weight I8, X.SCB, X.weight_format). */
 Status bnb8_find(WeightCheck *check, const char *name, WeightEntry *entry, int *found, Error *err);
 
 /* Grouped integers. The spec that config.json asks for; the tensor of a linear's codes, where that is not X.weight (NULL: there is
- * none); and, as above, finding and reading what belongs to a linear. */
+ * none); and, as above, finding what belongs to a linear. */
 QuantSpec grouped_spec(const ModelConfig *config, DType scale_type);
 const TensorInfo *grouped_codes(const TensorFiles *files, const ModelConfig *config, const char *name);
 Status grouped_find(WeightCheck *check, const char *name, int32_t id, WeightEntry *entry, int *found, Error *err);
-Status grouped_read(const TensorFiles *files, const ModelConfig *config, WeightEntry *entry, Pool *pool, int drop_cache,
-                    Error *err);
 /* Random bytes and constants in a tensor's storage, and values of a layer's usual spread (weights_random.c). */
 void weights_random_codes(uint64_t *state, QuantizedTensor *tensor);
 void weights_random_values(uint64_t *state, int64_t count, bf16 *out);
 
-/* What grouped_read allocates. */
+/* ---- tensors on their way (weights_parts.c) ---- */
+
+typedef enum PartKind {
+    PART_VALUES,
+    PART_INT8,
+    PART_BYTES,
+    PART_FLOATS,
+    PART_BLOCKS,
+    PART_WORDS,
+    PART_SIGNED,
+    PART_SCALES,
+    PART_ZEROS,
+    PART_ORDER
+} PartKind;
+
+/* One tensor of the files. It is read in whole lines. */
+typedef struct WeightPart {
+    PartKind kind;
+    int32_t id; /* of its weight */
+    const TensorInfo *file;
+    int64_t lines, unit; /* unit: lines that stay together */
+    size_t line_bytes;   /* in the file */
+    size_t made;         /* what part_make makes of a line */
+    size_t widest;       /* the most that a line takes on its way */
+    int quantize;        /* what is made is quantized, by whoever has it then */
+    void *to;            /* in the entry's storage; NULL: it is quantized, or only checked */
+} WeightPart;
+
+/* What an entry is read from: at most WEIGHT_TENSORS. whole_blocks: rows stay together until a block ends as well. */
+int weight_parts(const ModelConfig *config, int32_t id, const WeightEntry *entry, int whole_blocks,
+                 WeightPart out[WEIGHT_TENSORS]);
+/* Lines that are read at a time where `bytes` are at hand for them: at least a unit. */
+int64_t part_lines(const WeightPart *part, size_t bytes);
+/* Whether it is read to its place as it is, where that is in host memory. */
+int part_is_in_place(const WeightPart *part);
+
+/* What the host's work on parts needs. */
+typedef struct PartWork {
+    const TensorFiles *files;
+    const ModelConfig *config;
+    Pool *pool;
+    int drop_cache;
+    float *row_scales; /* SCB of the INT8 weight at hand */
+    float *decoded;    /* a piece of INT8 in FP32 that is converted then */
+} PartWork;
+/* bytes: as in part_lines. */
+void part_work_take(PartWork *work, const WeightEntry *entries, const WeightPart *parts, int32_t count, size_t bytes);
+void part_work_free(PartWork *work);
+/* Checks lines that lie in `raw`, and makes of them what belongs at their place: overwrites `to`, `made` bytes a line, unless the
+ * part is as it was read (PART_BYTES, FLOATS, BLOCKS; PART_VALUES that are quantized) or PART_WORDS. Refuses NaN and Inf. */
+Status part_make(PartWork *work, const WeightPart *part, const WeightEntry *entry, int64_t line, int64_t lines, const void *raw,
+                 void *to, Error *err);
+
+/* Reads a packed weight (ORIGIN_BNB4, GROUPED, GGML) into its storage, in this thread and the pool's. */
+Status weight_read_packed(PartWork *work, int32_t id, WeightEntry *entry, Error *err);
+
+/* Grouped integers: the same two; and PART_WORDS into the entry's codes. */
+int grouped_parts(const ModelConfig *config, int32_t id, const WeightEntry *entry, WeightPart *out);
+Status grouped_make(PartWork *work, const WeightPart *part, const WeightEntry *entry, int64_t lines, const void *raw, void *to,
+                    Error *err);
+void grouped_words_in(PartWork *work, const WeightEntry *entry, int64_t line, int64_t lines, const void *raw);
+/* The most that one piece of them takes. */
 size_t grouped_staging(const WeightEntry *entry);
 
-/* Staging: the reader thread fills STAGE_COUNT buffers of at most STAGE_BYTES (or one row) in turn. */
+/* Staging: the reader thread fills STAGE_COUNT buffers of at most STAGE_BYTES (or one unit of lines) in turn. */
 #define STAGE_BYTES ((size_t)2 << 20)
 #define STAGE_COUNT 3
 int64_t stage_rows(const WeightEntry *entry, DType file_dtype);
@@ -134,28 +193,27 @@ size_t stage_bytes(const WeightEntry *entry, DType file_dtype);
 /* All buffers, and the FP32 constants of the largest double-quantized weight. */
 size_t weights_staging(const WeightEntry *entries, int32_t count, DType file_dtype);
 
-/* `count` rows of type `type`, from row `row` of the entry on, as its dense type; refuses NaN and Inf. */
-Status weight_convert_rows(Pool *pool, const WeightEntry *entry, const void *rows, DType type, int64_t row, int64_t count,
-                           void *to, Error *err);
-
-/* Rows on their way to a device, through slots of pinned memory that are used in turn. */
+/* ---- to a device, through slots of pinned memory that are used in turn (weights_stream.c) ---- */
 typedef struct WeightStream WeightStream;
 #define STREAM_SLOTS 4
-/* Whether all that the files hold can go that way: numbers of 16 or 32 bits, whose blocks end where slots end. */
-int stream_suits(const WeightEntry *entries, int32_t count);
-/* order: the entries that come, in this order. */
-Status stream_open(WeightStream **out, ModelWeights *weights, const int32_t *order, int32_t count, Pool *pool, Error *err);
-int64_t stream_rows(const WeightEntry *entry);
+#define SLOT_BYTES ((size_t)8 << 20) /* a third of a millisecond of PCIe */
+#define SLOT_MOST ((size_t)64 << 20) /* for lines that are longer, or whose blocks end only after many of them */
+/* Whether all of these weights can go that way: no piece takes more than SLOT_MOST. */
+int stream_suits(const ModelConfig *config, const WeightEntry *entries);
+/* What is given is borrowed for the stream's life. */
+Status stream_open(WeightStream **out, const ModelWeights *weights, WeightEntry *entries, const WeightPart *parts,
+                   int32_t count, PartWork *work, Error *err);
 void *stream_slot(const WeightStream *stream, int slot);
-/* Starts the work on rows that lie in a slot; the place is the entry's in order[]. stream_wait: the slot may be filled again. */
-Status stream_part(WeightStream *stream, int32_t place, int64_t row, int64_t rows, int slot, Error *err);
+/* Starts the work on lines of parts[place] that lie in `raw`: in the slot, or, where they are at their place, there. stream_wait:
+ * the slot may be filled again. */
+Status stream_piece(WeightStream *stream, int32_t place, int64_t line, int64_t lines, int slot, const void *raw, Error *err);
 Status stream_wait(WeightStream *stream, int slot, Error *err);
 /* Waits for everything and completes the entries; refuses NaN and Inf by their place. */
 Status stream_finish(WeightStream *stream, Error *err);
 void stream_close(WeightStream *stream); /* NULL is fine */
 
-/* Fills the storage of every entry from the files: through a stream to the mirror of `streamed`, whose entries they are,
- * or (NULL) into host memory. */
+/* Fills the storage of every entry that is present from the files: through a stream to the mirror of `streamed`, in whose arenas it
+ * is, or (NULL) into host memory. */
 Status weights_read(const TensorFiles *files, const ModelConfig *config, WeightEntry *entries, ModelWeights *streamed,
                     const Backend *backend, Pool *pool, Error *err);
 

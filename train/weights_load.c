@@ -1,42 +1,38 @@
 /* From the files into the storage.
  *
  *   reader thread    pread -> stage 0, 1, 2, 0, …            in the order in which the tensors lie in the files
- *   caller + pool    stage -> codes and constants, or converted values
+ *   caller + pool    stage -> codes and constants, or converted values (weights_parts.c)
  *
- * Both sides walk the same list of pieces (whole rows of one weight, at most STAGE_BYTES), so only two counters pass between
- * them. For a device that quantizes, stages are slots of pinned memory, and the caller only starts the work (weights_stream.c). Pre-quantized 4-bit weights need no work and are read straight into their places first.
+ * Both sides walk the same list of pieces (whole lines of one tensor, at most STAGE_BYTES), so only two counters pass between
+ * them. For a device, stages are slots of pinned memory, and the caller starts copies and kernels (weights_stream.c). What stays
+ * as it is in the file, and lies in host memory, is read into its place, and only looked at there.
  */
-#include <math.h>
 #include <pthread.h>
 #include <signal.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "quant/ggml.h"
 #include "train/weights_internal.h"
 
 typedef struct Piece {
-    int32_t place; /* in order[] */
-    int64_t row, rows;
+    int32_t place; /* in parts[] */
+    int64_t line, lines;
 } Piece;
 
 typedef struct Loader {
-    const TensorFiles *files;
     WeightEntry *entries;
-    int32_t *order; /* entries that go through the stages, by place in the files */
-    int32_t order_count;
-    int drop_cache;
-    Pool *pool;
+    WeightPart *parts; /* by place in the files */
+    int32_t part_count;
+    PartWork work;
     Quantizer *quantizer;
     WeightStream *stream; /* NULL: everything is done here */
-    float *scales;        /* SCB of the INT8 weight at hand */
-    float *decoded;       /* one stage of INT8 in FP32 */
+    uint8_t *scratch;     /* for what is only checked */
 
     pthread_mutex_t mutex;
     pthread_cond_t changed;
     uint8_t *stages[STREAM_SLOTS];
     int stage_count;
+    size_t stage_bytes;      /* wanted of a piece */
     int64_t filled, emptied; /* pieces, ever */
     int cancelled;           /* the caller gave up */
     Status read_status;
@@ -45,26 +41,32 @@ typedef struct Loader {
 
 /* The next piece after *piece; 0 after the last. Starts from {0, 0, 0}. */
 static int next_piece(const Loader *loader, Piece *piece) {
-    piece->row += piece->rows;
-    if (piece->place < loader->order_count && piece->row == loader->entries[loader->order[piece->place]].rows &&
-        piece->rows > 0) {
+    piece->line += piece->lines;
+    if (piece->place < loader->part_count && piece->line == loader->parts[piece->place].lines && piece->lines > 0) {
         piece->place++;
-        piece->row = 0;
+        piece->line = 0;
     }
-    if (piece->place == loader->order_count) return 0;
-    const WeightEntry *entry = &loader->entries[loader->order[piece->place]];
-    int64_t rows = loader->stream != NULL ? stream_rows(entry) : stage_rows(entry, entry->file->dtype);
-    piece->rows = entry->rows - piece->row < rows ? entry->rows - piece->row : rows;
+    if (piece->place == loader->part_count) return 0;
+    const WeightPart *part = &loader->parts[piece->place];
+    int64_t lines = part_lines(part, loader->stage_bytes);
+    piece->lines = part->lines - piece->line < lines ? part->lines - piece->line : lines;
     return 1;
+}
+
+/* Where piece `number` is read to. */
+static uint8_t *room(const Loader *loader, const Piece *piece, int64_t number) {
+    const WeightPart *part = &loader->parts[piece->place];
+    int is_here = loader->stream == NULL || loader->entries[part->id].pinned;
+    if (is_here && part_is_in_place(part)) return (uint8_t *)part->to + (size_t)piece->line * part->line_bytes;
+    return loader->stages[number % loader->stage_count];
 }
 
 /* ---- reader thread ---- */
 
-static Status read_piece(const Loader *loader, const Piece *piece, uint8_t *stage, Error *err) {
-    const WeightEntry *entry = &loader->entries[loader->order[piece->place]];
-    size_t row_bytes = (size_t)entry->cols * dtype_size(entry->file->dtype);
-    return tensors_read(loader->files, entry->file, (uint64_t)piece->row * row_bytes, stage, (size_t)piece->rows * row_bytes,
-                        loader->drop_cache, err);
+static Status read_piece(const Loader *loader, const Piece *piece, uint8_t *to, Error *err) {
+    const WeightPart *part = &loader->parts[piece->place];
+    return tensors_read(loader->work.files, part->file, (uint64_t)piece->line * part->line_bytes, to,
+                        (size_t)piece->lines * part->line_bytes, loader->work.drop_cache, err);
 }
 
 static void *reader_main(void *argument) {
@@ -79,7 +81,7 @@ static void *reader_main(void *argument) {
         pthread_mutex_unlock(&loader->mutex);
         if (stop) break;
         Error error = {0};
-        status = read_piece(loader, &piece, loader->stages[number % loader->stage_count], &error);
+        status = read_piece(loader, &piece, room(loader, &piece, number), &error);
         pthread_mutex_lock(&loader->mutex);
         if (status == OK)
             loader->filled = number + 1;
@@ -112,94 +114,21 @@ static void mark_emptied(Loader *loader) {
 
 /* ---- the work on a piece ---- */
 
-#define CONVERT_VALUES 65536
-
-typedef struct Convert {
-    const uint8_t *from;
-    uint8_t *to;
-    DType from_type, to_type;
-    int64_t values;
-    _Atomic int64_t bad;
-} Convert;
-
-static int64_t first_nonfinite(const uint8_t *values, DType type, int64_t count) {
-    for (int64_t i = 0; i < count; i++) {
-        uint32_t bits;
-        if (type == DTYPE_BF16) {
-            uint16_t half;
-            memcpy(&half, values + 2 * i, 2);
-            bits = (uint32_t)half << 16;
-        } else {
-            memcpy(&bits, values + 4 * i, 4);
-        }
-        if ((bits & 0x7F800000u) == 0x7F800000u) return i;
+static Status process_piece(Loader *loader, const Piece *piece, const uint8_t *raw, Error *err) {
+    const WeightPart *part = &loader->parts[piece->place];
+    WeightEntry *entry = &loader->entries[part->id];
+    if (part->kind == PART_WORDS) {
+        grouped_words_in(&loader->work, entry, piece->line, piece->lines, raw);
+        return OK;
     }
-    return -1;
-}
-
-static void convert_item(void *context, int64_t item, int worker) {
-    (void)worker;
-    Convert *job = context;
-    int64_t first = item * CONVERT_VALUES;
-    int64_t count = job->values - first < CONVERT_VALUES ? job->values - first : CONVERT_VALUES;
-    uint8_t *to = job->to + (size_t)first * dtype_size(job->to_type);
-    dtype_convert(to, job->to_type, job->from + (size_t)first * dtype_size(job->from_type), job->from_type, count);
-    int64_t bad = first_nonfinite(to, job->to_type, count);
-    if (bad < 0) return;
-    bad += first;
-    int64_t seen = atomic_load(&job->bad);
-    while (bad < seen && !atomic_compare_exchange_weak(&job->bad, &seen, bad)) {
-    }
-}
-
-Status weight_convert_rows(Pool *pool, const WeightEntry *entry, const void *rows, DType type, int64_t row, int64_t count,
-                           void *to, Error *err) {
-    int64_t first = row * entry->cols;
-    Convert job = {
-        .from = rows, .to = to, .from_type = type, .to_type = entry->dense, .values = count * entry->cols, .bad = INT64_MAX};
-    pool_run(pool, convert_item, &job, (job.values + CONVERT_VALUES - 1) / CONVERT_VALUES);
-    if (job.bad == INT64_MAX) return OK;
-    int64_t at = first + job.bad;
-    FAIL("row %lld, column %lld is NaN or Inf%s; a weight must be finite", (long long)(at / entry->cols),
-         (long long)(at % entry->cols), entry->dense == DTYPE_BF16 ? " in BF16" : "");
-}
-
-typedef struct Decode {
-    const int8_t *codes;
-    const float *scales;
-    float *out;
-    int64_t cols;
-} Decode;
-
-static void decode_row(void *context, int64_t row, int worker) {
-    (void)worker;
-    const Decode *job = context;
-    const int8_t *codes = job->codes + row * job->cols;
-    float *out = job->out + row * job->cols;
-    for (int64_t i = 0; i < job->cols; i++)
-        out[i] = (float)codes[i] * job->scales[row] * INT8_DECODE;
-}
-
-static Status process_piece(Loader *loader, const Piece *piece, const uint8_t *stage, Error *err) {
-    WeightEntry *entry = &loader->entries[loader->order[piece->place]];
-    const void *rows = stage;
-    DType type = entry->file->dtype;
-    if (entry->origin == ORIGIN_INT8) {
-        if (piece->row == 0)
-            TRY(tensors_read(loader->files, entry->scales, 0, loader->scales, (size_t)entry->rows * sizeof(float),
-                             loader->drop_cache, err));
-        Decode job = {
-            .codes = (const int8_t *)stage, .scales = loader->scales + piece->row, .out = loader->decoded, .cols = entry->cols};
-        pool_run(loader->pool, decode_row, &job, piece->rows);
-        rows = loader->decoded;
-        type = DTYPE_F32;
-    }
-    if (!entry->quantized)
-        return weight_convert_rows(loader->pool, entry, rows, type, piece->row, piece->rows,
-                                   (uint8_t *)entry->data + (size_t)(piece->row * entry->cols) * dtype_size(entry->dense), err);
-    if (piece->row == 0) TRY(quantizer_begin(loader->quantizer, &entry->tensor, err));
-    TRY(quantizer_rows(loader->quantizer, rows, type, piece->rows, err));
-    return piece->row + piece->rows == entry->rows ? quantizer_finish(loader->quantizer, err) : OK;
+    void *to = part->to == NULL ? loader->scratch : (uint8_t *)part->to + (size_t)piece->line * part->made;
+    TRY(part_make(&loader->work, part, entry, piece->line, piece->lines, raw, to, err));
+    if (!part->quantize) return OK;
+    if (piece->line == 0) TRY(quantizer_begin(loader->quantizer, &entry->tensor, err));
+    int decoded = part->kind == PART_INT8;
+    TRY(quantizer_rows(loader->quantizer, decoded ? loader->scratch : raw, decoded ? DTYPE_F32 : part->file->dtype,
+                       piece->lines, err));
+    return piece->line + piece->lines == part->lines ? quantizer_finish(loader->quantizer, err) : OK;
 }
 
 static Status process_all(Loader *loader, Error *err) {
@@ -207,10 +136,12 @@ static Status process_all(Loader *loader, Error *err) {
     for (int64_t number = 0; next_piece(loader, &piece); number++) {
         TRY(wait_filled(loader, number, err));
         int slot = (int)(number % loader->stage_count);
-        Status status = loader->stream != NULL ? stream_part(loader->stream, piece.place, piece.row, piece.rows, slot, err)
-                                               : process_piece(loader, &piece, loader->stages[slot], err);
+        const uint8_t *raw = room(loader, &piece, number);
+        Status status = loader->stream != NULL
+                            ? stream_piece(loader->stream, piece.place, piece.line, piece.lines, slot, raw, err)
+                            : process_piece(loader, &piece, raw, err);
         if (status != OK) {
-            error_prefix(err, "%s", loader->entries[loader->order[piece.place]].file->name);
+            error_prefix(err, "%s", loader->parts[piece.place].file->name);
             return status;
         }
         /* the device works on this one while the one before it becomes free */
@@ -223,10 +154,8 @@ static Status process_all(Loader *loader, Error *err) {
 
 /* ---- the whole ---- */
 
-/* By file, then offset. */
-static int compare_places(const void *a, const void *b, void *context) {
-    const WeightEntry *entries = context;
-    const TensorInfo *x = entries[*(const int32_t *)a].file, *y = entries[*(const int32_t *)b].file;
+static int compare_places(const void *a, const void *b) {
+    const TensorInfo *x = ((const WeightPart *)a)->file, *y = ((const WeightPart *)b)->file;
     if (x->file != y->file) return x->file < y->file ? -1 : 1;
     return (x->offset > y->offset) - (x->offset < y->offset);
 }
@@ -256,77 +185,55 @@ static int should_drop_cache(const TensorFiles *files) {
     return total > memory_available() / 2;
 }
 
-static Status read_blocks(const Loader *loader, const WeightEntry *entry, Error *err) {
-    const TensorInfo *tensor = entry->file;
-    for (uint64_t at = 0; at < tensor->bytes;) {
-        uint64_t rest = tensor->bytes - at, count = rest < STAGE_BYTES ? rest : STAGE_BYTES;
-        TRY(tensors_read(loader->files, tensor, at, (uint8_t *)entry->data + at, (size_t)count, loader->drop_cache, err));
-        at += count;
-    }
-    const GgmlTypeInfo *type = ggml_type_info(entry->ggml);
-    int64_t bad = ggml_find_nonfinite(entry->ggml, entry->data, (int64_t)tensor->bytes / type->bytes);
-    if (bad >= 0) FAIL("%s: block %lld of %s has a scale that is NaN or Inf", tensor->name, (long long)bad, type->name);
-    return OK;
-}
-
-static Status read_prequantized(Loader *loader, const ModelConfig *config, int32_t count, Error *err) {
+static void list_parts(Loader *loader, const ModelConfig *config) {
+    int32_t count = weight_count(config);
+    loader->parts = memory_calloc((size_t)count, WEIGHT_TENSORS * sizeof *loader->parts);
     for (int32_t id = 0; id < count; id++) {
         WeightEntry *entry = &loader->entries[id];
         if (!entry->present) continue;
-        if (entry->origin == ORIGIN_BNB4)
-            TRY(bnb4_read(loader->files, entry, loader->drop_cache, err));
-        else if (entry->origin == ORIGIN_GROUPED)
-            TRY(grouped_read(loader->files, config, entry, loader->pool, loader->drop_cache, err));
-        else if (entry->origin == ORIGIN_GGML)
-            TRY(read_blocks(loader, entry, err));
-        else
-            loader->order[loader->order_count++] = id;
+        if (entry->origin == ORIGIN_BNB4) entry->tensor.nested_offset = entry->nested_offset;
+        loader->part_count +=
+            weight_parts(config, id, entry, loader->stage_count == STREAM_SLOTS, loader->parts + loader->part_count);
     }
-    return OK;
+    qsort(loader->parts, (size_t)loader->part_count, sizeof *loader->parts, compare_places);
 }
 
-/* Buffers for what order[] needs. */
 static Status take_buffers(Loader *loader, const Backend *backend, Error *err) {
-    size_t stage = 0, decoded = 0, scales = 0;
+    size_t stage = 0, scratch = 0;
     int64_t constants = 0;
-    for (int32_t i = 0; i < loader->order_count; i++) {
-        const WeightEntry *entry = &loader->entries[loader->order[i]];
-        size_t bytes = stage_bytes(entry, entry->file->dtype);
-        if (bytes > stage) stage = bytes;
-        if (entry->origin == ORIGIN_INT8) {
-            size_t values = (size_t)(stage_rows(entry, entry->file->dtype) * entry->cols);
-            if (values > decoded) decoded = values;
-            if ((size_t)entry->rows > scales) scales = (size_t)entry->rows;
-        }
-        int64_t nested = entry->quantized ? quant_nested_constants(&entry->spec, entry->rows, entry->cols) : 0;
+    for (int32_t i = 0; i < loader->part_count; i++) {
+        const WeightPart *part = &loader->parts[i];
+        const WeightEntry *entry = &loader->entries[part->id];
+        size_t lines = (size_t)part_lines(part, STAGE_BYTES);
+        int64_t nested = part->quantize ? quant_nested_constants(&entry->spec, entry->rows, entry->cols) : 0;
+        if (!part_is_in_place(part) && lines * part->line_bytes > stage) stage = lines * part->line_bytes;
+        if (part->to == NULL && lines * part->made > scratch) scratch = lines * part->made;
         if (nested > constants) constants = nested;
     }
     for (int i = 0; i < STAGE_COUNT; i++)
         loader->stages[i] = memory_alloc(stage);
-    loader->stage_count = STAGE_COUNT;
-    loader->decoded = memory_alloc(decoded * sizeof(float));
-    loader->scales = memory_alloc(scales * sizeof(float));
-    return quantizer_create(&loader->quantizer, backend, loader->pool, constants, err);
+    loader->scratch = memory_alloc(scratch);
+    return quantizer_create(&loader->quantizer, backend, loader->work.pool, constants, err);
 }
 
 static Status take_slots(Loader *loader, ModelWeights *weights, Error *err) {
-    TRY(stream_open(&loader->stream, weights, loader->order, loader->order_count, loader->pool, err));
+    TRY(stream_open(&loader->stream, weights, loader->entries, loader->parts, loader->part_count, &loader->work, err));
     for (int i = 0; i < STREAM_SLOTS; i++)
         loader->stages[i] = stream_slot(loader->stream, i);
-    loader->stage_count = STREAM_SLOTS;
     return OK;
 }
 
 Status weights_read(const TensorFiles *files, const ModelConfig *config, WeightEntry *entries, ModelWeights *streamed,
                     const Backend *backend, Pool *pool, Error *err) {
-    int32_t count = weight_count(config);
-    Loader loader = {.files = files, .entries = entries, .pool = pool, .drop_cache = should_drop_cache(files)};
-    loader.order = memory_calloc((size_t)count, sizeof *loader.order);
+    Loader loader = {.entries = entries,
+                     .work = {.files = files, .config = config, .pool = pool, .drop_cache = should_drop_cache(files)},
+                     .stage_count = streamed != NULL ? STREAM_SLOTS : STAGE_COUNT,
+                     .stage_bytes = streamed != NULL ? SLOT_BYTES : STAGE_BYTES};
     pthread_mutex_init(&loader.mutex, NULL);
     pthread_cond_init(&loader.changed, NULL);
     Status status;
-    TRY_GOTO(read_prequantized(&loader, config, count, err));
-    qsort_r(loader.order, (size_t)loader.order_count, sizeof *loader.order, compare_places, entries);
+    list_parts(&loader, config);
+    part_work_take(&loader.work, entries, loader.parts, loader.part_count, loader.stage_bytes);
     TRY_GOTO(streamed != NULL ? take_slots(&loader, streamed, err) : take_buffers(&loader, backend, err));
     TRY_GOTO(run_threads(&loader, err));
 done:
@@ -334,9 +241,9 @@ done:
     stream_close(loader.stream);
     for (int i = 0; i < STAGE_COUNT && streamed == NULL; i++)
         memory_free(loader.stages[i]);
-    memory_free(loader.decoded);
-    memory_free(loader.scales);
-    memory_free(loader.order);
+    memory_free(loader.scratch);
+    part_work_free(&loader.work);
+    memory_free(loader.parts);
     pthread_cond_destroy(&loader.changed);
     pthread_mutex_destroy(&loader.mutex);
     return status;

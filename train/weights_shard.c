@@ -72,44 +72,89 @@ void shards_free(WeightShards *shards) {
 
 /* ---- loading ----------------------------------------------------------------------------------------------------------------------- */
 
-/* Reads what `wanted` says of an entry's number, through a copy of the entries in which nothing else is present. */
-static Status read_some(const TensorFiles *files, const ModelConfig *config, WeightEntry *entries, WeightEntry *copy,
-                        int64_t layer, const Backend *backend, Pool *pool, Error *err) {
-    int32_t count = weight_count(config), first = weight_id(layer, (LayerWeight)0);
-    memcpy(copy, entries, (size_t)count * sizeof *copy);
-    for (int32_t id = 0; id < count; id++) {
+typedef struct ShardReader {
+    const TensorFiles *files;
+    ModelWeights *weights;
+    WeightShards *shards;
+    const Backend *backend;
+    Pool *pool;
+    WeightEntry *copy; /* of the entries, in which only what is read now is present */
+} ShardReader;
+
+static int is_on_device(const ShardReader *reader) {
+    return reader->weights->mirror.base != NULL;
+}
+
+/* Where the backend has what the host's arena has at p. */
+static uint8_t *there(const ShardReader *reader, uint8_t *p) {
+    return mirror_at(&reader->weights->mirror, &reader->weights->arena, p);
+}
+
+/* The linears of a layer; -1: all that is no linear. */
+static Status read_some(ShardReader *reader, int64_t layer, Error *err) {
+    ModelWeights *weights = reader->weights;
+    int32_t first = weight_id(layer, (LayerWeight)0);
+    memcpy(reader->copy, weights->entries, (size_t)weights->count * sizeof *reader->copy);
+    for (int32_t id = 0; id < weights->count; id++) {
         int ours = layer < 0 ? !weight_is_linear(id) : weight_is_linear(id) && id >= first && id < first + LAYER_WEIGHTS;
-        if (!ours) copy[id].present = 0;
+        if (!ours) reader->copy[id].present = 0;
     }
-    return weights_read(files, config, copy, NULL, backend, pool, err);
+    return weights_read(reader->files, &weights->config, reader->copy, is_on_device(reader) ? weights : NULL, reader->backend,
+                        reader->pool, err);
 }
 
 /* This rank's layer of the round into slot 0. */
-static Status read_layer(const TensorFiles *files, const ModelConfig *config, WeightEntry *entries, WeightEntry *copy,
-                         WeightShards *shards, int64_t layer, const Backend *backend, Pool *pool, Error *err) {
-    memset(shards->slot[0], 0, shards->share * (size_t)shards->ranks);
+static Status read_layer(ShardReader *reader, int64_t layer, Error *err) {
+    WeightShards *shards = reader->shards;
+    const ModelWeights *weights = reader->weights;
+    size_t bytes = shards->share * (size_t)shards->ranks;
+    if (is_on_device(reader))
+        TRY(reader->backend->fill(weights->exec, there(reader, shards->slot[0]), 0, bytes, err));
+    else
+        memset(shards->slot[0], 0, bytes);
     if (layer >= shards->layers) return OK;
-    TRY(read_some(files, config, entries, copy, layer, backend, pool, err));
+    TRY(read_some(reader, layer, err));
     for (int kind = 0; kind < LAYER_LINEARS; kind++)
-        shards->offsets[layer * LAYER_LINEARS + kind] = copy[weight_id(layer, (LayerWeight)kind)].tensor.nested_offset;
+        shards->offsets[layer * LAYER_LINEARS + kind] = reader->copy[weight_id(layer, (LayerWeight)kind)].tensor.nested_offset;
     return OK;
 }
 
-Status shards_read(const TensorFiles *files, const ModelConfig *config, WeightEntry *entries, WeightShards *shards,
-                   const Backend *backend, Pool *pool, Error *err) {
-    WeightEntry *copy = memory_alloc((size_t)weight_count(config) * sizeof *copy);
-    Comm *comm = shards->comm;
+/* The layers of a round, of which every rank has one in slot 0. */
+static Status deal(ShardReader *reader, int64_t first, Error *err) {
+    WeightShards *shards = reader->shards;
     size_t share = shards->share, total = share * (size_t)shards->ranks;
-    Status status = read_some(files, config, entries, copy, -1, backend, pool, err);
-    for (int64_t first = 0; first < shards->layers && status == OK; first += shards->ranks) {
-        status = read_layer(files, config, entries, copy, shards, first + comm_rank(comm), backend, pool, err);
-        if (status == OK) status = comm_exchange(comm, shards->slot[0], shards->slot[1], total, share, COMM_STATE, err);
-        for (int64_t r = 0; r < shards->ranks && first + r < shards->layers && status == OK; r++)
-            memcpy(shards->own[first + r], shards->slot[1] + (size_t)r * share, share);
+    TRY(comm_exchange(shards->comm, shards->slot[0], shards->slot[1], total, share, COMM_STATE, err));
+    for (int64_t r = 0; r < shards->ranks && first + r < shards->layers; r++)
+        memcpy(shards->own[first + r], shards->slot[1] + (size_t)r * share, share);
+    return OK;
+}
+
+/* The same on devices: each layer passes by all ranks, through slot 1 of those that have it not, and each keeps its share. */
+static Status deal_there(ShardReader *reader, int64_t first, Error *err) {
+    WeightShards *shards = reader->shards;
+    size_t share = shards->share, total = share * (size_t)shards->ranks;
+    int rank = comm_rank(shards->comm);
+    for (int r = 0; r < shards->ranks && first + r < shards->layers; r++) {
+        uint8_t *passing = there(reader, shards->slot[r == rank ? 0 : 1]);
+        TRY(comm_broadcast(shards->comm, COMM_DEVICE, passing, total, r, COMM_STATE, err));
+        TRY(reader->backend->copy_within(reader->weights->exec, there(reader, shards->own[first + r]),
+                                         passing + (size_t)rank * share, share, err));
     }
-    memory_free(copy);
+    return OK;
+}
+
+Status shards_read(const TensorFiles *files, ModelWeights *weights, const Backend *backend, Pool *pool, Error *err) {
+    WeightShards *shards = weights->shards;
+    ShardReader reader = {.files = files, .weights = weights, .shards = shards, .backend = backend, .pool = pool};
+    reader.copy = memory_alloc((size_t)weights->count * sizeof *reader.copy);
+    Status status = read_some(&reader, -1, err);
+    for (int64_t first = 0; first < shards->layers && status == OK; first += shards->ranks) {
+        status = read_layer(&reader, first + comm_rank(shards->comm), err);
+        if (status == OK) status = is_on_device(&reader) ? deal_there(&reader, first, err) : deal(&reader, first, err);
+    }
+    memory_free(reader.copy);
     TRY(status); /* each offset is 0 on all ranks but one: sums are exact */
-    return comm_sum(comm, shards->offsets, shards->layers * LAYER_LINEARS, COMM_F32, COMM_STATE, err);
+    return comm_sum(shards->comm, shards->offsets, shards->layers * LAYER_LINEARS, COMM_F32, COMM_STATE, err);
 }
 
 /* ---- gathering --------------------------------------------------------------------------------------------------------------------- */

@@ -38,9 +38,9 @@ typedef struct WeightShards {
  * in (NULL pointers from a counting arena); own is allocated. */
 Status shards_take(const ModelConfig *config, WeightEntry *entries, int ranks, Arena *arena, WeightShards *shards,
                    WeightBytes *bytes, Error *err);
-/* Rank r reads and quantizes layers r, r + N, …; each then sends every other rank its share of them. */
-Status shards_read(const TensorFiles *files, const ModelConfig *config, WeightEntry *entries, WeightShards *shards,
-                   const Backend *backend, Pool *pool, Error *err);
+/* Rank r reads and quantizes layers r, r + N, …; each then sends every other rank its share of them. Where the weights have a
+ * mirror, all of this happens on the device: slots and shares there are filled, and the host's arena is not touched. */
+Status shards_read(const TensorFiles *files, ModelWeights *weights, const Backend *backend, Pool *pool, Error *err);
 /* Whether the layer's linears are at hand; waits until they are. *shift: to be added to the entries' pointers. */
 Status shards_need(WeightShards *shards, int64_t layer, Pass pass, ptrdiff_t *shift, Error *err);
 /* The tensor of a linear as it lies in the slots now. */

@@ -1,10 +1,11 @@
-/* Rows on their way to a device, which quantizes them where they will lie.
+/* Weights on their way to a device.
  *
  *   reader thread   pread -> slot 0, 1, 2, 3, 0, ...       (weights_load.c)
- *   caller          starts the copy and the kernels, or converts dense rows and starts their copy; waits for the slot before
+ *   caller          starts the copy and the kernels, or makes of the slot what the device wants and starts that copy (weights_parts.c);
+ *                   waits for the slot before
  *   device          slot -> codes, constants
  *
- * Offsets of nested constants and places of NaN are read back once, at the end.
+ * The host holds slots, and never a weight. Offsets of nested constants and places of NaN are read back once, at the end.
  */
 #include <string.h>
 
@@ -12,106 +13,93 @@
 #include "train/device_memory.h"
 #include "train/weights_internal.h"
 
-#define SLOT_BYTES ((size_t)8 << 20) /* a third of a millisecond of PCIe */
-#define SLOT_MOST ((size_t)64 << 20) /* for rows that are longer, or whose blocks end only after many of them */
-
 struct WeightStream {
-    ModelWeights *weights;
-    const int32_t *order;
+    const ModelWeights *weights;
+    WeightEntry *entries;
+    const WeightPart *parts;
     int32_t count;
-    Pool *pool;
+    PartWork *work;
     Arena pinned;
-    uint8_t *slots[STREAM_SLOTS], *converted[STREAM_SLOTS];
+    uint8_t *slots[STREAM_SLOTS], *made[STREAM_SLOTS];
     int begun;
     float *offsets; /* [count] */
     int64_t *bad;   /* [count] */
 };
 
-static int64_t greatest_divisor(int64_t a, int64_t b) {
-    while (b != 0) {
-        int64_t rest = a % b;
-        a = b;
-        b = rest;
-    }
-    return a;
+/* Bytes of a slot for the largest piece; and of what the host makes of it, 0 where it is taken as it was read. */
+static size_t read_bytes(const WeightPart *part) {
+    return (size_t)part_lines(part, SLOT_BYTES) * part->line_bytes;
 }
 
-/* Rows after which a block ends as well. */
-static int64_t whole_rows(const WeightEntry *entry) {
-    if (!entry->quantized || entry->spec.format == WEIGHT_INT8) return 1;
-    int64_t block = entry->spec.block_size, rows = block / greatest_divisor(block, entry->cols);
-    return rows < entry->rows ? rows : entry->rows; /* the last block may be short */
+static int is_made(const WeightPart *part) {
+    int is_quantized_as_read = part->quantize && part->kind == PART_VALUES;
+    int stays = part->kind == PART_BYTES || part->kind == PART_FLOATS || part->kind == PART_BLOCKS;
+    return !stays && part->kind != PART_WORDS && !is_quantized_as_read;
 }
 
-static size_t row_bytes(const WeightEntry *entry) {
-    return (size_t)entry->cols * dtype_size(entry->file->dtype);
+static size_t made_bytes(const WeightPart *part) {
+    return is_made(part) ? (size_t)part_lines(part, SLOT_BYTES) * part->made : 0;
 }
 
-int64_t stream_rows(const WeightEntry *entry) {
-    int64_t unit = whole_rows(entry), rows = (int64_t)(SLOT_BYTES / row_bytes(entry)) / unit * unit;
-    return rows < unit ? unit : rows > entry->rows ? entry->rows : rows;
-}
-
-static size_t slot_bytes(const WeightEntry *entry) {
-    return (size_t)stream_rows(entry) * row_bytes(entry);
-}
-
-int stream_suits(const WeightEntry *entries, int32_t count) {
-    for (int32_t id = 0; id < count; id++) {
+int stream_suits(const ModelConfig *config, const WeightEntry *entries) {
+    for (int32_t id = 0; id < weight_count(config); id++) {
         const WeightEntry *entry = &entries[id];
-        if (!entry->present) continue;
-        if (entry->origin != ORIGIN_DENSE || slot_bytes(entry) > SLOT_MOST) return 0;
-        if (entry->quantized && entry->spec.format == WEIGHT_GROUPED) return 0;
+        WeightPart parts[WEIGHT_TENSORS];
+        int count = entry->present ? weight_parts(config, id, entry, 1, parts) : 0;
+        for (int i = 0; i < count; i++) {
+            if (read_bytes(&parts[i]) > SLOT_MOST || made_bytes(&parts[i]) > SLOT_MOST) return 0;
+            if (parts[i].quantize && entry->spec.format == WEIGHT_GROUPED) return 0;
+        }
     }
     return 1;
 }
 
-static const WeightEntry *entry_at(const WeightStream *stream, int32_t place) {
-    return &stream->weights->entries[stream->order[place]];
-}
-
-static Status take_slots(WeightStream *stream, size_t slot, size_t converted, Error *err) {
+static Status take_slots(WeightStream *stream, size_t slot, size_t made, Error *err) {
     const ModelWeights *w = stream->weights;
-    size_t bytes = STREAM_SLOTS * (arena_align(slot) + arena_align(converted));
+    size_t bytes = STREAM_SLOTS * (arena_align(slot) + arena_align(made));
     TRY(pinned_arena_create(&stream->pinned, w->backend, w->exec, "weights on their way", bytes, err));
     for (int i = 0; i < STREAM_SLOTS; i++) {
         void *memory;
         TRY(arena_take(&stream->pinned, slot, &memory, err));
         stream->slots[i] = memory;
-        TRY(arena_take(&stream->pinned, converted, &memory, err));
-        stream->converted[i] = memory;
+        TRY(arena_take(&stream->pinned, made, &memory, err));
+        stream->made[i] = memory;
     }
     return OK;
 }
 
 static Status begin(WeightStream *stream, Error *err) {
     const ModelWeights *w = stream->weights;
-    size_t slot = 1, converted = 1;
+    size_t slot = 1, made = 1, work = 1; /* work: what the device has a slot of its own for */
     int64_t constants = 0;
     for (int32_t place = 0; place < stream->count; place++) {
-        const WeightEntry *entry = entry_at(stream, place);
-        size_t bytes = slot_bytes(entry), dense = (size_t)(stream_rows(entry) * entry->cols) * dtype_size(entry->dense);
-        int64_t nested = entry->quantized ? quant_nested_constants(&entry->spec, entry->rows, entry->cols) : 0;
-        if (bytes > slot) slot = bytes;
-        if (!entry->quantized && !entry->pinned && dense > converted) converted = dense;
+        const WeightPart *part = &stream->parts[place];
+        const WeightEntry *entry = &stream->entries[part->id];
+        size_t as_read = read_bytes(part), as_made = made_bytes(part), there = as_made > 0 ? as_made : as_read;
+        int64_t nested = part->quantize ? quant_nested_constants(&entry->spec, entry->rows, entry->cols) : 0;
+        if (as_read > slot) slot = as_read;
+        if (as_made > made) made = as_made;
+        if ((part->quantize || part->kind == PART_WORDS) && there > work) work = there;
         if (nested > constants) constants = nested;
     }
     float map[DYNAMIC_MAP_ENTRIES];
     dynamic_map(map);
     LoadPlan plan = {
-        .slots = STREAM_SLOTS, .slot_bytes = slot, .constants = constants, .weights = stream->count, .nested_map = map};
-    TRY(take_slots(stream, slot, converted, err));
+        .slots = STREAM_SLOTS, .slot_bytes = work, .constants = constants, .weights = stream->count, .nested_map = map};
+    TRY(take_slots(stream, slot, made, err));
     TRY(w->backend->load_begin(w->exec, &plan, err));
     stream->begun = 1;
     return OK;
 }
 
-Status stream_open(WeightStream **out, ModelWeights *weights, const int32_t *order, int32_t count, Pool *pool, Error *err) {
+Status stream_open(WeightStream **out, const ModelWeights *weights, WeightEntry *entries, const WeightPart *parts,
+                   int32_t count, PartWork *work, Error *err) {
     WeightStream *stream = *out = memory_calloc(1, sizeof *stream);
     stream->weights = weights;
-    stream->order = order;
+    stream->entries = entries;
+    stream->parts = parts;
     stream->count = count;
-    stream->pool = pool;
+    stream->work = work;
     stream->offsets = memory_calloc((size_t)count + 1, sizeof *stream->offsets);
     stream->bad = memory_calloc((size_t)count + 1, sizeof *stream->bad);
     return begin(stream, err);
@@ -121,30 +109,46 @@ void *stream_slot(const WeightStream *stream, int slot) {
     return stream->slots[slot];
 }
 
-static Status dense_part(WeightStream *stream, const WeightEntry *entry, int64_t row, int64_t rows, int slot, Error *err) {
+/* GPTQ's and AWQ's words: the device spreads them over the rows. */
+static Status start_words(const WeightStream *stream, const WeightPart *part, int64_t line, int64_t lines, int slot,
+                          const void *raw, Error *err) {
     const ModelWeights *w = stream->weights;
-    size_t first = (size_t)(row * entry->cols) * dtype_size(entry->dense);
-    size_t bytes = (size_t)(rows * entry->cols) * dtype_size(entry->dense);
-    void *to = entry->pinned ? (uint8_t *)entry->data + first : stream->converted[slot];
-    TRY(weight_convert_rows(stream->pool, entry, stream->slots[slot], entry->file->dtype, row, rows, to, err));
-    if (entry->pinned) return OK;
-    void *there = (uint8_t *)mirror_at(&w->mirror, &w->arena, entry->data) + first;
-    return w->backend->load_copy(w->exec, there, to, bytes, slot, err);
+    const WeightEntry *entry = &stream->entries[part->id];
+    WeightView view = weight_stored_view(w, entry);
+    LoadLines words = {.to = &view, .nibbles = part->unit > 1, .first = line, .count = lines, .slot = slot, .from = raw};
+    return w->backend->load_lines(w->exec, &words, err);
 }
 
-Status stream_part(WeightStream *stream, int32_t place, int64_t row, int64_t rows, int slot, Error *err) {
+static Status start_rows(const WeightStream *stream, int32_t place, int64_t row, int64_t rows, int slot, const void *raw,
+                         DType type, Error *err) {
     const ModelWeights *w = stream->weights;
-    const WeightEntry *entry = entry_at(stream, place);
-    if (!entry->quantized) return dense_part(stream, entry, row, rows, slot, err);
+    const WeightEntry *entry = &stream->entries[stream->parts[place].id];
     WeightView view = weight_stored_view(w, entry);
     LoadPart part = {.to = &view,
                      .weight = place,
                      .slot = slot,
-                     .from = stream->slots[slot],
-                     .type = entry->file->dtype,
+                     .from = raw,
+                     .type = type,
                      .first = row * entry->cols,
                      .values = rows * entry->cols};
     return w->backend->load_part(w->exec, &part, err);
+}
+
+Status stream_piece(WeightStream *stream, int32_t place, int64_t line, int64_t lines, int slot, const void *raw, Error *err) {
+    const ModelWeights *w = stream->weights;
+    const WeightPart *part = &stream->parts[place];
+    const WeightEntry *entry = &stream->entries[part->id];
+    if (part->kind == PART_WORDS) return start_words(stream, part, line, lines, slot, raw, err);
+    size_t at = (size_t)line * part->made;
+    int is_here = part->to != NULL && entry->pinned;
+    void *made = is_here ? (uint8_t *)part->to + at : stream->made[slot];
+    TRY(part_make(stream->work, part, entry, line, lines, raw, made, err));
+    const void *from = is_made(part) ? made : raw;
+    if (part->quantize)
+        return start_rows(stream, place, line, lines, slot, from, part->kind == PART_INT8 ? DTYPE_F32 : part->file->dtype, err);
+    if (part->to == NULL || is_here) return OK;
+    uint8_t *there = (uint8_t *)mirror_at(&w->mirror, &w->arena, part->to) + at;
+    return w->backend->load_copy(w->exec, there, from, (size_t)lines * part->made, slot, err);
 }
 
 Status stream_wait(WeightStream *stream, int slot, Error *err) {
@@ -156,9 +160,10 @@ Status stream_finish(WeightStream *stream, Error *err) {
     stream->begun = 0;
     TRY(w->backend->load_end(w->exec, stream->offsets, stream->bad, err));
     for (int32_t place = 0; place < stream->count; place++) {
-        WeightEntry *entry = &stream->weights->entries[stream->order[place]];
+        const WeightPart *part = &stream->parts[place];
+        WeightEntry *entry = &stream->entries[part->id];
         int64_t bad = stream->bad[place];
-        if (entry->quantized) entry->tensor.nested_offset = stream->offsets[place];
+        if (part->quantize) entry->tensor.nested_offset = stream->offsets[place];
         if (bad >= 0)
             FAIL("%s: row %lld, column %lld is NaN or Inf; a weight must be finite", entry->file->name,
                  (long long)(bad / entry->cols), (long long)(bad % entry->cols));

@@ -71,6 +71,12 @@ cudaError_t cuda_quantize_int8(const void *x, DType x_type, int64_t rows, int64_
 cudaError_t cuda_quantize_int4(const void *x, DType x_type, int64_t values, int64_t group, uint8_t *codes, float *scales,
                                int64_t first, uint64_t *bad, cudaStream_t stream);
 
+/* Grouped integers (quant/grouped_layout.h): lines [first, first + count) of a file into rows of codes [rows, row_bytes], of which
+ * nothing else is touched. lines [count, rows] words of GPTQ; nibbles: [count, rows / 8] words of AWQ, first a multiple of 8; a last
+ * word that they fill in part is filled with zeros. row_bytes is a multiple of 4, codes and lines are aligned to it. */
+cudaError_t cuda_group_lines(const uint32_t *lines, int nibbles, int64_t rows, int64_t first, int64_t count, void *codes,
+                             int64_t row_bytes, cudaStream_t stream);
+
 /* ---- embedding ------------------------------------------------------------------------------------------------------ */
 
 cudaError_t cuda_embed_forward(DType act, const DeviceBatch *batch, int64_t rows, const WeightView *table, void *y,

@@ -1,5 +1,6 @@
 /* Weights quantized where they will lie: what the reader left in pinned memory is copied to a slot on the device, and the kernels
- * make codes and constants of it there. One stream has both in order; the reader fills other slots meanwhile.
+ * make codes and constants of it there (or put codes in their places, where a file has them in another order; what it has in ours is
+ * copied at once). One stream has both in order; the reader fills other slots meanwhile.
  *
  * Constants that will be quantized themselves are FP32 in a buffer of their own until the last part of their weight has come.
  */
@@ -137,6 +138,22 @@ static Status load_part(const Exec *exec, const LoadPart *part, Error *err) {
     return last && to->nested_codes != NULL ? nest(context, part, err) : OK;
 }
 
+static Status load_lines(const Exec *exec, const LoadLines *lines, Error *err) {
+    CudaContext *context = context_of(exec);
+    CudaLoad *load = &context->load;
+    const WeightView *to = lines->to;
+    int64_t words = lines->nibbles ? to->rows / 8 : to->rows;
+    size_t bytes = (size_t)(lines->count * words) * sizeof(uint32_t);
+    if (lines->slot < 0 || lines->slot >= load->plan.slots || bytes > load->plan.slot_bytes)
+        FAIL("internal error: %lld lines of %lld words do not suit the load", (long long)lines->count, (long long)words);
+    uint32_t *there = (uint32_t *)(void *)(load->slots + (size_t)lines->slot * load->plan.slot_bytes);
+    CUDA_TRY(context, cudaMemcpyAsync(there, lines->from, bytes, cudaMemcpyHostToDevice, context->stream));
+    CUDA_TRY(context, cudaEventRecord(load->done[lines->slot], context->stream));
+    CUDA_TRY(context, cuda_group_lines(there, lines->nibbles, to->rows, lines->first, lines->count, (void *)(uintptr_t)to->data,
+                                       grouped_row_bytes(to->cols, to->bits), context->stream));
+    return OK;
+}
+
 static Status load_copy(const Exec *exec, void *to, const void *from, size_t bytes, int slot, Error *err) {
     CudaContext *context = context_of(exec);
     CUDA_TRY(context, cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, context->stream));
@@ -174,6 +191,7 @@ void cuda_install_load(Backend *backend) {
     backend->pinned_give = pinned_give;
     backend->load_begin = load_begin;
     backend->load_part = load_part;
+    backend->load_lines = load_lines;
     backend->load_copy = load_copy;
     backend->load_wait = load_wait;
     backend->load_end = load_end;

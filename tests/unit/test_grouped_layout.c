@@ -122,9 +122,9 @@ static void check(GroupedLayout layout, const QuantSpec *spec, int stored_less) 
     for (int64_t at = 0; at < count; at += 7)
         for (int64_t row = 0; row < ROWS; row += rows)
             grouped_codes_in(layout, &read.tensor, at, count - at < 7 ? count - at : 7, lines + at * bytes, row, rows);
-    grouped_scales_in(layout, &read.tensor, scales);
+    grouped_scales_in(layout, &read.tensor, scales, 0, read.tensor.rows);
     static uint8_t back[ROWS * COLS];
-    grouped_zeros_in(layout, &read.tensor, stored_less, zeros, back);
+    grouped_zeros_in(layout, &read.tensor, stored_less, zeros, 0, read.tensor.rows, back);
     assert_memory_equal(read.tensor.codes, t->codes, t->code_bytes);
     assert_memory_equal(read.tensor.scales, t->scales, (size_t)t->blocks * sizeof(float));
     for (int64_t i = 0; i < t->blocks; i++)
