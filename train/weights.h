@@ -88,8 +88,8 @@ Status weights_plan(const ModelConfig *config, const WeightOptions *options, DTy
 void weights_formats(const ModelConfig *config, const WeightOptions *options, DType file_dtype, WeightFormat *formats);
 
 typedef struct ModelWeights ModelWeights;
-/* backend: the CPU's, or that of options->exec, which quantizes the weights where they will lie if the folder holds numbers
- * of 16 or 32 bits (else the CPU reads them, and weights_to_device copies). Both are borrowed for the weights' life. Logs what a reader should know (an INT8 folder was
+/* backend: the CPU's, or that of options->exec, to which the weights go as they are read (train/weights_stream.c says when not:
+ * then the CPU holds them, and weights_to_device copies). Both are borrowed for the weights' life. Logs what a reader should know (an INT8 folder was
  * dequantized; a pre-quantized folder overrides the config's type). */
 Status weights_load(ModelWeights **out, const char *folder, const ModelConfig *config, const WeightOptions *options,
                     const Backend *backend, Pool *pool, Error *err);

@@ -58,6 +58,15 @@ if ((most == 1)); then
 fi
 split() { ranks 0 split --gpus "$most" --set distributed.shard_base=true && same_adapter "r$most" split; }
 check "$most ranks, a split base: the bytes of a whole one" split
+packed_split() { # read in parts by one rank each, and dealt out on the devices
+    local kind=$1
+    ranks 0 "whole-$kind" --gpus "$most" --set "model.path=$work/$kind" && ranks 0 "split-$kind" --gpus "$most" --set "model.path=$work/$kind" --set distributed.shard_base=true &&
+        same_adapter "whole-$kind" "split-$kind"
+}
+for kind in nf4 gptq; do
+    if [[ $kind == nf4 ]]; then run 0 quantize "$work/model" --out "$work/nf4"; else run 0 export "$work/model" --format gptq --out "$work/gptq" --no-verify; fi
+    check "$most ranks, a split base out of a packed folder ($kind): the bytes of a whole one" packed_split "$kind"
+done
 optimizer() { ranks 0 optimizer --gpus "$most" --set distributed.shard_optimizer=true && same_adapter "r$most" optimizer; }
 check "$most ranks, a split optimizer: the bytes of a whole one" optimizer
 number_of() { sed -nE 's/.*"'"$1"'": ([0-9]+).*/\1/p' "$work/plan.json"; }

@@ -8,6 +8,7 @@
 #include "quant/fake_quant.h"
 #include "tests/support/compare.h"
 #include "tests/support/model_folder.h"
+#include "tests/support/other_device.h"
 #include "train/commands.h"
 #include "train/merge.h"
 #include "train/weights_internal.h"
@@ -15,6 +16,8 @@
 #define CONFIG TINY_CONFIG("qwen2", ",\"tie_word_embeddings\":false,\"torch_dtype\":\"bfloat16\"")
 
 static Backend backend;
+static Device device; /* for what is refused: that of NIBBLE_TEST_DEVICE */
+static Exec exec;
 static Error error;
 static char *dense;
 
@@ -51,6 +54,7 @@ static void export_to(char *from, char *to, char *format, char *const options[4]
 
 static int open_all(void **state) {
     if (scratch_make(state) != 0 || cpu_backend(&backend, NULL, &error) != OK) return 1;
+    assert_ok(other_device_open(&device, &exec, DTYPE_BF16, &error), &error);
     dense = scratch_path("dense");
     model_folder_write(dense, CONFIG, DTYPE_BF16);
     for (size_t v = 0; v < VARIANTS; v++) {
@@ -63,17 +67,19 @@ static int open_all(void **state) {
 
 static int remove_all(void **state) {
     memory_free(dense);
+    device_close(&device);
     return scratch_remove(state);
 }
 
-static Status try_load(const char *folder, DType act, ModelWeights **weights, Error *err) {
+static Status try_load(const char *folder, DType act, int there, ModelWeights **weights, Error *err) {
     ModelConfig config;
     Pool *pool;
     WeightOptions options = {.act = act, .linear = act == DTYPE_F32 ? WEIGHT_F32 : WEIGHT_BF16, .block_size = 64};
     *weights = NULL;
     TRY(model_config_read(folder, &config, err));
     TRY(pool_create(&pool, 2, err));
-    Status status = weights_load(weights, folder, &config, &options, &backend, pool, err);
+    if (there && device.backend.on_device) options.exec = &exec;
+    Status status = weights_load(weights, folder, &config, &options, there ? &device.backend : &backend, pool, err);
     pool_free(pool);
     return status;
 }
@@ -90,7 +96,7 @@ static void test_what_is_read_is_the_grid(void **state) {
         ModelConfig config;
         WeightBytes bytes;
         WeightOptions options = {.act = DTYPE_F32, .linear = WEIGHT_F32, .block_size = 64};
-        assert_ok(try_load(folder, DTYPE_F32, &weights, &error), &error);
+        assert_ok(try_load(folder, DTYPE_F32, 0, &weights, &error), &error);
         assert_ok(model_config_read(folder, &config, &error), &error);
         assert_true(prequant_is_grouped(config.prequant));
         assert_ok(weights_plan(&config, &options, DTYPE_BF16, &bytes, &error), &error);
@@ -215,7 +221,7 @@ static void check(const char *name, const Mutation *mutation, const char *from, 
     ModelWeights *weights;
     model_folder_mutate(source, folder, mutation);
     if (from != NULL) replace_in_config(folder, from, to);
-    Status status = try_load(folder, DTYPE_BF16, &weights, &error);
+    Status status = try_load(folder, DTYPE_BF16, 1, &weights, &error);
     if (says == NULL)
         assert_ok(status, &error);
     else
@@ -330,7 +336,7 @@ static void test_ordered_columns(void **state) {
     model_folder_mutate(source, ordered, &mutation);
     replace_in_config(ordered, "\"desc_act\": false", "\"desc_act\": true");
     ModelWeights *weights;
-    assert_ok(try_load(ordered, DTYPE_F32, &weights, &error), &error);
+    assert_ok(try_load(ordered, DTYPE_F32, 0, &weights, &error), &error);
     WeightView view = weights_view(weights, weight_id(0, LAYER_UP));
     assert_non_null(view.group_index);
     float got[64];

@@ -1,4 +1,5 @@
-/* Model folders with one thing wrong: each is refused by the tensor's name, and none crashes. */
+/* Model folders with one thing wrong: each is refused by the tensor's name, and none crashes; on its way to the device that
+ * NIBBLE_TEST_DEVICE names as well. */
 #include "tests/support/scratch.h"
 #include "tests/unit/test_core.h"
 
@@ -8,10 +9,13 @@
 #include "core/memory.h"
 #include "tests/support/compare.h"
 #include "tests/support/model_folder.h"
+#include "tests/support/other_device.h"
 #include "train/quantize_folder.h"
 #include "train/weights.h"
 
 static Backend backend;
+static Device device;
+static Exec exec;
 static char *dense, *nested, *plain, *int8;
 
 #define CONFIG TINY_CONFIG("llama", ",\"tie_word_embeddings\":false,\"torch_dtype\":\"float32\"")
@@ -24,6 +28,7 @@ static void quantize(const char *to, const QuantSpec *spec) {
 static int open_all(void **state) {
     Error err = {0};
     if (scratch_make(state) != 0 || cpu_backend(&backend, NULL, &err) != OK) return 1;
+    assert_ok(other_device_open(&device, &exec, DTYPE_BF16, &err), &err);
     dense = scratch_path("dense");
     nested = scratch_path("nested");
     plain = scratch_path("plain");
@@ -40,16 +45,19 @@ static int remove_all(void **state) {
     memory_free(nested);
     memory_free(plain);
     memory_free(int8);
+    device_close(&device);
     return scratch_remove(state);
 }
 
-static Status try_load(const char *folder, const WeightOptions *options, Error *err) {
+static Status try_load(const char *folder, const WeightOptions *asked, Error *err) {
+    WeightOptions options = *asked;
     ModelConfig config;
     ModelWeights *weights = NULL;
     Pool *pool;
     TRY(model_config_read(folder, &config, err));
     TRY(pool_create(&pool, 2, err));
-    Status status = weights_load(&weights, folder, &config, options, &backend, pool, err);
+    if (device.backend.on_device) options.exec = &exec;
+    Status status = weights_load(&weights, folder, &config, &options, &device.backend, pool, err);
     assert_int_equal(weights != NULL, status == OK);
     weights_free(weights);
     pool_free(pool);
