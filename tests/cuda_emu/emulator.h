@@ -76,6 +76,7 @@ void release_barrier();
 void check_warp(Warp &w, int base); /* after an exit: did that complete a collective? */
 
 /* memory (memory.cpp, runtime.cpp) */
+extern size_t shared_limit; /* of the running kernel, static and dynamic together */
 void shared_start(size_t dynamic_bytes);
 void shared_range(void **lo, void **hi);
 void set_access_hook(void (*h)(const void *, size_t, int, int, const void *));

@@ -7,6 +7,7 @@ namespace emu {
 /* ---- shared memory ---- */
 static unsigned char *sh_base;
 static size_t sh_used, sh_static;
+size_t shared_limit;
 static void map_shared() {
     if (sh_base) return;
     sh_base = (unsigned char *)mmap(0, 4 * SHARED_MAX, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -35,7 +36,8 @@ void *shared_new(Slot &s, size_t n, size_t align, const char *name) {
     if (!cur) abort();
     sh_static += n;
     if (sh_static > 48 * 1024) fail("static shared memory over 48 KiB at %s", name);
-    if (sh_static + blk.dyn_size > SHARED_MAX) fail("shared memory over %d bytes at %s", SHARED_MAX, name);
+    if (sh_static + blk.dyn_size > shared_limit)
+        fail("static and dynamic shared memory over %zu bytes at %s", shared_limit, name);
     s.ptr = sh_alloc(n, align < 16 ? 16 : align);
     s.inst = blk.inst;
     return s.ptr;

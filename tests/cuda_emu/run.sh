@@ -41,5 +41,10 @@ for name in "${names[@]}"; do
     for schedule in seq prio:1; do one asan "$schedule" eager "build/emu/asan/$name"; done
     one race seq eager "build/emu/race/$name"
 done
+# The least shared memory of the architectures that the plugin is built for.
+export EMU_CAPABILITY=86
+for name in "${names[@]}"; do
+    ! grep -q 'attention\|lora\|fake_rows' <<<"$name" || one plain rev eager "build/emu/plain/$name"
+done
 echo "$passed passed, $failed failed, 0 skipped"
 ((failed == 0 && passed > 0))

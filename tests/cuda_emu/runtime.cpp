@@ -28,6 +28,16 @@ static size_t arena_used, live_bytes;
 static std::map<unsigned char *, size_t> live;
 static std::map<unsigned char *, size_t> pinned;
 static std::map<const void *, int> dyn_limit;
+/* EMU_CAPABILITY: 90 unless it says otherwise. */
+static int capability() {
+    const char *e = getenv("EMU_CAPABILITY");
+    return e ? atoi(e) : 90;
+}
+/* Shared memory that a block may opt in to: the CUDA programming guide's table of compute capabilities. */
+int shared_most() {
+    int c = capability();
+    return 1024 * (c < 80 ? 64 : c == 80 || c == 87 ? 163 : c < 90 || c >= 120 ? 99 : 227);
+}
 int dynamic_limit(const void *kernel) {
     auto it = dyn_limit.find(kernel);
     return it == dyn_limit.end() ? 48 * 1024 : it->second;
@@ -100,24 +110,19 @@ API cudaGetDevice(int *d) {
     *d = 0;
     return cudaSuccess;
 }
-/* EMU_CAPABILITY: 90 unless it says otherwise. */
-static int capability() {
-    const char *e = getenv("EMU_CAPABILITY");
-    return e ? atoi(e) : 90;
-}
 API cudaGetDeviceProperties(cudaDeviceProp *p, int) {
     memset(p, 0, sizeof *p);
     snprintf(p->name, sizeof p->name, "emulated on the CPU");
     p->major = capability() / 10, p->minor = capability() % 10, p->multiProcessorCount = 4, p->warpSize = 32,
     p->totalGlobalMem = device_total();
-    p->sharedMemPerBlock = 48 * 1024, p->sharedMemPerBlockOptin = 227 * 1024, p->maxThreadsPerBlock = 1024;
+    p->sharedMemPerBlock = 48 * 1024, p->sharedMemPerBlockOptin = (size_t)shared_most(), p->maxThreadsPerBlock = 1024;
     return cudaSuccess;
 }
 API cudaDeviceGetAttribute(int *v, cudaDeviceAttr a, int) {
     *v = a == cudaDevAttrMultiProcessorCount            ? 4
          : a == cudaDevAttrComputeCapabilityMajor       ? capability() / 10
          : a == cudaDevAttrComputeCapabilityMinor       ? capability() % 10
-         : a == cudaDevAttrMaxSharedMemoryPerBlockOptin ? 227 * 1024
+         : a == cudaDevAttrMaxSharedMemoryPerBlockOptin ? shared_most()
                                                         : 0;
     return cudaSuccess;
 }
@@ -269,7 +274,7 @@ API cudaMemset(void *d, int v, size_t n) {
 API cudaFuncSetAttribute(const void *f, cudaFuncAttribute a, int v) {
     LOCK;
     if (a == cudaFuncAttributeMaxDynamicSharedMemorySize) {
-        if (v > 227 * 1024) return err(cudaErrorInvalidValue);
+        if (v > shared_most()) return err(cudaErrorInvalidValue);
         dyn_limit[f] = v;
     }
     return cudaSuccess;

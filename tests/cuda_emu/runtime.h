@@ -19,6 +19,7 @@ extern bool protect, lazy, ahead;
 void start();                    /* reads the settings, reserves the arena */
 cudaError_t err(cudaError_t e);  /* remembers it for cudaGetLastError */
 int dynamic_limit(const void *); /* dynamic shared memory that a kernel has opted in to */
+int shared_most();               /* of a block, with that */
 struct Open {                    /* device memory is accessible while one of these lives */
     Open();
     ~Open();

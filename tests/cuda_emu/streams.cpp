@@ -79,6 +79,7 @@ void launch_impl(const char *name, dim3 g, dim3 b, size_t smem, cudaStream_t s, 
     submit(s, [=] {
         Open o;
         count(name, 0);
+        shared_limit = (size_t)(limit > 48 * 1024 ? shared_most() : 48 * 1024);
         err(run_grid(name, g, b, smem, fn));
     });
 }
