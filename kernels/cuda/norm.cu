@@ -2,14 +2,15 @@
 // value is read once and written once.
 #include "kernels/cuda/columns.cuh"
 
-enum { KEEP = 4 };  // vectors of a thread
+// KEEP vectors of a thread: two, whose loads wait for each other once, or four where a row is wider than a block takes so.
+enum { FEW = 2, MANY = 4 };
 
 // Vectors need registers, so their blocks are narrower.
 constexpr int threads_max(int n) {
     return n == VEC ? 512 : 1024;
 }
 
-template <class T, int N, bool ADD>
+template <class T, int N, int KEEP, bool ADD>
 __global__ void __launch_bounds__(threads_max(N))
     norm_forward(const DeviceBatch *__restrict__ batch, int64_t hidden, float epsilon, const T *residual, const T *x,
                  const T *__restrict__ weight, T *sum, T *y, float *__restrict__ rstd) {
@@ -49,7 +50,7 @@ __global__ void __launch_bounds__(threads_max(N))
     }
 }
 
-template <class T, int N>
+template <class T, int N, int KEEP>
 __global__ void __launch_bounds__(threads_max(N))
     norm_backward(const DeviceBatch *__restrict__ batch, int64_t hidden, const T *__restrict__ sum,
                   const T *__restrict__ weight, const float *__restrict__ rstd, const T *dy, const T *d_sum, T *d_residual) {
@@ -98,31 +99,45 @@ struct WeightGrad {
 };
 
 // Threads of a row that keep it whole, or 0 when it is too wide.
-static unsigned threads_of(int64_t hidden, int n) {
-    int64_t threads = divide_up(divide_up(hidden, (int64_t)n * KEEP), 32) * 32;
+static unsigned threads_of(int64_t hidden, int n, int keep) {
+    int64_t threads = divide_up(divide_up(hidden, (int64_t)n * keep), 32) * 32;
     return threads <= threads_max(n) ? (unsigned)threads : 0;
+}
+
+// How a row is cut.
+struct Cut {
+    unsigned threads;  // 0: it is too wide
+    bool vectors, few;
+};
+static Cut cut_of(int64_t hidden, bool vectors) {
+    unsigned few = vectors ? threads_of(hidden, VEC, FEW) : 0;
+    return {few > 0 ? few : threads_of(hidden, vectors ? VEC : 1, MANY), vectors, few > 0};
 }
 
 extern "C" cudaError_t cuda_norm_forward(DType act, const DeviceBatch *batch, const NormShape *shape, const void *residual,
                                          const void *x, const void *weight, void *sum, void *y, float *rstd,
                                          cudaStream_t stream) {
     int64_t hidden = shape->hidden;
-    bool vectors = hidden % VEC == 0 && all_aligned(residual, x, weight, sum, y);
-    unsigned threads = threads_of(hidden, vectors ? VEC : 1);
-    if (shape->rows < 0 || shape->rows > GRID_MAX || hidden < 1 || threads == 0) return cudaErrorInvalidValue;
+    Cut cut = cut_of(hidden, hidden % VEC == 0 && all_aligned(residual, x, weight, sum, y));
+    if (shape->rows < 0 || shape->rows > GRID_MAX || hidden < 1 || cut.threads == 0) return cudaErrorInvalidValue;
     if (shape->rows == 0) return cudaSuccess;
-#define FORWARD(N, ADD)                                                                                                   \
-    CU_LAUNCH((norm_forward<T, N, ADD>), (unsigned)shape->rows, threads, 0, stream, batch, hidden, (float)shape->epsilon, \
-              (const T *)residual, (const T *)x, (const T *)weight, (T *)sum, (T *)y, rstd)
+#define FORWARD(N, KEEP)                 \
+    do {                                 \
+        if (x != NULL)                   \
+            FORWARD_ADD(N, KEEP, true);  \
+        else                             \
+            FORWARD_ADD(N, KEEP, false); \
+    } while (0)
+#define FORWARD_ADD(N, KEEP, ADD)                                                                            \
+    CU_LAUNCH((norm_forward<T, N, KEEP, ADD>), (unsigned)shape->rows, cut.threads, 0, stream, batch, hidden, \
+              (float)shape->epsilon, (const T *)residual, (const T *)x, (const T *)weight, (T *)sum, (T *)y, rstd)
     WITH_ACT(act, {
-        if (vectors && x != NULL)
-            FORWARD(VEC, true);
-        else if (vectors)
-            FORWARD(VEC, false);
-        else if (x != NULL)
-            FORWARD(1, true);
+        if (!cut.vectors)
+            FORWARD(1, MANY);
+        else if (cut.few)
+            FORWARD(VEC, FEW);
         else
-            FORWARD(1, false);
+            FORWARD(VEC, MANY);
     });
     return cudaGetLastError();
 }
@@ -131,18 +146,19 @@ extern "C" cudaError_t cuda_norm_backward(DType act, const DeviceBatch *batch, c
                                           const void *weight, const float *rstd, const void *dy, const void *d_sum,
                                           void *d_residual, cudaStream_t stream) {
     int64_t hidden = shape->hidden;
-    bool vectors = hidden % VEC == 0 && all_aligned(sum, weight, dy, d_sum, d_residual);
-    unsigned threads = threads_of(hidden, vectors ? VEC : 1);
-    if (shape->rows < 0 || shape->rows > GRID_MAX || hidden < 1 || threads == 0) return cudaErrorInvalidValue;
+    Cut cut = cut_of(hidden, hidden % VEC == 0 && all_aligned(sum, weight, dy, d_sum, d_residual));
+    if (shape->rows < 0 || shape->rows > GRID_MAX || hidden < 1 || cut.threads == 0) return cudaErrorInvalidValue;
     if (shape->rows == 0) return cudaSuccess;
-#define BACKWARD(N)                                                                                            \
-    CU_LAUNCH((norm_backward<T, N>), (unsigned)shape->rows, threads, 0, stream, batch, hidden, (const T *)sum, \
+#define BACKWARD(N, KEEP)                                                                                                \
+    CU_LAUNCH((norm_backward<T, N, KEEP>), (unsigned)shape->rows, cut.threads, 0, stream, batch, hidden, (const T *)sum, \
               (const T *)weight, rstd, (const T *)dy, (const T *)d_sum, (T *)d_residual)
     WITH_ACT(act, {
-        if (vectors)
-            BACKWARD(VEC);
+        if (!cut.vectors)
+            BACKWARD(1, MANY);
+        else if (cut.few)
+            BACKWARD(VEC, FEW);
         else
-            BACKWARD(1);
+            BACKWARD(VEC, MANY);
     });
     return cudaGetLastError();
 }
