@@ -21,9 +21,14 @@
 
 #define SIMD_INLINE static inline __attribute__((always_inline))
 
-/* Full unrolling of short loops over registers: an array of vectors stays in registers only then. */
+/* Full unrolling of short loops over registers: an array of vectors stays in registers only then. Clang takes minutes for loops
+ * that are full of a sanitizer's checks. */
 #ifdef __clang__
+#if __has_feature(undefined_behavior_sanitizer) || __has_feature(address_sanitizer)
+#define SIMD_UNROLL
+#else
 #define SIMD_UNROLL _Pragma("unroll")
+#endif
 #else
 #define SIMD_UNROLL _Pragma("GCC unroll 16")
 #endif
