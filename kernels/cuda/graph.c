@@ -39,6 +39,23 @@ static Status part_begin(const Exec *exec, const void *const key[PART_KEYS], int
     return OK;
 }
 
+/* A stream that came along is captured until it is waited for. */
+static void join(CudaContext *context, cudaStream_t stream) {
+    enum cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    if (cudaStreamIsCapturing(stream, &status) != cudaSuccess || status != cudaStreamCaptureStatusActive) return;
+    if (cudaEventRecord(context->begun, stream) == cudaSuccess) (void)cudaStreamWaitEvent(context->stream, context->begun, 0);
+}
+
+/* Half of a part is not to be run, and not to be kept. */
+static void drop_recording(CudaContext *context) {
+    cudaGraph_t recorded = NULL;
+    join(context, context->side);
+    join(context, context->copies);
+    (void)cudaStreamEndCapture(context->stream, &recorded);
+    if (recorded != NULL) (void)cudaGraphDestroy(recorded);
+    (void)cudaGetLastError();
+}
+
 static Status part_end(const Exec *exec, Error *err) {
     CudaContext *context = context_of(exec);
     CudaGraph *graph = context->capturing;
@@ -47,12 +64,11 @@ static Status part_end(const Exec *exec, Error *err) {
     cudaGraph_t recorded = NULL;
     graph->id_limit = context->id_limit;
     graph->position_limit = context->position_limit;
-    cudaError_t code = cudaStreamEndCapture(context->stream, &recorded);
-    if (err == NULL) { /* half of a part: not to be run, and not to be kept */
-        if (recorded != NULL) (void)cudaGraphDestroy(recorded);
-        (void)cudaGetLastError();
+    if (err == NULL) {
+        drop_recording(context);
         return OK;
     }
+    cudaError_t code = cudaStreamEndCapture(context->stream, &recorded);
     if (code != cudaSuccess) return cuda_failure(context, "cudaStreamEndCapture", code, err);
     code = cudaGraphInstantiate(&graph->exec, recorded, 0);
     (void)cudaGraphDestroy(recorded);
