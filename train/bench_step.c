@@ -47,17 +47,21 @@ typedef struct StepBench {
 /* What is recomputed, and on a device what lies where: as `nibble train` chooses for micro-batches of --tokens. */
 static Status choose_plan(StepBench *b, const EngineOptions *options, Error *err) {
     ModelConfig *model = memory_alloc(sizeof *model);
+    WeightFacts *facts = NULL;
     Device device = {0};
     Pool *pool = NULL;
     size_t limit;
     b->config.train.micro_batch_tokens = b->options->tokens;
     Status status = model_config_read(options->model, model, err);
+    if (status == OK && !options->random_weights && options->method != METHOD_FULL)
+        status = weights_facts(&facts, options->model, model, err);
     if (status == OK) status = device_open(&device, options->device, options->cpu, err);
     if (status == OK) status = pool_create(&pool, options->threads, err);
     if (status == OK) status = run_memory_limit(&b->config, &device, &limit, err);
-    if (status == OK) status = run_plan(&b->config, model, &device.backend, pool_threads(pool), 1, limit, &b->plan, err);
+    if (status == OK) status = run_plan(&b->config, model, facts, &device.backend, pool_threads(pool), 1, limit, &b->plan, err);
     pool_free(pool);
     device_close(&device);
+    weights_facts_free(facts);
     memory_free(model);
     return status;
 }

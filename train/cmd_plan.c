@@ -40,7 +40,8 @@ typedef struct Report {
     const char *config_path, *shape_path;
     Config config;
     ModelConfig model;
-    Device device; /* loaded, not opened */
+    WeightFacts *facts; /* NULL: there is only a shape */
+    Device device;      /* loaded, not opened */
     Backend backend;
     int threads, ranks;
     size_t limit;
@@ -86,7 +87,10 @@ static Status find_shape(Report *r, const PlanOptions *o, Error *err) {
     else
         FAIL_USAGE("%s has no config.json and model.arch is not set; give --arch FILE (shapes lie in configs/arch)",
                    folder != NULL && folder[0] != 0 ? folder : "model.path");
-    return model_config_read(r->shape_path, &r->model, err);
+    TRY(model_config_read(r->shape_path, &r->model, err));
+    /* of tensors that cannot be loaded, and of none at all, there is a plan as well: what config.json says */
+    if (r->shape_path == folder && weights_facts(&r->facts, folder, &r->model, NULL) != OK) r->facts = NULL;
+    return OK;
 }
 
 /* ---- what fits ----------------------------------------------------------------------------------------------------------- */
@@ -104,14 +108,15 @@ static Status fits_with(const Report *r, int kind, int64_t tokens, int *fits, Er
     config.train.recompute = recompute_names[kind];
     config.train.micro_batch_tokens = tokens;
     if (config.train.dequantized_layers == CONFIG_AUTO) config.train.dequantized_layers = 0;
-    return run_plan_choose(&config, &r->model, &r->backend, r->threads, r->ranks, r->limit, HOST_EMBEDDING, &plan, fits, err);
+    return run_plan_choose(&config, &r->model, r->facts, &r->backend, r->threads, r->ranks, r->limit, HOST_EMBEDDING, &plan,
+                           fits, err);
 }
 
 /* As the trainer decides. */
 static Status plan_run(Report *r, Error *err) {
-    TRY(run_window_choose(&r->config, &r->model, &r->backend, r->threads, r->ranks, r->limit, err));
-    return run_plan_choose(&r->config, &r->model, &r->backend, r->threads, r->ranks, r->limit, HOST_WEIGHTS, &r->plan, &r->fits,
-                           err);
+    TRY(run_window_choose(&r->config, &r->model, r->facts, &r->backend, r->threads, r->ranks, r->limit, err));
+    return run_plan_choose(&r->config, &r->model, r->facts, &r->backend, r->threads, r->ranks, r->limit, HOST_WEIGHTS, &r->plan,
+                           &r->fits, err);
 }
 
 /* 128, 192, 256, 384, 512, … the last that fits. */
@@ -321,6 +326,7 @@ Status command_plan(int argc, char **argv, Error *err) {
     }
     text_free(&out);
     config_free(&report->config);
+    weights_facts_free(report->facts);
     memory_free(report);
     return status;
 }

@@ -165,6 +165,7 @@ static Status plan_parameters(PlanInput *in, Adapter *adapter, ParamSet *params,
         WeightOptions options;
         TRY(weight_options_from_config(config, &options, err));
         if (config->distributed.shard_base) options.ranks = in->ranks;
+        options.facts = in->facts;
         TRY(weights_plan(in->model, &options, in->model->dtype, &plan->weights, err));
         in->has_base = 1;
         in->base = options;
@@ -190,11 +191,12 @@ static Status plan_parameters(PlanInput *in, Adapter *adapter, ParamSet *params,
     return OK;
 }
 
-static Status make_plan(const Config *config, const ModelConfig *model, const Backend *backend, int threads, int ranks,
-                        size_t available, HostUse most, RunPlan *plan, int *fits, Error *err) {
+static Status make_plan(const Config *config, const ModelConfig *model, const WeightFacts *facts, const Backend *backend,
+                        int threads, int ranks, size_t available, HostUse most, RunPlan *plan, int *fits, Error *err) {
     memset(plan, 0, sizeof *plan);
     PlanInput in = {.config = config,
                     .model = model,
+                    .facts = facts,
                     .backend = backend,
                     .threads = threads,
                     .ranks = ranks,
@@ -219,14 +221,14 @@ static Status make_plan(const Config *config, const ModelConfig *model, const Ba
     return status;
 }
 
-Status run_plan(const Config *config, const ModelConfig *model, const Backend *backend, int threads, int ranks,
-                size_t available, RunPlan *plan, Error *err) {
-    return make_plan(config, model, backend, threads, ranks, available, HOST_WEIGHTS, plan, NULL, err);
+Status run_plan(const Config *config, const ModelConfig *model, const WeightFacts *facts, const Backend *backend, int threads,
+                int ranks, size_t available, RunPlan *plan, Error *err) {
+    return make_plan(config, model, facts, backend, threads, ranks, available, HOST_WEIGHTS, plan, NULL, err);
 }
 
-Status run_plan_choose(const Config *config, const ModelConfig *model, const Backend *backend, int threads, int ranks,
-                       size_t available, HostUse most, RunPlan *plan, int *fits, Error *err) {
-    return make_plan(config, model, backend, threads, ranks, available, most, plan, fits, err);
+Status run_plan_choose(const Config *config, const ModelConfig *model, const WeightFacts *facts, const Backend *backend,
+                       int threads, int ranks, size_t available, HostUse most, RunPlan *plan, int *fits, Error *err) {
+    return make_plan(config, model, facts, backend, threads, ranks, available, most, plan, fits, err);
 }
 
 /* ---- train.micro_batch_tokens auto ------------------------------------------------------------------------------------------- */
@@ -242,8 +244,8 @@ typedef struct WindowTrial {
     int automatic; /* tried where train.recompute is auto */
 } WindowTrial;
 
-Status run_window_choose(Config *config, const ModelConfig *model, const Backend *backend, int threads, int ranks,
-                         size_t available, Error *err) {
+Status run_window_choose(Config *config, const ModelConfig *model, const WeightFacts *facts, const Backend *backend,
+                         int threads, int ranks, size_t available, Error *err) {
     static char none[] = "none", light[] = "light", layers[] = "layers", host[] = "host";
     const WindowTrial trials[] = {{none, HOST_EMBEDDING, WINDOW_GOOD, 1},  {light, HOST_EMBEDDING, WINDOW_GOOD, 1},
                                   {none, HOST_EMBEDDING, WINDOW_LEAST, 0}, {light, HOST_EMBEDDING, WINDOW_LEAST, 0},
@@ -263,7 +265,7 @@ Status run_window_choose(Config *config, const ModelConfig *model, const Backend
         other.train.recompute = (char *)(uintptr_t)trial->recompute;
         for (*window = WINDOW_MOST; *window >= trial->least && *window >= longest; *window /= 2) {
             RunPlan plan;
-            TRY(run_plan_choose(&other, model, backend, threads, ranks, available, trial->most, &plan, &found, err));
+            TRY(run_plan_choose(&other, model, facts, backend, threads, ranks, available, trial->most, &plan, &found, err));
             if (found) break;
         }
     }

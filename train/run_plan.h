@@ -46,7 +46,7 @@ typedef enum HostUse {
 
 /* The length of one sequence at most: train.max_length, or what "auto" means. */
 int64_t run_max_length(const Config *config, const ModelConfig *model);
-/* threads: of the run, workspaces depend on it. ranks: the plan is that of one of them. available: bytes that the run may take
+/* facts: of the folder's tensors; NULL: as the config implies. threads: of the run, workspaces depend on it. ranks: the plan is that of one of them. available: bytes that the run may take
  * (0: no limit). The first of these that fits:
  *
  *   activations are kept; then, on a device, as many dequantized layers as fit too (train.dequantized_layers)
@@ -59,16 +59,16 @@ int64_t run_max_length(const Config *config, const ModelConfig *model);
  * (train.recompute none, light, layers, or host, where the inputs of all layers but the last are there in any case: only those). What lies
  * in host memory passes the bus in every micro-batch: a row of the embedding once, an input once each way (2 bytes for a byte that
  * the device is spared), packed weights three times (in each pass). *fits is overwritten; where nothing fits, *plan is the most frugal. */
-Status run_plan_choose(const Config *config, const ModelConfig *model, const Backend *backend, int threads, int ranks,
-                       size_t available, HostUse most, RunPlan *plan, int *fits, Error *err);
+Status run_plan_choose(const Config *config, const ModelConfig *model, const WeightFacts *facts, const Backend *backend,
+                       int threads, int ranks, size_t available, HostUse most, RunPlan *plan, int *fits, Error *err);
 /* The same with all of HostUse; fails where nothing fits, with the plan and the settings that would fit. */
-Status run_plan(const Config *config, const ModelConfig *model, const Backend *backend, int threads, int ranks,
-                size_t available, RunPlan *plan, Error *err);
+Status run_plan(const Config *config, const ModelConfig *model, const WeightFacts *facts, const Backend *backend, int threads,
+                int ranks, size_t available, RunPlan *plan, Error *err);
 /* train.micro_batch_tokens "auto" becomes a number: the largest power of two up to 8192 that fits with activations kept (but, at most, norms and gates), if it is
  * 2048 or more, else with layers recomputed (256 at least, and what data.max_length asks for), at last with packed layers in
  * pinned host memory. Nothing to do otherwise. Ranks that have the same `available` choose the same. */
-Status run_window_choose(Config *config, const ModelConfig *model, const Backend *backend, int threads, int ranks,
-                         size_t available, Error *err);
+Status run_window_choose(Config *config, const ModelConfig *model, const WeightFacts *facts, const Backend *backend,
+                         int threads, int ranks, size_t available, Error *err);
 /* Bytes that train.memory allows: "auto" is what the device has left (NULL: this machine), but for what is loaded into it later. */
 Status run_memory_limit(const Config *config, const Device *device, size_t *bytes, Error *err);
 /* A table for people. */

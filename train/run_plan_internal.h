@@ -7,6 +7,7 @@
 typedef struct PlanInput {
     const Config *config;
     const ModelConfig *model;
+    const WeightFacts *facts;
     const Backend *backend;
     int threads, ranks;
     ModelShape shape;

@@ -207,9 +207,8 @@ static Status check_plan(const Trainer *trainer, Error *err) {
     TRY(check_equal("rope tables", plan->rope, engine->rope.arena.capacity, err));
     TRY(check_equal("micro-batches", plan->buffers, trainer->buffers.capacity, err));
     TRY(check_equal("fake quantization", plan->qat, engine->qat != NULL ? qat_taken(engine->qat) : 0, err));
-    if (engine->weights != NULL && (engine->model.prequant == PREQUANT_NONE || engine->model.prequant == PREQUANT_GGUF))
-        TRY(check_equal("the base", plan->weights.arena, weights_bytes(engine->weights), err));
     if (engine->weights != NULL) {
+        TRY(check_equal("the base", plan->weights.arena, weights_bytes(engine->weights), err));
         TRY(check_equal("dequantized layers", plan->weights.dense, weights_dense_bytes(engine->weights), err));
         TRY(check_equal("pinned weights", plan->weights.pinned, weights_pinned_bytes(engine->weights), err));
     }
@@ -398,11 +397,13 @@ static Status least_of_ranks(Comm *comm, Status status, size_t *bytes, Error *er
 static Status open_rest(Trainer *trainer, int threads, Error *err) {
     const Config *config = &trainer->config;
     ModelConfig *model = memory_alloc(sizeof *model);
+    WeightFacts *facts = NULL;
     Device device = {0};
     Pool *pool = NULL;
     size_t limit = 0;
     int automatic = config->train.micro_batch_tokens == CONFIG_AUTO;
     Status status = model_config_read(config->model.path, model, err);
+    if (status == OK && strcmp(config->method, "full") != 0) status = weights_facts(&facts, config->model.path, model, err);
     if (status == OK) status = device_open(&device, config->device, getenv("NIBBLE_CPU"), err);
     if (status == OK) status = pool_create(&pool, threads, err);
     if (status == OK) status = run_memory_limit(config, &device, &limit, err);
@@ -410,12 +411,13 @@ static Status open_rest(Trainer *trainer, int threads, Error *err) {
     int ranks = comm_size(trainer->comm), used = pool_threads(pool);
     size_t least = limit;
     if (automatic) status = least_of_ranks(trainer->comm, status, &least, err);
-    if (status == OK) status = run_window_choose(&trainer->config, model, &device.backend, used, ranks, least, err);
-    if (status == OK) status = run_plan(config, model, &device.backend, used, ranks, limit, &trainer->plan, err);
+    if (status == OK) status = run_window_choose(&trainer->config, model, facts, &device.backend, used, ranks, least, err);
+    if (status == OK) status = run_plan(config, model, facts, &device.backend, used, ranks, limit, &trainer->plan, err);
     if (status == OK) log_choices(trainer, automatic, least);
     status = open_data_in_turn(trainer, status, model, pool, err);
     pool_free(pool);
     device_close(&device);
+    weights_facts_free(facts);
     memory_free(model);
     return status;
 }

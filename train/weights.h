@@ -61,20 +61,28 @@ typedef struct WeightPlaces {
     int64_t dense_layers;  /* linears of so many last layers: on the device, and dequantized once for all beside that */
 } WeightPlaces;
 
+/* What a folder's tensors are where config.json says it otherwise, or not at all: types, sizes of blocks, linears that were not quantized
+ * with the others. */
+typedef struct WeightFacts WeightFacts;
+/* From the headers, and what describes each packed tensor. Fails where weights_load would fail before it reads a weight. */
+Status weights_facts(WeightFacts **out, const char *folder, const ModelConfig *config, Error *err);
+void weights_facts_free(WeightFacts *facts); /* NULL is fine */
+
 typedef struct WeightOptions {
     DType act;           /* F32 or BF16: the run's precision */
     WeightFormat linear; /* NF4, FP4, INT8, INT4, or BF16 / F32 for dense (the file's type then decides as above) */
     int double_quant;
-    int32_t block_size; /* NF4, FP4, INT4 */
-    int linears_only;   /* leave out embedding, head, norms and biases (nibble quantize copies those) */
-    int ranks;          /* the layers' linears are split over so many; 0, 1: not */
-    Comm *comm;         /* the ranks, where weights are loaded */
+    int32_t block_size;       /* NF4, FP4, INT4 */
+    int linears_only;         /* leave out embedding, head, norms and biases (nibble quantize copies those) */
+    int ranks;                /* the layers' linears are split over so many; 0, 1: not */
+    Comm *comm;               /* the ranks, where weights are loaded */
+    const WeightFacts *facts; /* for plans; NULL: the tensors are what the config says */
     /* on a device */
     const Exec *exec; /* the device's, where weights are loaded; NULL: the CPU's */
     WeightPlaces places;
 } WeightOptions;
 
-/* Exact bytes by kind, from the config alone. file_dtype: what the folder's dense tensors are stored in. */
+/* Exact bytes by kind, from the config and the facts. file_dtype: what the folder's dense tensors are stored in, without facts. */
 typedef struct WeightBytes {
     size_t linear, constants, embedding, head, norms; /* head 0 when tied; constants: scales, absmax, nested parts */
     size_t gathered;                                  /* of a split base: room for three whole layers */
@@ -83,8 +91,7 @@ typedef struct WeightBytes {
     size_t staging;                                   /* loading's own buffers on top, gone afterwards */
 } WeightBytes;
 Status weights_plan(const ModelConfig *config, const WeightOptions *options, DType file_dtype, WeightBytes *bytes, Error *err);
-/* How the backend will find each weight [weight_count] once it is loaded; of a pre-quantized folder whose tensors are mixed, what
- * its config says. */
+/* How the backend will find each weight [weight_count] once it is loaded. */
 void weights_formats(const ModelConfig *config, const WeightOptions *options, DType file_dtype, WeightFormat *formats);
 
 typedef struct ModelWeights ModelWeights;

@@ -86,7 +86,7 @@ static Status check_weight(WeightCheck *check, const char *name, int32_t id, Wei
              type == DTYPE_U8 || type == DTYPE_I8 ? "; of quantized folders, those of bitsandbytes are read (nf4, fp4, int8)"
                                                   : "");
     if (check->config->prequant == PREQUANT_BNB_4BIT || prequant_is_grouped(check->config->prequant))
-        entry->quantized = 0; /* a module that was left out on purpose */
+        entry->quantized = entry->resident = 0; /* a module that was left out on purpose */
     entry->dense = weight_dense_type(id, check->options->act, found ? DTYPE_F32 : type);
     return OK;
 }
@@ -173,4 +173,31 @@ Status weights_check(const TensorFiles *files, const char *folder, const ModelCo
     if (status == OK) status = check_unexpected(&check, err);
     memory_free(check.used);
     return status;
+}
+
+Status weights_facts(WeightFacts **out, const char *folder, const ModelConfig *config, Error *err) {
+    const WeightOptions options = {.act = DTYPE_F32, .linear = WEIGHT_F32, .block_size = 64};
+    TensorFiles *files = NULL;
+    *out = NULL;
+    TRY(tensors_open(&files, folder, NULL, err));
+    int32_t count = weight_count(config);
+    WeightEntry *entries = memory_calloc((size_t)count, sizeof *entries);
+    weights_decide(config, &options, config->dtype, entries);
+    Status status = weights_check(files, folder, config, &options, entries, err);
+    if (status == OK) {
+        WeightFacts *facts = *out = memory_calloc(1, sizeof *facts + (size_t)count * sizeof facts->weight[0]);
+        facts->count = count;
+        for (int32_t id = 0; id < count; id++) {
+            facts->weight[id].origin = entries[id].origin;
+            facts->weight[id].type = entries[id].file != NULL ? entries[id].file->dtype : config->dtype;
+            facts->weight[id].spec = entries[id].spec;
+        }
+    }
+    memory_free(entries);
+    tensors_close(files);
+    return status;
+}
+
+void weights_facts_free(WeightFacts *facts) {
+    memory_free(facts);
 }

@@ -78,7 +78,16 @@ int weight_is_vector(int32_t id); /* a norm or a bias */
 
 /* How a dense weight from a file of this type is held. */
 DType weight_dense_type(int32_t id, DType act, DType file_dtype);
-/* What the options (or a pre-quantized folder) make of every weight, from the config alone. entries: [weight_count]. */
+struct WeightFacts {
+    int32_t count;
+    struct {
+        WeightOrigin origin;
+        DType type;
+        QuantSpec spec;
+    } weight[]; /* [count], by number */
+};
+
+/* What the options (or a pre-quantized folder) make of every weight, from the config and the facts. entries: [weight_count]. */
 void weights_decide(const ModelConfig *config, const WeightOptions *options, DType file_dtype, WeightEntry *entries);
 /* Takes every weight's storage from the arenas (or counts it) and adds up the bytes. pinned may be NULL where none is. */
 Status weights_take(const ModelConfig *config, WeightEntry *entries, Arena *arena, Arena *pinned, WeightBytes *bytes,

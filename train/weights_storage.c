@@ -37,6 +37,17 @@ static void decide_gguf(const ModelConfig *config, int32_t id, const WeightOptio
                                                         : DTYPE_F32);
 }
 
+/* As weights_check decides when it has the tensors. */
+static void take_facts(const ModelConfig *config, const WeightOptions *options, int32_t id, WeightEntry *entry) {
+    if (options->facts == NULL || id >= options->facts->count || (config->gguf.is_file && !weight_is_vector(id))) return;
+    WeightOrigin origin = options->facts->weight[id].origin;
+    int is_packed = origin == ORIGIN_BNB4 || origin == ORIGIN_GROUPED;
+    if (is_packed) entry->spec = options->facts->weight[id].spec;
+    if (is_packed || config->prequant == PREQUANT_BNB_4BIT || prequant_is_grouped(config->prequant))
+        entry->quantized = is_packed;
+    entry->dense = weight_dense_type(id, options->act, origin == ORIGIN_INT8 ? DTYPE_F32 : options->facts->weight[id].type);
+}
+
 static void decide_place(const ModelConfig *config, int32_t id, const WeightPlaces *places, WeightEntry *entry) {
     entry->pinned = id == WEIGHT_EMBED && places->pinned_embedding && !config->tied_embeddings;
     if (!weight_is_linear(id)) return;
@@ -68,6 +79,7 @@ void weights_decide(const ModelConfig *config, const WeightOptions *options, DTy
         int was_int8 = weight_is_linear(id) && config->prequant == PREQUANT_BNB_8BIT;
         entry->dense = weight_dense_type(id, options->act, was_int8 ? DTYPE_F32 : file_dtype);
         if (config->gguf.is_file && !weight_is_vector(id)) decide_gguf(config, id, options, entry);
+        take_facts(config, options, id, entry);
         decide_place(config, id, &options->places, entry);
     }
 }

@@ -102,6 +102,19 @@ not_finite() { # the last but two of up_proj's values, in the second part of it
         train 1 none --device "$there" --set "model.path=$work/wide" && err_has "up_proj.weight: row 8195, column 517 is NaN"
 }
 check "NaN in a weight is refused by its place" not_finite
+# config.json says torch_dtype; what counts are the tensors.
+other_types() {
+    local type device
+    cp -r "$work/model" "$work/typed" || return 1
+    for type in float32 float16 bfloat16; do
+        sed -i 's/"torch_dtype":[[:space:]]*"[a-z0-9]*"/"torch_dtype": "'$type'"/' "$work/typed/config.json" && grep -q "\"$type\"" "$work/typed/config.json" || return 1
+        for device in cpu "$there"; do
+            on "$device" "typed-$type-$device" --set "model.path=$work/typed" --set precision=f32 --set train.steps=1 --set train.samples=0 &&
+                same_adapter "typed-$type-$device" "typed-float32-$device" || return 1
+        done
+    done
+}
+check "a config.json that names another type changes nothing" other_types
 # Folders that are packed already, of a model whose up_proj comes in two parts, and whose lines end inside of a tile.
 base_of() { # DEVICE MODEL: the base's hash after a step
     on "$1" "packed-$1" --set "model.path=$2" --set train.steps=1 --set train.samples=0 --set data.eval_fraction=0 --set train.save_best=false \
@@ -118,6 +131,7 @@ sed 's/"hidden_size": 64/"hidden_size": 2112/; s/size": 192/size": 8200/; s/valu
     "$work/arch.json" >"$work/broad.json" && run 0 synth --arch "$work/broad.json" --out "$work/broad" || exit 2
 check "a packed NF4 folder arrives as it is" arrives "$work/packed-nf4" quantize "$work/model"
 check "one without double quantization" arrives "$work/packed-plain" quantize "$work/model" --no-double-quant
+check "blocks of a size that config.json does not say" arrives "$work/packed-128" quantize "$work/model" --block-size 128
 check "LLM.int8 is decoded and quantized again as on the CPU" arrives "$work/packed-int8" quantize "$work/model" --type int8
 check "gptq in parts" arrives "$work/packed-gptq" export "$work/broad" --format gptq --bits 8 --no-verify
 check "awq in parts" arrives "$work/packed-awq" export "$work/broad" --format awq --no-verify

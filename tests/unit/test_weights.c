@@ -139,6 +139,54 @@ static void test_plan_is_exact(void **state) {
     }
 }
 
+/* With the folder's facts the plan is exact whatever config.json says of types, and every format is foreseen. */
+static void check_facts(const char *folder, const ModelConfig *config, const ModelWeights *weights, WeightOptions options) {
+    Error err = {0};
+    WeightFacts *facts;
+    WeightBytes bytes;
+    WeightFormat *formats = memory_calloc((size_t)weight_count(config), sizeof *formats);
+    assert_ok(weights_facts(&facts, folder, config, &err), &err);
+    options.facts = facts;
+    assert_ok(weights_plan(config, &options, config->dtype, &bytes, &err), &err);
+    weights_formats(config, &options, config->dtype, formats);
+    assert_int_equal(bytes.arena, weights_bytes(weights));
+    for (int32_t id = 0; id < weight_count(config); id++) {
+        WeightView view = weights_view(weights, id);
+        if (view.rows > 0) assert_int_equal(formats[id], view.format);
+    }
+    weights_facts_free(facts);
+    memory_free(formats);
+}
+
+static void test_facts_beside_the_config(void **state) {
+    (void)state;
+    static const DType types[] = {DTYPE_F32, DTYPE_BF16, DTYPE_F16};
+    char *folder = scratch_path("facts"), *mixed = scratch_path("mixed");
+    for (size_t c = 0; c < sizeof configs / sizeof *configs; c++)
+        for (size_t t = 0; t < 3; t++) {
+            model_folder_write(folder, configs[c], types[t]);
+            /* one tensor of another type: any values, but finite ones */
+            Mutation mutation = {.change = CHANGE_SHAPE,
+                                 .tensor = "layers.1.mlp.up_proj.weight",
+                                 .dtype = DTYPE_F16,
+                                 .ndim = 2,
+                                 .shape = {96, 64}};
+            if (types[t] == DTYPE_BF16) model_folder_mutate(folder, mixed, &mutation);
+            for (size_t o = 0; o < sizeof loads / sizeof *loads; o++) {
+                ModelConfig config;
+                ModelWeights *weights = load(folder, &loads[o], 1, &config);
+                check_facts(folder, &config, weights, loads[o]);
+                weights_free(weights);
+                if (types[t] != DTYPE_BF16) continue;
+                weights = load(mixed, &loads[o], 1, &config);
+                check_facts(mixed, &config, weights, loads[o]);
+                weights_free(weights);
+            }
+        }
+    memory_free(folder);
+    memory_free(mixed);
+}
+
 static void test_threads_change_nothing(void **state) {
     (void)state;
     char *folder = scratch_path("threads");
@@ -215,6 +263,7 @@ static void test_prequantized_equals_quantized(void **state) {
         WeightBytes bytes;
         assert_ok(weights_plan(&prequantized, &other, DTYPE_F32, &bytes, &err), &err);
         if (specs[s].block_size == 64) assert_int_equal(bytes.arena, weights_bytes(read)); /* 64 is what a config implies */
+        check_facts(folder, &prequantized, read, other);
         assert_refused(quantize_folder(folder, dense, &specs[s], &backend, NULL, &(QuantizedFolder){0}, &err), &err,
                        "quantized already");
         weights_free(fresh);
@@ -275,6 +324,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_every_weight_of_every_kind),
         cmocka_unit_test(test_plan_is_exact),
+        cmocka_unit_test(test_facts_beside_the_config),
         cmocka_unit_test(test_threads_change_nothing),
         cmocka_unit_test(test_source_hands_out_views_without_allocating),
         cmocka_unit_test(test_prequantized_equals_quantized),
