@@ -65,7 +65,7 @@ sed 's/"num_hidden_layers":[[:space:]]*2/"num_hidden_layers":4611686018427387904
 sed 's/"num_key_value_heads":[[:space:]]*2/"num_key_value_heads":3/' "$config" | bad_model "heads that do not divide" config.json
 sed 's/"num_attention_heads":[[:space:]]*4/"num_attention_heads":0/' "$config" | bad_model "no heads" config.json
 sed 's/"vocab_size":[[:space:]]*320/"vocab_size":0/' "$config" | bad_model "no vocabulary" config.json
-sed 's/"silu"/"gelu_new"/' "$config" | bad_model "another activation" config.json
+sed 's/"silu"/"gelu"/' "$config" | bad_model "another activation" config.json
 sed 's/"rms_norm_eps":[[:space:]]*[0-9e.-]*/"rms_norm_eps":-1/' "$config" | bad_model "a negative epsilon" config.json
 
 weights=$work/model/model.safetensors
