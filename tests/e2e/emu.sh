@@ -16,7 +16,7 @@ check "--device auto trains on the CPU and says why" auto_trains
 cuda_fails() { alone 1 train "$work/config.json" --device cuda --set "output.path=$work/none" && err_has "libnibble_cuda.so" && [[ ! -e $work/none ]]; }
 check "--device cuda without the plugin fails and says why" cuda_fails
 check "--device with another word" fails_with "--device: want auto, cpu, cuda or emu" generate "$work/model" --prompt x --device gpu
-linked() { ! ldd "$nibble" | grep -iE 'cuda|cublas|nvidia'; }
+linked() { ! ldd "$nibble" | awk '{ print $1 }' | grep -iE 'cuda|cublas|nvidia'; }
 check "the program links no CUDA library" linked
 
 plugin=$(dirname "$nibble")/libnibble_$there.so
@@ -286,6 +286,7 @@ launches() { # which have no status of their own
         EMU_FAIL=$kernel train 1 refused --device emu --set train.samples=0 --set output.overwrite=true &&
             err_has "$([[ $kernel == adamw ]] && echo cuda_adamw || echo cuda_sum_squares) failed" || return 1
     done
+    EMU_FAIL=square_total run 1 generate "$work/model" --prompt x --device emu && err_has "the first kernel failed"
 }
 check "a kernel that cannot be launched is named" launches
 # 32 MiB of it are cuBLAS's workspace

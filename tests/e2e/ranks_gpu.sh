@@ -28,7 +28,7 @@ if [[ ! -e $plugin ]] || ! grep -q nibble_comm_plugin "$plugin"; then
     finish
     exit
 fi
-linked() { ! ldd "$plugin" | grep -i nccl; }
+linked() { ! ldd "$plugin" | awk '{ print $1 }' | grep -i nccl; }
 check "the plugin starts without NCCL's library" linked
 
 # ---- the same numbers -----------------------------------------------------------------------------------------------------
