@@ -191,6 +191,8 @@ static void the_legacy_stream(void **state) {
         cudaGraph_t graph;
         open_rig(&r);
         cudaStream_t stream = r.main;
+        assert_int_equal(cudaMemset(r.a, 0, BYTES), cudaSuccess);
+        assert_int_equal(cudaDeviceSynchronize(), cudaSuccess);
         if (blocking) assert_int_equal(cudaStreamCreate(&stream), cudaSuccess);
         assert_int_equal(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), cudaSuccess);
         (void)cudaGetLastError();
