@@ -3,24 +3,26 @@
 
 enum { WARPS = 8 };
 
-// delta = o . do, a warp a head; and the first key of every row.
+// The facts of every row and head (delta = o . do, a warp a head; lse times `unit`), and the first key of every row.
 template <class T>
 __global__ void __launch_bounds__(WARPS * 32)
-    attention_prepare(Attention a, const T *__restrict__ o, float *__restrict__ delta, int32_t *__restrict__ first_keys) {
+    attention_prepare(Attention a, const T *__restrict__ o, const float *__restrict__ lse, float unit,
+                      RowFacts *__restrict__ facts, int32_t *__restrict__ first_keys) {
     int64_t t = blockIdx.x, pitch = a.heads * a.head_dim;
-    if (t >= a.batch->tokens) return;
-    if (threadIdx.x == 0) first_keys[t] = (int32_t)first_key(a, t);
+    bool live = t < a.batch->tokens;
+    if (threadIdx.x == 0) first_keys[t] = live ? (int32_t)first_key(a, t) : INT32_MAX;
     for (int64_t head = threadIdx.x / 32; head < a.heads; head += WARPS) {
         const T *left = o + t * pitch + head * a.head_dim, *right = (const T *)a.d_o + t * pitch + head * a.head_dim;
         float sum = 0.0f;
-        for (int64_t d = 2 * (threadIdx.x % 32); d < a.head_dim; d += 64) {
+        for (int64_t d = 2 * (threadIdx.x % 32); live && d < a.head_dim; d += 64) {
             float x[2], y[2];
             load_n<2>(left + d, x);
             load_n<2>(right + d, y);
             sum += x[0] * y[0] + x[1] * y[1];
         }
         sum = warp_sum(sum);
-        if (threadIdx.x % 32 == 0) delta[t * a.heads + head] = sum;
+        if (threadIdx.x % 32 == 0)
+            facts[head * a.fact_rows + t] = {live ? lse[t * a.heads + head] * unit : 0.0f, live ? -sum : 0.0f};
     }
 }
 
@@ -57,7 +59,7 @@ static Attention arguments(const DeviceBatch *batch, const AttentionShape *s) {
 }
 
 static bool has_tiles(DType act, const AttentionShape *s) {
-    return act == DTYPE_BF16 && s->head_dim % VEC == 0 && s->head_dim <= 128 &&
+    return act == DTYPE_BF16 && s->head_dim % VEC == 0 && s->head_dim <= 128 && s->scale > 0.0f &&
            (s->q_stride | s->k_stride | s->v_stride) % VEC == 0;
 }
 
@@ -75,8 +77,12 @@ extern "C" cudaError_t cuda_attention_forward(DType act, const DeviceBatch *batc
     return forward(act, shape, a, shape->rows, stream);
 }
 
+static int64_t fact_rows(const AttentionShape *shape) {
+    return divide_up(shape->rows, FACT_ROWS) * FACT_ROWS;
+}
+
 extern "C" size_t cuda_attention_workspace(const AttentionShape *shape) {
-    return (size_t)shape->rows * (size_t)shape->heads * sizeof(float) + (size_t)shape->rows * sizeof(int32_t);
+    return (size_t)fact_rows(shape) * ((size_t)shape->heads * sizeof(RowFacts) + sizeof(int32_t));
 }
 
 extern "C" cudaError_t cuda_attention_backward(DType act, const DeviceBatch *batch, const AttentionShape *shape, const void *q,
@@ -84,17 +90,18 @@ extern "C" cudaError_t cuda_attention_backward(DType act, const DeviceBatch *bat
                                                void *dq, void *dk, void *dv, void *workspace, cudaStream_t stream) {
     if (!is_shape(shape, shape->rows)) return cudaErrorInvalidValue;
     if (shape->rows == 0) return cudaSuccess;
-    float *delta = (float *)workspace;
-    int32_t *first_keys = (int32_t *)(delta + shape->rows * shape->heads);
     Attention a = arguments(batch, shape);
-    a.q = q, a.k = k, a.v = v, a.lse_in = lse, a.d_o = d_o, a.delta = delta, a.first_keys = first_keys;
+    a.fact_rows = fact_rows(shape);
+    RowFacts *facts = (RowFacts *)workspace;
+    int32_t *first_keys = (int32_t *)(facts + a.fact_rows * shape->heads);
+    a.q = q, a.k = k, a.v = v, a.d_o = d_o, a.facts = facts, a.first_keys = first_keys;
     a.dq = dq, a.dk = dk, a.dv = dv;
-    WITH_ACT(act, CU_LAUNCH((attention_prepare<T>), (unsigned)shape->rows, WARPS * 32, 0, stream, a, (const T *)o, delta,
-                            first_keys));
+    bool tiles = has_tiles(act, shape) && all_aligned(q, k, v, d_o, workspace);
+    WITH_ACT(act, CU_LAUNCH((attention_prepare<T>), (unsigned)a.fact_rows, WARPS * 32, 0, stream, a, (const T *)o, lse,
+                            tiles ? LOG2_E : 1.0f, facts, first_keys));
     cudaError_t error = cudaGetLastError();
     if (error != cudaSuccess) return error;
-    if (has_tiles(act, shape) && all_aligned(q, k, v, d_o)) return attention_backward_tiles(a, shape->rows, stream);
-    return attention_backward_plain(act, a, shape->rows, stream);
+    return tiles ? attention_backward_tiles(a, shape->rows, stream) : attention_backward_plain(act, a, shape->rows, stream);
 }
 
 extern "C" cudaError_t cuda_cache_append(DType act, const DeviceBatch *batch, const AttentionShape *shape, int64_t query_rows,

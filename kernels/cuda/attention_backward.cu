@@ -4,218 +4,250 @@
 //   p_ij = exp(scale q_i k_j - lse_i)     ds_ij = p_ij (do_i v_j - delta_i)
 //   dq_i = scale sum_j ds_ij k_j          dk_j = scale sum_i ds_ij q_i          dv_j = sum_i p_ij do_i
 //
-// p and ds are rounded to BF16 for their products.
+// p and ds are rounded to BF16 for their products. Sums of do v begin at -delta.
 #include "kernels/cuda/attention.cuh"
 
-static constexpr int WARPS = 4, THREADS = WARPS * 32, ROWS = WARPS * 16;  // rows that a block owns
+static constexpr int WARPS = 4, THREADS = WARPS * 32;
 
 template <int D>
-struct Shape {
-    static constexpr int OTHERS = D > 64 ? 32 : 64;  // keys of a step for dq, queries of a step for dk and dv
+struct QueryShape {  // of attention_dq
+    static constexpr int MT = 2, QUERIES = WARPS * 16 * MT, KEYS = 32;
     static constexpr int STRIDE = Tile<D>::STRIDE;
-    static constexpr size_t BYTES = sizeof(bf16) * STRIDE * (2 * ROWS + 4 * OTHERS);
+    static constexpr size_t BYTES = sizeof(bf16) * STRIDE * (2 * QUERIES + 3 * KEYS);
 };
 
-// 0: as the compiler likes it; for 32 it would spill a register on sm_90 to fit four blocks.
+// Values have one stage of shared memory and keys two: they fit the 99 KiB of sm_86, sm_89 and sm_120 so. The values of the
+// next step come while the keys are multiplied.
 template <int D>
-__global__ void __launch_bounds__(THREADS, D > 32 ? 0 : 3) attention_dq(Attention a) {
-    constexpr int KEYS = Shape<D>::OTHERS, STRIDE = Shape<D>::STRIDE, NT = KEYS / 8, DT = D / 8;
+__global__ void __launch_bounds__(THREADS) attention_dq(Attention a) {
+    using Shape = QueryShape<D>;
+    constexpr int QUERIES = Shape::QUERIES, KEYS = Shape::KEYS, STRIDE = Shape::STRIDE, MT = Shape::MT;
+    constexpr int NT = KEYS / 8, DT = D / 8;
     CU_DYN_SHARED(memory);
-    bf16 *tile_q = (bf16 *)memory, *tile_do = tile_q + ROWS * STRIDE;
-    bf16 *tile_k = tile_do + ROWS * STRIDE, *tile_v = tile_k + 2 * KEYS * STRIDE;
+    bf16 *tile_q = (bf16 *)memory, *tile_do = tile_q + QUERIES * STRIDE;
+    bf16 *tile_k = tile_do + QUERIES * STRIDE, *tile_v = tile_k + 2 * KEYS * STRIDE;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     int64_t head = blockIdx.x, kv_head = head / (a.heads / a.kv_heads), tokens = a.batch->tokens;
-    int64_t first = (int64_t)(gridDim.y - 1 - blockIdx.y) * ROWS;  // the longest tiles first
+    int64_t first = (int64_t)(gridDim.y - 1 - blockIdx.y) * QUERIES;  // the longest tiles first
     if (first >= tokens) return;
     const bf16 *k = (const bf16 *)a.k + kv_head * a.head_dim, *v = (const bf16 *)a.v + kv_head * a.head_dim;
-    int64_t end = first + ROWS < tokens ? first + ROWS : tokens, begin = a.first_keys[first] / KEYS * KEYS;
-    Tile<D>::template load<ROWS, THREADS>(tile_q, (const bf16 *)a.q + head * a.head_dim, a.q_pitch, first, tokens, a.head_dim);
-    Tile<D>::template load<ROWS, THREADS>(tile_do, (const bf16 *)a.d_o + head * a.head_dim, a.heads * a.head_dim, first, tokens,
-                                          a.head_dim);
-    auto load = [&](int stage, int64_t key) {
+    int64_t last = first + QUERIES < tokens ? first + QUERIES : tokens, begin = a.first_keys[first] / KEYS * KEYS;
+    Tile<D>::template load<QUERIES, THREADS>(tile_q, (const bf16 *)a.q + head * a.head_dim, a.q_pitch, first, tokens,
+                                             a.head_dim);
+    Tile<D>::template load<QUERIES, THREADS>(tile_do, (const bf16 *)a.d_o + head * a.head_dim, a.heads * a.head_dim, first,
+                                             tokens, a.head_dim);
+    auto load_k = [&](int stage, int64_t key) {
         Tile<D>::template load<KEYS, THREADS>(tile_k + stage * KEYS * STRIDE, k, a.k_pitch, key, tokens, a.head_dim);
-        Tile<D>::template load<KEYS, THREADS>(tile_v + stage * KEYS * STRIDE, v, a.v_pitch, key, tokens, a.head_dim);
         cp_async_commit();
     };
-    load(0, begin);
+    auto load_v = [&](int64_t key) {
+        Tile<D>::template load<KEYS, THREADS>(tile_v, v, a.v_pitch, key, tokens, a.head_dim);
+        cp_async_commit();
+    };
+    load_k(0, begin);
+    load_v(begin);
 
-    int row = warp * 16;
-    int low[2], high[2];  // the keys of the lane's rows; rows that are not there see none
-    float lse[2], delta[2];
+    int row = warp * 16 * MT;
+    int low[MT][2];  // the first keys of the lane's rows
+    RowFacts facts[MT][2];
 #pragma unroll
-    for (int h = 0; h < 2; h++) {
-        int64_t r = first + row + h * 8 + g;
-        bool live = r < tokens;
-        low[h] = live ? a.first_keys[r] : INT32_MAX, high[h] = (int)r;
-        lse[h] = live ? a.lse_in[r * a.heads + head] * LOG2_E : 0.0f, delta[h] = live ? a.delta[r * a.heads + head] : 0.0f;
-    }
-    float scale = a.scale * LOG2_E, dq[DT][4] = {};
+    for (int m = 0; m < MT; m++)
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            int64_t r = first + row + m * 16 + h * 8 + g;
+            bool live = r < tokens;
+            low[m][h] = live ? a.first_keys[r] : INT32_MAX;
+            facts[m][h] = live ? a.facts[head * a.fact_rows + r] : RowFacts{0.0f, 0.0f};
+        }
+    // the keys that all rows of the warp see, and the last that one of them sees
+    int64_t warp_high = first + row, warp_end = warp_high + 16 * MT;
+    int64_t warp_low = a.first_keys[warp_end <= tokens ? warp_end - 1 : tokens - 1];
+    float scale = a.scale * LOG2_E, dq[MT][DT][4] = {};
     int stage = 0;
-    for (int64_t key = begin; key < end; key += KEYS, stage ^= 1) {
-        if (key + KEYS < end)
-            load(stage ^ 1, key + KEYS);
-        else
-            cp_async_commit();
-        cp_async_wait<1>();
-        __syncthreads();
-        const bf16 *now_k = tile_k + stage * KEYS * STRIDE, *now_v = tile_v + stage * KEYS * STRIDE;
-        float score[NT][4] = {}, dp[NT][4] = {};
+    for (int64_t key = begin; key < last; key += KEYS, stage ^= 1) {
+        const bf16 *now_k = tile_k + stage * KEYS * STRIDE;
+        bool seeing = key < warp_end, more = key + KEYS < last;
+        float score[MT][NT][4] = {}, ds[MT][NT][4];
+        cp_async_wait<0>();
+        __syncthreads();  // keys and values are there, and nobody reads the other stage any more
+        if (more) load_k(stage ^ 1, key + KEYS);
+        if (seeing) {
 #pragma unroll
-        for (int d = 0; d < D; d += 16) {
-            uint32_t fq[4], fo[4];
-            Tile<D>::rows16(fq, tile_q, row, d);
-            Tile<D>::rows16(fo, tile_do, row, d);
+            for (int m = 0; m < MT; m++)
 #pragma unroll
-            for (int n = 0; n < NT; n += 2) {
-                uint32_t fb[4];
-                Tile<D>::columns16(fb, now_k, n * 8, d);
-                mma_m16n8k16(score[n], fq, fb);
-                mma_m16n8k16(score[n + 1], fq, fb + 2);
-                Tile<D>::columns16(fb, now_v, n * 8, d);
-                mma_m16n8k16(dp[n], fo, fb);
-                mma_m16n8k16(dp[n + 1], fo, fb + 2);
-            }
+                for (int n = 0; n < NT; n++)
+#pragma unroll
+                    for (int e = 0; e < 4; e++)
+                        ds[m][n][e] = facts[m][e / 2].minus_delta;
+            Tile<D>::template dot_rows<MT, NT>(ds, tile_do, row, tile_v);
+        }
+        __syncthreads();  // nobody reads the values any more
+        if (more) load_v(key + KEYS);
+        if (!seeing) continue;
+        Tile<D>::template dot_rows<MT, NT>(score, tile_q, row, now_k);
+        if (key < warp_low || key + KEYS - 1 > warp_high) {
+            int j = (int)key + 2 * t, high = (int)warp_high + g;
+#pragma unroll
+            for (int m = 0; m < MT; m++)
+#pragma unroll
+                for (int n = 0; n < NT; n++)
+#pragma unroll
+                    for (int e = 0; e < 4; e++) {
+                        int at = j + n * 8 + e % 2;
+                        bool seen = (at >= low[m][e / 2]) & (at <= high + m * 16 + e / 2 * 8);
+                        score[m][n][e] = seen ? score[m][n][e] : -INFINITY;
+                    }
         }
 #pragma unroll
-        for (int n = 0; n < NT; n++)
+        for (int m = 0; m < MT; m++)
 #pragma unroll
-            for (int e = 0; e < 4; e++) {
-                int j = (int)key + n * 8 + 2 * t + e % 2;
-                bool seen = j >= low[e / 2] && j <= high[e / 2];
-                float p = seen ? fast_exp2(score[n][e] * scale - lse[e / 2]) : 0.0f;
-                dp[n][e] = p * (dp[n][e] - delta[e / 2]);
-            }
+            for (int n = 0; n < NT; n++)
 #pragma unroll
-        for (int n = 0; n < NT; n += 2) {
-            uint32_t fa[4];
-            as_operand(fa, dp[n], dp[n + 1]);
-#pragma unroll
-            for (int d = 0; d < DT; d += 2) {
-                uint32_t fb[4];
-                Tile<D>::transposed16(fb, now_k, n * 8, d * 8);
-                mma_m16n8k16(dq[d], fa, fb);
-                mma_m16n8k16(dq[d + 1], fa, fb + 2);
-            }
-        }
-        __syncthreads();
+                for (int e = 0; e < 4; e++)
+                    ds[m][n][e] *= fast_exp2(score[m][n][e] * scale - facts[m][e / 2].lse);
+        Tile<D>::template add_weighted<MT, NT>(dq, ds, now_k);
     }
-    cp_async_wait<0>();
     bf16 *to = (bf16 *)a.dq + head * a.head_dim;
 #pragma unroll
-    for (int h = 0; h < 2; h++) {
-        int64_t r = first + row + h * 8 + g;
-        if (r >= tokens) continue;
+    for (int m = 0; m < MT; m++)
 #pragma unroll
-        for (int d = 0; d < DT; d++) {
-            int c = d * 8 + 2 * t;
-            if (c >= a.head_dim) continue;
-            *reinterpret_cast<uint32_t *>(to + r * a.dq_pitch + c) =
-                pack_bf16(a.scale * dq[d][2 * h], a.scale * dq[d][2 * h + 1]);
+        for (int h = 0; h < 2; h++) {
+            int64_t r = first + row + m * 16 + h * 8 + g;
+            if (r >= tokens) continue;
+#pragma unroll
+            for (int d = 0; d < DT; d++) {
+                int c = d * 8 + 2 * t;
+                if (c >= a.head_dim) continue;
+                *reinterpret_cast<uint32_t *>(to + r * a.dq_pitch + c) =
+                    pack_bf16(a.scale * dq[m][d][2 * h], a.scale * dq[m][d][2 * h + 1]);
+            }
         }
-    }
 }
 
-// What is known of the queries of a step, by stage.
-template <int QUERIES>
-struct QueryFacts {
-    float lse[2][QUERIES], delta[2][QUERIES];
-    int32_t first_key[2][QUERIES];
+template <int D>
+struct KeyShape {  // of attention_dkv
+    static constexpr int KEYS = WARPS * 16, QUERIES = 64;
+    static constexpr int STRIDE = Tile<D>::STRIDE;
+    static constexpr size_t BYTES = sizeof(bf16) * STRIDE * 4 * QUERIES;
+    static_assert(QUERIES == FACT_ROWS && KEYS <= QUERIES, "facts are read in whole steps, keys and values lie in the stages");
 };
 
-// Scores are computed transposed, keys by queries: the weights are then the left operand of dv and dk as they stand.
+// What is known of the queries of a step, by stage.
+struct alignas(16) StepFacts {
+    RowFacts row[2][FACT_ROWS];
+    int32_t first_key[2][FACT_ROWS];
+};
+
+// Scores are computed transposed, keys by queries: the weights are then the left operand of dv and dk as they stand. A warp has
+// 16 keys, whose rows of k and v stay in registers: two sums of two tiles each would take all of them at 128 columns.
 template <int D>
 __global__ void __launch_bounds__(THREADS, D > 32 ? 2 : 3) attention_dkv(Attention a) {
-    constexpr int QUERIES = Shape<D>::OTHERS, STRIDE = Shape<D>::STRIDE, NT = QUERIES / 8, DT = D / 8;
+    using Shape = KeyShape<D>;
+    constexpr int KEYS = Shape::KEYS, QUERIES = Shape::QUERIES, STRIDE = Shape::STRIDE, DT = D / 8;
     CU_DYN_SHARED(memory);
-    CU_SHARED(QueryFacts<QUERIES>, facts, [1]);
-    bf16 *tile_k = (bf16 *)memory, *tile_v = tile_k + ROWS * STRIDE;
-    bf16 *tile_q = tile_v + ROWS * STRIDE, *tile_do = tile_q + 2 * QUERIES * STRIDE;
+    CU_SHARED(StepFacts, facts, [1]);
+    bf16 *tile_q = (bf16 *)memory, *tile_do = tile_q + 2 * QUERIES * STRIDE;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     int64_t kv_head = blockIdx.x, group = a.heads / a.kv_heads, tokens = a.batch->tokens;
-    int64_t first = (int64_t)blockIdx.y * ROWS;  // the first keys have the most queries
+    int64_t first = (int64_t)blockIdx.y * KEYS;  // the first keys have the most queries
     if (first >= tokens) return;
-    int64_t last = first + ROWS < tokens ? first + ROWS : tokens, end = query_end(a, last - 1);
-    int64_t steps = divide_up(end - first, QUERIES), all = steps * group;
-    Tile<D>::template load<ROWS, THREADS>(tile_k, (const bf16 *)a.k + kv_head * a.head_dim, a.k_pitch, first, tokens,
+    int64_t last = first + KEYS < tokens ? first + KEYS : tokens, end = query_end(a, last - 1);
+    int row = warp * 16;
+    uint32_t fk[D / 16][4], fv[D / 16][4];
+    Tile<D>::template load<KEYS, THREADS>(tile_q, (const bf16 *)a.k + kv_head * a.head_dim, a.k_pitch, first, tokens,
                                           a.head_dim);
-    Tile<D>::template load<ROWS, THREADS>(tile_v, (const bf16 *)a.v + kv_head * a.head_dim, a.v_pitch, first, tokens,
+    Tile<D>::template load<KEYS, THREADS>(tile_do, (const bf16 *)a.v + kv_head * a.head_dim, a.v_pitch, first, tokens,
                                           a.head_dim);
-    auto load = [&](int stage, int64_t step) {
-        int64_t head = kv_head * group + step / steps, query = first + step % steps * QUERIES;
+    cp_async_commit();
+    cp_async_wait<0>();
+    __syncthreads();
+#pragma unroll
+    for (int d = 0; d < D; d += 16) {
+        Tile<D>::rows16(fk[d / 16], tile_q, row, d);
+        Tile<D>::rows16(fv[d / 16], tile_do, row, d);
+    }
+    __syncthreads();
+    auto load = [&](int stage, int64_t head, int64_t query) {
         const bf16 *q = (const bf16 *)a.q + head * a.head_dim, *d_o = (const bf16 *)a.d_o + head * a.head_dim;
         Tile<D>::template load<QUERIES, THREADS>(tile_q + stage * QUERIES * STRIDE, q, a.q_pitch, query, end, a.head_dim);
         Tile<D>::template load<QUERIES, THREADS>(tile_do + stage * QUERIES * STRIDE, d_o, a.heads * a.head_dim, query, end,
                                                  a.head_dim);
+        int i = threadIdx.x;
+        if (i < QUERIES / 2)
+            cp_async16(&facts->row[stage][2 * i], a.facts + head * a.fact_rows + query + 2 * i, true);
+        else if (i < QUERIES / 2 + QUERIES / 4)
+            cp_async16(&facts->first_key[stage][4 * i - 2 * QUERIES], a.first_keys + query + 4 * i - 2 * QUERIES, true);
         cp_async_commit();
-        if (threadIdx.x < QUERIES) {
-            int64_t r = query + threadIdx.x;
-            bool live = r < end;
-            facts->lse[stage][threadIdx.x] = live ? a.lse_in[r * a.heads + head] * LOG2_E : 0.0f;
-            facts->delta[stage][threadIdx.x] = live ? a.delta[r * a.heads + head] : 0.0f;
-            facts->first_key[stage][threadIdx.x] = live ? a.first_keys[r] : INT32_MAX;  // it sees no key
-        }
     };
-    load(0, 0);
+    int64_t head = kv_head * group, next_head = head, query = first, next = first;
+    load(0, head, query);
 
-    int row = warp * 16;
     float scale = a.scale * LOG2_E, dk[DT][4] = {}, dv[DT][4] = {};
     int stage = 0;
-    for (int64_t step = 0; step < all; step++, stage ^= 1) {
-        if (step + 1 < all)
-            load(stage ^ 1, step + 1);
-        else
-            cp_async_commit();
-        cp_async_wait<1>();
-        __syncthreads();
-        const bf16 *now_q = tile_q + stage * QUERIES * STRIDE, *now_do = tile_do + stage * QUERIES * STRIDE;
-        int64_t query = first + step % steps * QUERIES;
-        float score[NT][4] = {}, dp[NT][4] = {};
+    for (; head < (kv_head + 1) * group; head = next_head, query = next, stage ^= 1) {
+        cp_async_wait<0>();
+        __syncthreads();  // the queries are there, and nobody reads the other stage any more
+        int ahead = (int)(query - first) - row, there = (int)(end - query < QUERIES ? end - query : QUERIES);
+        next += QUERIES;
+        if (next >= end) next = first, next_head++;
+        if (next_head < (kv_head + 1) * group) load(stage ^ 1, next_head, next);
+#pragma unroll 1
+        for (int i = ahead < 0 ? -ahead : 0; i < there; i += 16) {  // 16 queries, from the first that sees a key of the warp on
+            const bf16 *now_q = tile_q + (stage * QUERIES + i) * STRIDE, *now_do = tile_do + (stage * QUERIES + i) * STRIDE;
+            float score[2][4] = {}, dp[2][4];
+            float lse[2][2];
 #pragma unroll
-        for (int d = 0; d < D; d += 16) {
-            uint32_t fk[4], fv[4];
-            Tile<D>::rows16(fk, tile_k, row, d);
-            Tile<D>::rows16(fv, tile_v, row, d);
+            for (int n = 0; n < 2; n++)
 #pragma unroll
-            for (int n = 0; n < NT; n += 2) {
+                for (int e = 0; e < 2; e++) {
+                    RowFacts fact = facts->row[stage][i + n * 8 + 2 * t + e];
+                    dp[n][e] = dp[n][e + 2] = fact.minus_delta, lse[n][e] = fact.lse;
+                }
+#pragma unroll
+            for (int d = 0; d < D; d += 16) {
                 uint32_t fb[4];
-                Tile<D>::columns16(fb, now_q, n * 8, d);
-                mma_m16n8k16(score[n], fk, fb);
-                mma_m16n8k16(score[n + 1], fk, fb + 2);
-                Tile<D>::columns16(fb, now_do, n * 8, d);
-                mma_m16n8k16(dp[n], fv, fb);
-                mma_m16n8k16(dp[n + 1], fv, fb + 2);
+                Tile<D>::columns16(fb, now_q, 0, d);
+                mma_m16n8k16(score[0], fk[d / 16], fb);
+                mma_m16n8k16(score[1], fk[d / 16], fb + 2);
+                Tile<D>::columns16(fb, now_do, 0, d);
+                mma_m16n8k16(dp[0], fv[d / 16], fb);
+                mma_m16n8k16(dp[1], fv[d / 16], fb + 2);
             }
-        }
+            if (ahead + i < 15 || (int)first + row < facts->first_key[stage][i + 15]) {
+                int key = (int)first + row + g;
 #pragma unroll
-        for (int n = 0; n < NT; n++)
+                for (int n = 0; n < 2; n++) {
+                    int at = i + n * 8 + 2 * t;
+                    int low[2] = {facts->first_key[stage][at], facts->first_key[stage][at + 1]};
 #pragma unroll
-            for (int e = 0; e < 4; e++) {
-                int i = n * 8 + 2 * t + e % 2;
-                int key = (int)first + row + g + e / 2 * 8;
-                bool seen = key <= (int)query + i && key >= facts->first_key[stage][i];
-                float p = seen ? fast_exp2(score[n][e] * scale - facts->lse[stage][i]) : 0.0f;
-                score[n][e] = p;
-                dp[n][e] = p * (dp[n][e] - facts->delta[stage][i]);
+                    for (int e = 0; e < 4; e++) {
+                        bool seen = (g + e / 2 * 8 <= ahead + at + e % 2) & (key + e / 2 * 8 >= low[e % 2]);
+                        score[n][e] = seen ? score[n][e] : -INFINITY;
+                    }
+                }
             }
 #pragma unroll
-        for (int n = 0; n < NT; n += 2) {
+            for (int n = 0; n < 2; n++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    score[n][e] = fast_exp2(score[n][e] * scale - lse[n][e % 2]);
+                    dp[n][e] *= score[n][e];
+                }
             uint32_t fp[4], fs[4];
-            as_operand(fp, score[n], score[n + 1]);
-            as_operand(fs, dp[n], dp[n + 1]);
+            as_operand(fp, score[0], score[1]);
+            as_operand(fs, dp[0], dp[1]);
 #pragma unroll
             for (int d = 0; d < DT; d += 2) {
                 uint32_t fb[4];
-                Tile<D>::transposed16(fb, now_do, n * 8, d * 8);
+                Tile<D>::transposed16(fb, now_do, 0, d * 8);
                 mma_m16n8k16(dv[d], fp, fb);
                 mma_m16n8k16(dv[d + 1], fp, fb + 2);
-                Tile<D>::transposed16(fb, now_q, n * 8, d * 8);
+                Tile<D>::transposed16(fb, now_q, 0, d * 8);
                 mma_m16n8k16(dk[d], fs, fb);
                 mma_m16n8k16(dk[d + 1], fs, fb + 2);
             }
         }
-        __syncthreads();
     }
-    cp_async_wait<0>();
     bf16 *to_k = (bf16 *)a.dk + kv_head * a.head_dim, *to_v = (bf16 *)a.dv + kv_head * a.head_dim;
 #pragma unroll
     for (int h = 0; h < 2; h++) {
@@ -234,13 +266,16 @@ __global__ void __launch_bounds__(THREADS, D > 32 ? 2 : 3) attention_dkv(Attenti
 
 template <int D>
 static cudaError_t launch(const Attention &a, int64_t rows, cudaStream_t stream) {
-    unsigned tiles = (unsigned)divide_up(rows, ROWS);
+    using Query = QueryShape<D>;
+    using Key = KeyShape<D>;
     cudaFuncAttribute limit = cudaFuncAttributeMaxDynamicSharedMemorySize;
-    cudaError_t error = cudaFuncSetAttribute(attention_dq<D>, limit, (int)Shape<D>::BYTES);
-    if (error == cudaSuccess) error = cudaFuncSetAttribute(attention_dkv<D>, limit, (int)Shape<D>::BYTES);
+    cudaError_t error = cudaFuncSetAttribute(attention_dq<D>, limit, (int)Query::BYTES);
+    if (error == cudaSuccess) error = cudaFuncSetAttribute(attention_dkv<D>, limit, (int)Key::BYTES);
     if (error != cudaSuccess) return error;
-    CU_LAUNCH((attention_dq<D>), dim3((unsigned)a.heads, tiles), THREADS, Shape<D>::BYTES, stream, a);
-    CU_LAUNCH((attention_dkv<D>), dim3((unsigned)a.kv_heads, tiles), THREADS, Shape<D>::BYTES, stream, a);
+    dim3 by_query((unsigned)a.heads, (unsigned)divide_up(rows, Query::QUERIES));
+    dim3 by_key((unsigned)a.kv_heads, (unsigned)divide_up(rows, Key::KEYS));
+    CU_LAUNCH((attention_dq<D>), by_query, THREADS, Query::BYTES, stream, a);
+    CU_LAUNCH((attention_dkv<D>), by_key, THREADS, Key::BYTES, stream, a);
     return cudaGetLastError();
 }
 

@@ -5,6 +5,9 @@
 #include "kernels/cuda/attention.cuh"
 
 static constexpr int WARPS = 4, THREADS = WARPS * 32, MT = 2, QUERIES = WARPS * 16 * MT;
+// The base of a row's weights follows the greatest score only when that has grown by so much: weights stay below 2^SLACK, which
+// neither FP32 sums nor BF16 weights mind, and most steps need not multiply the results so far.
+static constexpr float SLACK = 8.0f;
 
 template <int D>
 struct Shape {
@@ -41,104 +44,85 @@ __global__ void __launch_bounds__(THREADS) attention_forward(Attention a) {
     load(0, begin);
 
     int row = warp * 16 * MT;
-    int low[MT][2], high[MT][2];  // the keys of the lane's rows
+    int low[MT][2];  // the first keys of the lane's rows
 #pragma unroll
     for (int m = 0; m < MT; m++)
 #pragma unroll
-        for (int h = 0; h < 2; h++) {
+        for (int h = 0; h < 2; h++)
             low[m][h] = (int)first_keys[row + m * 16 + h * 8 + g];
-            high[m][h] = (int)(shift + first) + row + m * 16 + h * 8 + g;
-        }
-    int64_t warp_low = first_keys[row + 16 * MT - 1], warp_high = shift + first + row;  // what all rows of the warp see
-    float out[MT][DT][4] = {}, most[MT][2], sum[MT][2] = {};
+    // the keys that all rows of the warp see, and the last that one of them sees
+    int64_t warp_low = first_keys[row + 16 * MT - 1], warp_high = shift + first + row, warp_end = warp_high + 16 * MT;
+    float out[MT][DT][4] = {}, base[MT][2], sum[MT][2] = {};  // weights are 2^(score - base)
 #pragma unroll
     for (int m = 0; m < MT; m++)
-        most[m][0] = most[m][1] = -INFINITY;
+        base[m][0] = base[m][1] = -INFINITY;
     float scale = a.scale * LOG2_E;
 
     int stage = 0;
     for (int64_t key = begin; key < end; key += KEYS, stage ^= 1) {
-        if (key + KEYS < end)
-            load(stage ^ 1, key + KEYS);
-        else
-            cp_async_commit();
-        cp_async_wait<1>();
-        __syncthreads();
+        cp_async_wait<0>();
+        __syncthreads();  // the keys are there, and nobody reads the other stage any more
+        if (key + KEYS < end) load(stage ^ 1, key + KEYS);
+        if (key >= warp_end) continue;
         const bf16 *now_k = tile_k + stage * KEYS * STRIDE, *now_v = tile_v + stage * KEYS * STRIDE;
         float score[MT][NT][4] = {};
-#pragma unroll
-        for (int d = 0; d < D; d += 16) {
-            uint32_t fa[MT][4];
+        Tile<D>::template dot_rows<MT, NT>(score, tile_q, row, now_k);
+        if (key < warp_low || key + KEYS - 1 > warp_high) {
+            int j = (int)key + 2 * t, high = (int)warp_high + g;
 #pragma unroll
             for (int m = 0; m < MT; m++)
-                Tile<D>::rows16(fa[m], tile_q, row + m * 16, d);
-#pragma unroll
-            for (int n = 0; n < NT; n += 2) {
-                uint32_t fb[4];
-                Tile<D>::columns16(fb, now_k, n * 8, d);
-#pragma unroll
-                for (int m = 0; m < MT; m++) {
-                    mma_m16n8k16(score[m][n], fa[m], fb);
-                    mma_m16n8k16(score[m][n + 1], fa[m], fb + 2);
-                }
-            }
-        }
-        bool masked = key < warp_low || key + KEYS - 1 > warp_high;
-#pragma unroll
-        for (int m = 0; m < MT; m++) {
-            float peak[2] = {most[m][0], most[m][1]};
-#pragma unroll
-            for (int n = 0; n < NT; n++)
-#pragma unroll
-                for (int e = 0; e < 4; e++) {
-                    float &s = score[m][n][e];
-                    s *= scale;
-                    if (masked) {
-                        int j = (int)key + n * 8 + 2 * t + e % 2;
-                        if (j < low[m][e / 2] || j > high[m][e / 2]) s = -INFINITY;
-                    }
-                    peak[e / 2] = fmaxf(peak[e / 2], s);
-                }
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                peak[h] = fmaxf(peak[h], __shfl_xor_sync(ALL_LANES, peak[h], 1));
-                peak[h] = fmaxf(peak[h], __shfl_xor_sync(ALL_LANES, peak[h], 2));
-                float base = peak[h] == -INFINITY ? 0.0f : peak[h];  // nothing was seen yet
-                float factor = fast_exp2(most[m][h] - base);
-                most[m][h] = peak[h];
-                sum[m][h] *= factor;
-#pragma unroll
-                for (int d = 0; d < DT; d++)
-                    out[m][d][2 * h] *= factor, out[m][d][2 * h + 1] *= factor;
 #pragma unroll
                 for (int n = 0; n < NT; n++)
 #pragma unroll
-                    for (int e = 2 * h; e < 2 * h + 2; e++) {
-                        score[m][n][e] = fast_exp2(score[m][n][e] - base);
-                        sum[m][h] += score[m][n][e];
+                    for (int e = 0; e < 4; e++) {
+                        int at = j + n * 8 + e % 2;
+                        bool seen = (at >= low[m][e / 2]) & (at <= high + m * 16 + e / 2 * 8);
+                        score[m][n][e] = seen ? score[m][n][e] : -INFINITY;
                     }
-            }
         }
+        float factor[MT][2];
+        bool moves = false;
 #pragma unroll
-        for (int n = 0; n < NT; n += 2) {
-            uint32_t fa[MT][4];
+        for (int m = 0; m < MT; m++)
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                float peak = -INFINITY;
+#pragma unroll
+                for (int n = 0; n < NT; n++)
+                    peak = fmaxf(peak, fmaxf(score[m][n][2 * h], score[m][n][2 * h + 1]));
+                peak = fmaxf(peak, __shfl_xor_sync(ALL_LANES, peak, 1));
+                peak = fmaxf(peak, __shfl_xor_sync(ALL_LANES, peak, 2)) * scale;
+                float next = peak > base[m][h] + SLACK ? peak : base[m][h];
+                float finite = next == -INFINITY ? 0.0f : next;  // nothing was seen yet
+                moves = moves || next != base[m][h];
+                factor[m][h] = fast_exp2(base[m][h] - finite);
+                base[m][h] = next;
+#pragma unroll
+                for (int n = 0; n < NT; n++)
+#pragma unroll
+                    for (int e = 2 * h; e < 2 * h + 2; e++)
+                        score[m][n][e] = fast_exp2(score[m][n][e] * scale - finite);
+            }
+        if (__any_sync(ALL_LANES, moves)) {  // else all factors are 1, or 0 where sums are 0
 #pragma unroll
             for (int m = 0; m < MT; m++)
-                as_operand(fa[m], score[m][n], score[m][n + 1]);
 #pragma unroll
-            for (int d = 0; d < DT; d += 2) {
-                uint32_t fb[4];
-                Tile<D>::transposed16(fb, now_v, n * 8, d * 8);
+                for (int h = 0; h < 2; h++) {
+                    sum[m][h] *= factor[m][h];
 #pragma unroll
-                for (int m = 0; m < MT; m++) {
-                    mma_m16n8k16(out[m][d], fa[m], fb);
-                    mma_m16n8k16(out[m][d + 1], fa[m], fb + 2);
+                    for (int d = 0; d < DT; d++)
+                        out[m][d][2 * h] *= factor[m][h], out[m][d][2 * h + 1] *= factor[m][h];
                 }
-            }
         }
-        __syncthreads();
+#pragma unroll
+        for (int m = 0; m < MT; m++)
+#pragma unroll
+            for (int n = 0; n < NT; n++)
+#pragma unroll
+                for (int e = 0; e < 4; e++)
+                    sum[m][e / 2] += score[m][n][e];
+        Tile<D>::template add_weighted<MT, NT>(out, score, now_v);
     }
-    cp_async_wait<0>();
     bf16 *o = (bf16 *)a.o + head * a.head_dim;
     int64_t pitch = a.heads * a.head_dim;
 #pragma unroll
@@ -158,7 +142,7 @@ __global__ void __launch_bounds__(THREADS) attention_forward(Attention a) {
                 uint32_t pair = pack_bf16(out[m][d][2 * h] * inverse, out[m][d][2 * h + 1] * inverse);
                 *reinterpret_cast<uint32_t *>(o + r * pitch + c) = pair;
             }
-            if (t == 0 && a.lse != NULL) a.lse[r * a.heads + head] = LN_2 * most[m][h] + logf(total);
+            if (t == 0 && a.lse != NULL) a.lse[r * a.heads + head] = LN_2 * base[m][h] + logf(total);
         }
 }
 

@@ -80,12 +80,13 @@ __global__ void __launch_bounds__(WARPS * 32) attention_dq_plain(Attention a) {
     const T *k = (const T *)a.k + kv_head * dim, *v = (const T *)a.v + kv_head * dim;
     stage_row(rows[warp][0], (const T *)a.q + t * a.q_pitch + head * dim, dim);
     stage_row(rows[warp][1], (const T *)a.d_o + (t * a.heads + head) * dim, dim);
-    float dq[PER_LANE] = {}, lse = a.lse_in[t * a.heads + head], delta = a.delta[t * a.heads + head];
+    float dq[PER_LANE] = {};
+    RowFacts facts = a.facts[head * a.fact_rows + t];
     for (int64_t key = a.first_keys[t]; key <= t; key += 32) {
         float ds = 0.0f;
         if (key + lane <= t) {
-            float p = expf(a.scale * dot(rows[warp][0], k + (key + lane) * a.k_pitch, dim) - lse);
-            ds = p * (dot(rows[warp][1], v + (key + lane) * a.v_pitch, dim) - delta);
+            float p = expf(a.scale * dot(rows[warp][0], k + (key + lane) * a.k_pitch, dim) - facts.lse);
+            ds = p * (dot(rows[warp][1], v + (key + lane) * a.v_pitch, dim) + facts.minus_delta);
         }
         add_rows(dq, ds, k + key * a.k_pitch, a.k_pitch, t - key + 1, dim);
     }
@@ -107,9 +108,9 @@ __global__ void __launch_bounds__(WARPS * 32, 4) attention_dkv_plain(Attention a
         for (int64_t query = j; query < end; query += 32) {
             float p = 0.0f, ds = 0.0f;
             if (query + lane < end) {
-                int64_t i = (query + lane) * a.heads + head;
-                p = expf(a.scale * dot(rows[warp][0], q + (query + lane) * a.q_pitch, dim) - a.lse_in[i]);
-                ds = p * (dot(rows[warp][1], d_o + (query + lane) * o_pitch, dim) - a.delta[i]);
+                RowFacts facts = a.facts[head * a.fact_rows + query + lane];
+                p = expf(a.scale * dot(rows[warp][0], q + (query + lane) * a.q_pitch, dim) - facts.lse);
+                ds = p * (dot(rows[warp][1], d_o + (query + lane) * o_pitch, dim) + facts.minus_delta);
             }
             add_rows(dv, p, d_o + query * o_pitch, o_pitch, end - query, dim);
             add_rows(dk, ds, q + query * a.q_pitch, a.q_pitch, end - query, dim);
