@@ -13,6 +13,10 @@ struct WideLayout {
     Dropout dropout;
 };
 
+struct alignas(16) Stage {  // cp.async and ldmatrix want 16 bytes, of which an array of BF16 promises two
+    bf16 at[ROWS * STRIDE];
+};
+
 // Rows [first, first + ROWS) of the block's columns into a stage.
 template <bool ALIGNED>
 __device__ __forceinline__ void load_stage(bf16 *stage, const bf16 *x, int64_t first, int64_t tokens, int64_t column,
@@ -57,19 +61,19 @@ template <class Narrow, int MR, bool ALIGNED>
 __global__ void __launch_bounds__(WARPS * 32, 1)
     lora_grad(const DeviceBatch *__restrict__ batch, const bf16 *__restrict__ wide, const Narrow *__restrict__ narrow,
               WideLayout layout, float *__restrict__ grad) {
-    CU_SHARED(bf16, stages, [WARPS][2][ROWS * STRIDE]);
+    CU_SHARED(Stage, stages, [WARPS][2]);
     CU_SHARED(float, total, [MR * 16][COLUMNS + 1]);
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     int64_t column = (int64_t)blockIdx.x * COLUMNS, rank0 = (int64_t)blockIdx.y * (MR * 16), tokens = batch->tokens;
     bool dropping = !layout.by_column && is_dropping(batch, layout.dropout);
     float sum[MR][4][4] = {};
     int now = 0;
-    load_stage<ALIGNED>(stages[warp][0], wide, warp * ROWS, tokens, column, layout);
+    load_stage<ALIGNED>(stages[warp][0].at, wide, warp * ROWS, tokens, column, layout);
     for (int64_t first = warp * ROWS; first < tokens; first += WARPS * ROWS, now ^= 1) {
-        load_stage<ALIGNED>(stages[warp][now ^ 1], wide, first + WARPS * ROWS, tokens, column, layout);
+        load_stage<ALIGNED>(stages[warp][now ^ 1].at, wide, first + WARPS * ROWS, tokens, column, layout);
         cp_async_wait<1>();
         __syncwarp();
-        bf16 *stage = stages[warp][now];
+        bf16 *stage = stages[warp][now].at;
         if (dropping) {
             drop_stage(stage, batch, layout.dropout, first, column);
             __syncwarp();

@@ -191,6 +191,19 @@ __global__ void cp_async_wait_no_barrier(const float *in, float *out) {
     out[t] = ((float *)s)[t];
 }
 template <bool FIX>
+__global__ void cp_async_into_floats(const float *in,
+                                     float *out) { /* an array of a type that is less aligned than the copies */
+    CU_SHARED(float, floats, [N]);
+    CU_SHARED(float4, vectors, [N / 4]);
+    int t = threadIdx.x;
+    float *s = FIX ? (float *)vectors : floats;
+    if (t < N / 4) cp_async16(s + 4 * t, in + 4 * t, true);
+    cp_async_commit();
+    cp_async_wait<0>();
+    __syncthreads();
+    out[t] = s[t ^ 1];
+}
+template <bool FIX>
 __global__ void missing_syncwarp(const float *in, float *out) {
     CU_SHARED(float, s, [N]);
     int t = threadIdx.x;
@@ -255,6 +268,7 @@ extern "C" const Bug bugs[] = {
     {"mma in partial warp", SEEN_PLAIN},
     {"kernel given a host pointer", SEEN_CHECKED},
     {"order between blocks assumed", SEEN_CHECKED},
+    {"cp.async into an array of floats", SEEN_PLAIN},
 };
 extern "C" const int bug_count = sizeof bugs / sizeof *bugs;
 
@@ -298,6 +312,7 @@ extern "C" cudaError_t bug(int which, int fixed, const float *in, float *out, cu
             break;
         }
         case 23: RUN(block_order, 2, 0); break;
+        case 24: RUN(cp_async_into_floats, 1, 0); break;
     }
     return cudaGetLastError();
 }
@@ -305,7 +320,8 @@ extern "C" cudaError_t bug(int which, int fixed, const float *in, float *out, cu
 /* One warp, registers to and from memory, so that the fragment layouts can be checked against another statement of them. */
 __global__ void fragments_kernel(const uint32_t *a, const uint32_t *b, float *c, const uint16_t *tiles, uint32_t *plain,
                                  uint32_t *trans) {
-    CU_SHARED(uint16_t, s, [4 * 64]);
+    CU_SHARED(uint4, rows, [4 * 8]);
+    uint16_t *s = (uint16_t *)rows;
     int l = threadIdx.x;
     for (int i = l; i < 4 * 64; i += 32)
         s[i] = tiles[i];

@@ -12,8 +12,8 @@ static void map_shared() {
     if (sh_base) return;
     sh_base = (unsigned char *)mmap(0, 4 * SHARED_MAX, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 }
-static unsigned char *sh_alloc(size_t n, size_t align) {
-    size_t o = (sh_used + RED + align - 1) & ~(align - 1);
+static unsigned char *sh_alloc(size_t n, size_t align, size_t odd) {
+    size_t o = ((sh_used + RED + align - 1) & ~(align - 1)) + odd;
     sh_used = o + n;
     unsigned char *p = sh_base + o;
 #if EMU_ASAN
@@ -29,7 +29,7 @@ void shared_start(size_t dynamic_bytes) {
 #if EMU_ASAN
     __asan_poison_memory_region(sh_base, 4 * SHARED_MAX);
 #endif
-    blk.dyn = sh_alloc(dynamic_bytes, 128);
+    blk.dyn = sh_alloc(dynamic_bytes, 128, 0);
     blk.dyn_size = dynamic_bytes;
 }
 void *shared_new(Slot &s, size_t n, size_t align, const char *name) {
@@ -38,7 +38,7 @@ void *shared_new(Slot &s, size_t n, size_t align, const char *name) {
     if (sh_static > 48 * 1024) fail("static shared memory over 48 KiB at %s", name);
     if (sh_static + blk.dyn_size > shared_limit)
         fail("static and dynamic shared memory over %zu bytes at %s", shared_limit, name);
-    s.ptr = sh_alloc(n, align < 16 ? 16 : align);
+    s.ptr = sh_alloc(n, 2 * align, align); /* no more aligned than its type, as nvcc promises no more */
     s.inst = blk.inst;
     return s.ptr;
 }
