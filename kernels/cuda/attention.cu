@@ -51,6 +51,7 @@ static Attention arguments(const DeviceBatch *batch, const AttentionShape *s) {
     Attention a = {};
     a.batch = batch;
     a.heads = s->heads, a.kv_heads = s->kv_heads, a.head_dim = s->head_dim, a.window = s->window, a.scale = s->scale;
+    a.group = (int)(s->heads / s->kv_heads);
     int64_t width = s->heads * s->head_dim, kv_width = s->kv_heads * s->head_dim;
     a.q_pitch = pitch_of(s->q_stride, width), a.k_pitch = pitch_of(s->k_stride, kv_width);
     a.v_pitch = pitch_of(s->v_stride, kv_width);

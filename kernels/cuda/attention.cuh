@@ -26,6 +26,7 @@ struct Attention {
     int64_t fact_rows;
     void *dq, *dk, *dv;
     int64_t heads, kv_heads, head_dim, window;
+    int group;  // query heads of a key head
     float scale;
     bool cached;  // keys are a cache's rows; query t is at row batch->past + t of one sequence
 };
@@ -73,17 +74,15 @@ struct Tile {
     // Rows [first, first + ROWS) of a matrix whose rows are `pitch` apart; rows from `end` on, and columns from head_dim on,
     // become zero.
     template <int ROWS, int THREADS>
-    __device__ __forceinline__ static void load(bf16 *tile, const bf16 *from, int64_t pitch, int64_t first, int64_t end,
+    __device__ __forceinline__ static void load(bf16 *tile, const bf16 *from, int64_t pitch, int first, int end,
                                                 int64_t head_dim) {
-        constexpr int STEP = D <= 32   ? THREADS / 4
-                             : D <= 64 ? THREADS / 8
-                                       : THREADS / 16;  // rows that all threads take at once
+        constexpr int STEP = THREADS / (D <= 32 ? 4 : D <= 64 ? 8 : 16);  // rows that the threads take at once
         static_assert(ROWS % STEP == 0, "whole steps");
         int row = threadIdx.x / (D / 8), c = threadIdx.x % (D / 8) * 8;
         if (STEP * (D / 8) < THREADS && row >= STEP) return;
-        int left = c < head_dim ? (int)(end - first < ROWS ? end - first : ROWS) - row : 0;
-        const bf16 *at = from + (first + row) * pitch + c;
-#pragma unroll
+        int left = c < head_dim ? end - first - row : 0;
+        const bf16 *at = from + (int64_t)(first + row) * pitch + c;
+#pragma unroll 1  // the addresses of all copies at once would take registers that the products want
         for (int i = 0; i < ROWS; i += STEP, at += STEP * pitch)
             cp_async16(tile + (row + i) * STRIDE + c, i < left ? at : from, i < left);
     }

@@ -24,47 +24,39 @@ __global__ void __launch_bounds__(THREADS) attention_dq(Attention a) {
     constexpr int QUERIES = Shape::QUERIES, KEYS = Shape::KEYS, STRIDE = Shape::STRIDE, MT = Shape::MT;
     constexpr int NT = KEYS / 8, DT = D / 8;
     CU_DYN_SHARED(memory);
+    CU_SHARED(RowFacts, facts, [QUERIES]);
     bf16 *tile_q = (bf16 *)memory, *tile_do = tile_q + QUERIES * STRIDE;
     bf16 *tile_k = tile_do + QUERIES * STRIDE, *tile_v = tile_k + 2 * KEYS * STRIDE;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    int64_t head = blockIdx.x, kv_head = head / (a.heads / a.kv_heads), tokens = a.batch->tokens;
-    int64_t first = (int64_t)(gridDim.y - 1 - blockIdx.y) * QUERIES;  // the longest tiles first
+    int head = (int)blockIdx.x, kv_head = head / a.group, tokens = (int)a.batch->tokens;
+    int first = (int)(gridDim.y - 1 - blockIdx.y) * QUERIES;  // the longest tiles first
     if (first >= tokens) return;
     const bf16 *k = (const bf16 *)a.k + kv_head * a.head_dim, *v = (const bf16 *)a.v + kv_head * a.head_dim;
-    int64_t last = first + QUERIES < tokens ? first + QUERIES : tokens, begin = a.first_keys[first] / KEYS * KEYS;
+    int last = first + QUERIES < tokens ? first + QUERIES : tokens, begin = a.first_keys[first] / KEYS * KEYS;
     Tile<D>::template load<QUERIES, THREADS>(tile_q, (const bf16 *)a.q + head * a.head_dim, a.q_pitch, first, tokens,
                                              a.head_dim);
     Tile<D>::template load<QUERIES, THREADS>(tile_do, (const bf16 *)a.d_o + head * a.head_dim, a.heads * a.head_dim, first,
                                              tokens, a.head_dim);
-    auto load_k = [&](int stage, int64_t key) {
+    auto load_k = [&](int stage, int key) {
         Tile<D>::template load<KEYS, THREADS>(tile_k + stage * KEYS * STRIDE, k, a.k_pitch, key, tokens, a.head_dim);
         cp_async_commit();
     };
-    auto load_v = [&](int64_t key) {
+    auto load_v = [&](int key) {
         Tile<D>::template load<KEYS, THREADS>(tile_v, v, a.v_pitch, key, tokens, a.head_dim);
         cp_async_commit();
     };
     load_k(0, begin);
     load_v(begin);
+    for (int i = threadIdx.x; i < QUERIES; i += THREADS)
+        facts[i] = first + i < tokens ? a.facts[head * a.fact_rows + first + i] : RowFacts{0.0f, 0.0f};
 
     int row = warp * 16 * MT;
-    int low[MT][2];  // the first keys of the lane's rows
-    RowFacts facts[MT][2];
-#pragma unroll
-    for (int m = 0; m < MT; m++)
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            int64_t r = first + row + m * 16 + h * 8 + g;
-            bool live = r < tokens;
-            low[m][h] = live ? a.first_keys[r] : INT32_MAX;
-            facts[m][h] = live ? a.facts[head * a.fact_rows + r] : RowFacts{0.0f, 0.0f};
-        }
     // the keys that all rows of the warp see, and the last that one of them sees
-    int64_t warp_high = first + row, warp_end = warp_high + 16 * MT;
-    int64_t warp_low = a.first_keys[warp_end <= tokens ? warp_end - 1 : tokens - 1];
+    int warp_high = first + row, warp_end = warp_high + 16 * MT;
+    int warp_low = a.first_keys[warp_end <= tokens ? warp_end - 1 : tokens - 1];
     float scale = a.scale * LOG2_E, dq[MT][DT][4] = {};
     int stage = 0;
-    for (int64_t key = begin; key < last; key += KEYS, stage ^= 1) {
+    for (int key = begin; key < last; key += KEYS, stage ^= 1) {
         const bf16 *now_k = tile_k + stage * KEYS * STRIDE;
         bool seeing = key < warp_end, more = key + KEYS < last;
         float score[MT][NT][4] = {}, ds[MT][NT][4];
@@ -75,10 +67,12 @@ __global__ void __launch_bounds__(THREADS) attention_dq(Attention a) {
 #pragma unroll
             for (int m = 0; m < MT; m++)
 #pragma unroll
-                for (int n = 0; n < NT; n++)
+                for (int h = 0; h < 2; h++) {
+                    float minus_delta = facts[row + m * 16 + h * 8 + g].minus_delta;
 #pragma unroll
-                    for (int e = 0; e < 4; e++)
-                        ds[m][n][e] = facts[m][e / 2].minus_delta;
+                    for (int n = 0; n < NT; n++)
+                        ds[m][n][2 * h] = ds[m][n][2 * h + 1] = minus_delta;
+                }
             Tile<D>::template dot_rows<MT, NT>(ds, tile_do, row, tile_v);
         }
         __syncthreads();  // nobody reads the values any more
@@ -86,25 +80,32 @@ __global__ void __launch_bounds__(THREADS) attention_dq(Attention a) {
         if (!seeing) continue;
         Tile<D>::template dot_rows<MT, NT>(score, tile_q, row, now_k);
         if (key < warp_low || key + KEYS - 1 > warp_high) {
-            int j = (int)key + 2 * t, high = (int)warp_high + g;
+            int j = key + 2 * t;
 #pragma unroll
             for (int m = 0; m < MT; m++)
 #pragma unroll
-                for (int n = 0; n < NT; n++)
+                for (int h = 0; h < 2; h++) {
+                    int high = warp_high + m * 16 + h * 8 + g, low = a.first_keys[high < tokens ? high : tokens - 1];
 #pragma unroll
-                    for (int e = 0; e < 4; e++) {
-                        int at = j + n * 8 + e % 2;
-                        bool seen = (at >= low[m][e / 2]) & (at <= high + m * 16 + e / 2 * 8);
-                        score[m][n][e] = seen ? score[m][n][e] : -INFINITY;
-                    }
+                    for (int n = 0; n < NT; n++)
+#pragma unroll
+                        for (int e = 0; e < 2; e++) {
+                            float &s = score[m][n][2 * h + e];
+                            s = (j + n * 8 + e >= low) & (j + n * 8 + e <= high) ? s : -INFINITY;
+                        }
+                }
         }
 #pragma unroll
         for (int m = 0; m < MT; m++)
 #pragma unroll
-            for (int n = 0; n < NT; n++)
+            for (int h = 0; h < 2; h++) {
+                float lse = facts[row + m * 16 + h * 8 + g].lse;
 #pragma unroll
-                for (int e = 0; e < 4; e++)
-                    ds[m][n][e] *= fast_exp2(score[m][n][e] * scale - facts[m][e / 2].lse);
+                for (int n = 0; n < NT; n++)
+#pragma unroll
+                    for (int e = 2 * h; e < 2 * h + 2; e++)
+                        ds[m][n][e] *= fast_exp2(score[m][n][e] * scale - lse);
+            }
         Tile<D>::template add_weighted<MT, NT>(dq, ds, now_k);
     }
     bf16 *to = (bf16 *)a.dq + head * a.head_dim;
@@ -148,10 +149,10 @@ __global__ void __launch_bounds__(THREADS, D > 32 ? 2 : 3) attention_dkv(Attenti
     CU_SHARED(StepFacts, facts, [1]);
     bf16 *tile_q = (bf16 *)memory, *tile_do = tile_q + 2 * QUERIES * STRIDE;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    int64_t kv_head = blockIdx.x, group = a.heads / a.kv_heads, tokens = a.batch->tokens;
-    int64_t first = (int64_t)blockIdx.y * KEYS;  // the first keys have the most queries
+    int kv_head = (int)blockIdx.x, tokens = (int)a.batch->tokens;
+    int first = (int)blockIdx.y * KEYS;  // the first keys have the most queries
     if (first >= tokens) return;
-    int64_t last = first + KEYS < tokens ? first + KEYS : tokens, end = query_end(a, last - 1);
+    int end = (int)query_end(a, (first + KEYS < tokens ? first + KEYS : tokens) - 1);
     int row = warp * 16;
     uint32_t fk[D / 16][4], fv[D / 16][4];
     Tile<D>::template load<KEYS, THREADS>(tile_q, (const bf16 *)a.k + kv_head * a.head_dim, a.k_pitch, first, tokens,
@@ -167,7 +168,7 @@ __global__ void __launch_bounds__(THREADS, D > 32 ? 2 : 3) attention_dkv(Attenti
         Tile<D>::rows16(fv[d / 16], tile_do, row, d);
     }
     __syncthreads();
-    auto load = [&](int stage, int64_t head, int64_t query) {
+    auto load = [&](int stage, int head, int query) {
         const bf16 *q = (const bf16 *)a.q + head * a.head_dim, *d_o = (const bf16 *)a.d_o + head * a.head_dim;
         Tile<D>::template load<QUERIES, THREADS>(tile_q + stage * QUERIES * STRIDE, q, a.q_pitch, query, end, a.head_dim);
         Tile<D>::template load<QUERIES, THREADS>(tile_do + stage * QUERIES * STRIDE, d_o, a.heads * a.head_dim, query, end,
@@ -179,30 +180,26 @@ __global__ void __launch_bounds__(THREADS, D > 32 ? 2 : 3) attention_dkv(Attenti
             cp_async16(&facts->first_key[stage][4 * i - 2 * QUERIES], a.first_keys + query + 4 * i - 2 * QUERIES, true);
         cp_async_commit();
     };
-    int64_t head = kv_head * group, next_head = head, query = first, next = first;
+    int head = kv_head * a.group, heads = head + a.group, query = first;  // of the step that is loaded next
     load(0, head, query);
 
     float scale = a.scale * LOG2_E, dk[DT][4] = {}, dv[DT][4] = {};
-    int stage = 0;
-    for (; head < (kv_head + 1) * group; head = next_head, query = next, stage ^= 1) {
+    for (int stage = 0; head < heads; stage ^= 1) {
         cp_async_wait<0>();
         __syncthreads();  // the queries are there, and nobody reads the other stage any more
-        int ahead = (int)(query - first) - row, there = (int)(end - query < QUERIES ? end - query : QUERIES);
-        next += QUERIES;
-        if (next >= end) next = first, next_head++;
-        if (next_head < (kv_head + 1) * group) load(stage ^ 1, next_head, next);
+        int ahead = query - first - row, there = end - query < QUERIES ? end - query : QUERIES;
+        query += QUERIES;
+        if (query >= end) query = first, head++;
+        if (head < heads) load(stage ^ 1, head, query);
 #pragma unroll 1
         for (int i = ahead < 0 ? -ahead : 0; i < there; i += 16) {  // 16 queries, from the first that sees a key of the warp on
             const bf16 *now_q = tile_q + (stage * QUERIES + i) * STRIDE, *now_do = tile_do + (stage * QUERIES + i) * STRIDE;
             float score[2][4] = {}, dp[2][4];
-            float lse[2][2];
 #pragma unroll
             for (int n = 0; n < 2; n++)
 #pragma unroll
-                for (int e = 0; e < 2; e++) {
-                    RowFacts fact = facts->row[stage][i + n * 8 + 2 * t + e];
-                    dp[n][e] = dp[n][e + 2] = fact.minus_delta, lse[n][e] = fact.lse;
-                }
+                for (int e = 0; e < 2; e++)
+                    dp[n][e] = dp[n][e + 2] = facts->row[stage][i + n * 8 + 2 * t + e].minus_delta;
 #pragma unroll
             for (int d = 0; d < D; d += 16) {
                 uint32_t fb[4];
@@ -213,8 +210,8 @@ __global__ void __launch_bounds__(THREADS, D > 32 ? 2 : 3) attention_dkv(Attenti
                 mma_m16n8k16(dp[0], fv[d / 16], fb);
                 mma_m16n8k16(dp[1], fv[d / 16], fb + 2);
             }
-            if (ahead + i < 15 || (int)first + row < facts->first_key[stage][i + 15]) {
-                int key = (int)first + row + g;
+            if (ahead + i < 15 || first + row < facts->first_key[stage][i + 15]) {
+                int key = first + row + g;
 #pragma unroll
                 for (int n = 0; n < 2; n++) {
                     int at = i + n * 8 + 2 * t;
@@ -229,9 +226,10 @@ __global__ void __launch_bounds__(THREADS, D > 32 ? 2 : 3) attention_dkv(Attenti
 #pragma unroll
             for (int n = 0; n < 2; n++)
 #pragma unroll
-                for (int e = 0; e < 4; e++) {
-                    score[n][e] = fast_exp2(score[n][e] * scale - lse[n][e % 2]);
-                    dp[n][e] *= score[n][e];
+                for (int e = 0; e < 2; e++) {
+                    float lse = facts->row[stage][i + n * 8 + 2 * t + e].lse;
+                    score[n][e] = fast_exp2(score[n][e] * scale - lse), dp[n][e] *= score[n][e];
+                    score[n][e + 2] = fast_exp2(score[n][e + 2] * scale - lse), dp[n][e + 2] *= score[n][e + 2];
                 }
             uint32_t fp[4], fs[4];
             as_operand(fp, score[0], score[1]);
@@ -252,7 +250,7 @@ __global__ void __launch_bounds__(THREADS, D > 32 ? 2 : 3) attention_dkv(Attenti
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         int64_t r = first + row + h * 8 + g;
-        if (r >= tokens) continue;
+        if (r >= a.batch->tokens) continue;
 #pragma unroll
         for (int d = 0; d < DT; d++) {
             int c = d * 8 + 2 * t;

@@ -1,7 +1,7 @@
 // Attention forward on the tensor cores: tiles of keys, online softmax (Milakov & Gimelshein 2018; Dao 2023, FlashAttention-2).
 //
-// Four warps take 32 query rows each of one head; keys and values pass through two stages of shared memory. Scores are kept
-// in the base of 2; weights are rounded to BF16 for their product with the values, their sum is not.
+// Four warps take 32 query rows each of one head; keys and values pass through two stages of shared memory. Weights are powers
+// of 2, rounded to BF16 for their product with the values; their sum is not rounded.
 #include "kernels/cuda/attention.cuh"
 
 static constexpr int WARPS = 4, THREADS = WARPS * 32, MT = 2, QUERIES = WARPS * 16 * MT;
@@ -20,23 +20,22 @@ template <int D>
 __global__ void __launch_bounds__(THREADS) attention_forward(Attention a) {
     constexpr int KEYS = Shape<D>::KEYS, STRIDE = Shape<D>::STRIDE, NT = KEYS / 8, DT = D / 8;
     CU_DYN_SHARED(memory);
-    CU_SHARED(int64_t, first_keys, [QUERIES]);
+    CU_SHARED(int32_t, first_keys, [QUERIES]);
     bf16 *tile_q = (bf16 *)memory, *tile_k = tile_q + QUERIES * STRIDE, *tile_v = tile_k + 2 * KEYS * STRIDE;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    int64_t head = blockIdx.x, kv_head = head / (a.heads / a.kv_heads), tokens = a.batch->tokens;
-    int64_t first = (int64_t)(gridDim.y - 1 - blockIdx.y) * QUERIES;  // the longest tiles first
+    int head = (int)blockIdx.x, kv_head = head / a.group, tokens = (int)a.batch->tokens;
+    int first = (int)(gridDim.y - 1 - blockIdx.y) * QUERIES;  // the longest tiles first
     if (first >= tokens) return;
     const bf16 *q = (const bf16 *)a.q + head * a.head_dim, *k = (const bf16 *)a.k + kv_head * a.head_dim;
     const bf16 *v = (const bf16 *)a.v + kv_head * a.head_dim;
-    int64_t shift = key_row(a, 0), keys = shift + tokens;
-    int64_t last = first + QUERIES < tokens ? first + QUERIES : tokens;
+    int shift = (int)key_row(a, 0), keys = shift + tokens, last = first + QUERIES < tokens ? first + QUERIES : tokens;
 
     for (int i = threadIdx.x; i < QUERIES; i += THREADS)
-        first_keys[i] = first_key(a, first + i < last ? first + i : last - 1);
+        first_keys[i] = (int32_t)first_key(a, first + i < last ? first + i : last - 1);
     __syncthreads();
-    int64_t begin = first_keys[0] / KEYS * KEYS, end = shift + last;
+    int begin = first_keys[0] / KEYS * KEYS, end = shift + last;
     Tile<D>::template load<QUERIES, THREADS>(tile_q, q, a.q_pitch, first, tokens, a.head_dim);
-    auto load = [&](int stage, int64_t key) {
+    auto load = [&](int stage, int key) {
         Tile<D>::template load<KEYS, THREADS>(tile_k + stage * KEYS * STRIDE, k, a.k_pitch, key, keys, a.head_dim);
         Tile<D>::template load<KEYS, THREADS>(tile_v + stage * KEYS * STRIDE, v, a.v_pitch, key, keys, a.head_dim);
         cp_async_commit();
@@ -44,14 +43,8 @@ __global__ void __launch_bounds__(THREADS) attention_forward(Attention a) {
     load(0, begin);
 
     int row = warp * 16 * MT;
-    int low[MT][2];  // the first keys of the lane's rows
-#pragma unroll
-    for (int m = 0; m < MT; m++)
-#pragma unroll
-        for (int h = 0; h < 2; h++)
-            low[m][h] = (int)first_keys[row + m * 16 + h * 8 + g];
     // the keys that all rows of the warp see, and the last that one of them sees
-    int64_t warp_low = first_keys[row + 16 * MT - 1], warp_high = shift + first + row, warp_end = warp_high + 16 * MT;
+    int warp_low = first_keys[row + 16 * MT - 1], warp_high = shift + first + row, warp_end = warp_high + 16 * MT;
     float out[MT][DT][4] = {}, base[MT][2], sum[MT][2] = {};  // weights are 2^(score - base)
 #pragma unroll
     for (int m = 0; m < MT; m++)
@@ -59,7 +52,7 @@ __global__ void __launch_bounds__(THREADS) attention_forward(Attention a) {
     float scale = a.scale * LOG2_E;
 
     int stage = 0;
-    for (int64_t key = begin; key < end; key += KEYS, stage ^= 1) {
+    for (int key = begin; key < end; key += KEYS, stage ^= 1) {
         cp_async_wait<0>();
         __syncthreads();  // the keys are there, and nobody reads the other stage any more
         if (key + KEYS < end) load(stage ^ 1, key + KEYS);
@@ -68,17 +61,20 @@ __global__ void __launch_bounds__(THREADS) attention_forward(Attention a) {
         float score[MT][NT][4] = {};
         Tile<D>::template dot_rows<MT, NT>(score, tile_q, row, now_k);
         if (key < warp_low || key + KEYS - 1 > warp_high) {
-            int j = (int)key + 2 * t, high = (int)warp_high + g;
+            int j = key + 2 * t;
 #pragma unroll
             for (int m = 0; m < MT; m++)
 #pragma unroll
-                for (int n = 0; n < NT; n++)
+                for (int h = 0; h < 2; h++) {
+                    int r = m * 16 + h * 8 + g, low = first_keys[row + r], high = warp_high + r;
 #pragma unroll
-                    for (int e = 0; e < 4; e++) {
-                        int at = j + n * 8 + e % 2;
-                        bool seen = (at >= low[m][e / 2]) & (at <= high + m * 16 + e / 2 * 8);
-                        score[m][n][e] = seen ? score[m][n][e] : -INFINITY;
-                    }
+                    for (int n = 0; n < NT; n++)
+#pragma unroll
+                        for (int e = 0; e < 2; e++) {
+                            float &s = score[m][n][2 * h + e];
+                            s = (j + n * 8 + e >= low) & (j + n * 8 + e <= high) ? s : -INFINITY;
+                        }
+                }
         }
         float factor[MT][2];
         bool moves = false;

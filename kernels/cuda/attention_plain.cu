@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(WARPS * 32) attention_forward_plain(Attention 
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     int64_t t = blockIdx.x, head = (int64_t)blockIdx.y * WARPS + warp, dim = a.head_dim;
     if (t >= a.batch->tokens || head >= a.heads) return;  // whole warps
-    int64_t kv_head = head / (a.heads / a.kv_heads);
+    int64_t kv_head = head / a.group;
     const T *k = (const T *)a.k + kv_head * dim, *v = (const T *)a.v + kv_head * dim;
     stage_row(rows[warp], (const T *)a.q + t * a.q_pitch + head * dim, dim);
     float out[PER_LANE] = {}, most = -INFINITY, sum = 0.0f;
@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(WARPS * 32) attention_dq_plain(Attention a) {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     int64_t t = blockIdx.x, head = (int64_t)blockIdx.y * WARPS + warp, dim = a.head_dim;
     if (t >= a.batch->tokens || head >= a.heads) return;  // whole warps
-    int64_t kv_head = head / (a.heads / a.kv_heads);
+    int64_t kv_head = head / a.group;
     const T *k = (const T *)a.k + kv_head * dim, *v = (const T *)a.v + kv_head * dim;
     stage_row(rows[warp][0], (const T *)a.q + t * a.q_pitch + head * dim, dim);
     stage_row(rows[warp][1], (const T *)a.d_o + (t * a.heads + head) * dim, dim);
@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(WARPS * 32, 4) attention_dkv_plain(Attention a
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     int64_t j = blockIdx.x, kv_head = (int64_t)blockIdx.y * WARPS + warp, dim = a.head_dim;
     if (j >= a.batch->tokens || kv_head >= a.kv_heads) return;  // whole warps
-    int64_t group = a.heads / a.kv_heads, o_pitch = a.heads * dim, end = query_end(a, j);
+    int64_t group = a.group, o_pitch = a.heads * dim, end = query_end(a, j);
     stage_row(rows[warp][0], (const T *)a.k + j * a.k_pitch + kv_head * dim, dim);
     stage_row(rows[warp][1], (const T *)a.v + j * a.v_pitch + kv_head * dim, dim);
     float dk[PER_LANE] = {}, dv[PER_LANE] = {};

@@ -149,7 +149,8 @@ cudaError_t cuda_zero_tail(DType act, const DeviceBatch *batch, int64_t rows, in
 /* lse FP32 [rows, H] */
 cudaError_t cuda_attention_forward(DType act, const DeviceBatch *batch, const AttentionShape *shape, const void *q,
                                    const void *k, const void *v, void *o, float *lse, cudaStream_t stream);
-/* workspace of cuda_attention_backward: FP32 delta [rows, H] and the first visible key of every row, int32 [rows]. */
+/* workspace of cuda_attention_backward: two FP32 facts of every row and head, and the first visible key of every row, int32; rows
+ * are padded to a multiple of 64. */
 size_t cuda_attention_workspace(const AttentionShape *shape);
 cudaError_t cuda_attention_backward(DType act, const DeviceBatch *batch, const AttentionShape *shape, const void *q,
                                     const void *k, const void *v, const void *o, const float *lse, const void *d_o, void *dq,
