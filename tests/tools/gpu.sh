@@ -57,6 +57,7 @@ begin() { # NAME SECONDS COMMAND...
         row "$name" "not run: no time is left"
         return
     fi
+    rm -f "$log.end"
     { timeout "$most" "$@"; echo "# status $? after $SECONDS s" >"$log.end"; } >"$log" 2>&1 &
     names+=("$name") pids+=($!) logs+=("$log") limits+=("$most") since=$SECONDS
 }
@@ -64,7 +65,8 @@ done_all() {
     local i status seconds
     for i in "${!names[@]}"; do
         wait "${pids[$i]}"
-        read -r _ _ status _ seconds _ <"${logs[$i]}.end"
+        status=1 seconds=$SECONDS
+        [[ -s ${logs[$i]}.end ]] && read -r _ _ status _ seconds _ <"${logs[$i]}.end"
         verdict "${names[$i]}" "$status" "${limits[$i]}" $((seconds - since)) "${logs[$i]}"
     done
     names=() pids=() logs=() limits=()
