@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(ROW_THREADS)
 // The same with a teacher's distribution q in the target's place: nll = sum q (log q - log p), gradient scale (p - q). One pass
 // after the statistics does both; what a BF16 gradient overwrites lies behind what was read, as above.
 template <class T, int N>
-__global__ void __launch_bounds__(ROW_THREADS)
+__global__ void __launch_bounds__(ROW_THREADS, 1)
     distillation(const DeviceBatch *__restrict__ batch, int64_t first, int64_t vocab, float *logits,
                  const float *__restrict__ teacher, float *__restrict__ nll, int want_gradient) {
     CU_SHARED(float, parts, [32]);

@@ -2,7 +2,7 @@
 //
 // Bound by writing. A warp takes 16 rows and 32 columns at a time; column n of its tile j is column 8 (n / 2) + 2j + n % 2 of
 // the 32, so that a lane ends up with eight neighbours of a row: one 16-byte store.
-#include "kernels/cuda/lora.cuh"
+#include "kernels/cuda/lora_held.cuh"
 
 enum { WARPS = 8, COLUMNS = 32 * WARPS, ROWS = 64 };
 
@@ -178,7 +178,7 @@ extern "C" cudaError_t cuda_lora_up(DType act, const DeviceBatch *batch, int64_t
         dim3 grid((unsigned)rows, (unsigned)divide_up(spec->out, 256));
         CU_LAUNCH(lora_up_plain, grid, 256, 0, stream, batch, (const float *)s, (const float *)lora_b, (const float *)bias,
                   spec->rank, spec->lora_scale, spec->out, (float *)y, pitch);
-    } else {
+    } else if (!launch_up_held(batch, rows, spec, s, lora_b, bias, y, pitch, stream)) {
         dim3 grid((unsigned)divide_up(spec->out, COLUMNS), (unsigned)divide_up(rows, ROWS));
         CU_LAUNCH(lora_up, grid, WARPS * 32, 0, stream, batch, (const bf16 *)s, (const bf16 *)lora_b, (const bf16 *)bias,
                   spec->rank, spec->lora_scale, spec->out, (spec->out | pitch) % VEC == 0 && is_aligned(y), (bf16 *)y, pitch);
@@ -200,7 +200,7 @@ extern "C" cudaError_t cuda_lora_dx(DType act, const DeviceBatch *batch, const L
     if (act == DTYPE_F32) {
         dim3 grid((unsigned)shape->rows, (unsigned)divide_up(shape->in, 256));
         CU_LAUNCH(lora_dx_plain, grid, 256, 0, stream, batch, members, shape->in, (float *)dx);
-    } else {
+    } else if (!launch_dx_held(batch, shape, ds, lora_a, dx, stream)) {
         dim3 grid((unsigned)divide_up(shape->in, COLUMNS), (unsigned)divide_up(shape->rows, ROWS));
         bool aligned = shape->in % VEC == 0 && is_aligned(dx);
         CU_LAUNCH(lora_dx, grid, WARPS * 32, 0, stream, batch, members, shape->in, aligned, (bf16 *)dx);

@@ -271,6 +271,13 @@ static void multiplies(void **state) {
         {DTYPE_BF16, 40, 72, 3, {40, 8, 8}, {33, 64, 16}, 0.05f, 0, 5},
         {DTYPE_BF16, 300, 32, 2, {264, 8}, {16, 16}, 0.1f, 0, 8},
         {DTYPE_F32, 7, 19, 2, {11, 5}, {3, 4}, 0.3f, 1, 1},
+        /* narrow weights held in registers: around 128 rows, one to four tiles of ranks, parts of tiles and of 32 columns */
+        {DTYPE_BF16, 127, 40, 1, {264}, {16}, 0.0f, 1, 0},
+        {DTYPE_BF16, 128, 8, 2, {40, 24}, {4, 20}, 0.0f, 1, 8},
+        {DTYPE_BF16, 129, 264, 3, {72, 8, 16}, {16, 12, 16}, 0.0f, 0, 24},
+        {DTYPE_BF16, 145, 24, 3, {32, 264, 8}, {32, 8, 16}, 0.0f, 1, 0},
+        {DTYPE_BF16, 257, 32, 2, {16, 8}, {64, 0}, 0.0f, 0, 0},
+        {DTYPE_BF16, 7, 64, 2, {16, 48}, {48, 36}, 0.0f, 1, 0}, /* more tiles than are held together */
     };
     for (size_t i = 0; i < sizeof runs / sizeof *runs; i++)
         check(&runs[i]);
