@@ -44,7 +44,8 @@ typedef struct StepBench {
 
 /* ---- setting up ---------------------------------------------------------------------------------------------------------- */
 
-/* What is recomputed, and on a device what lies where: as `nibble train` chooses for micro-batches of --tokens. */
+/* What is recomputed, and on a device what lies where: as `nibble train` chooses for micro-batches of --tokens. A device's ceiling is
+ * measured before, while there is room for it; its kernels are then there as well. */
 static Status choose_plan(StepBench *b, const EngineOptions *options, Error *err) {
     ModelConfig *model = memory_alloc(sizeof *model);
     WeightFacts *facts = NULL;
@@ -57,6 +58,10 @@ static Status choose_plan(StepBench *b, const EngineOptions *options, Error *err
         status = weights_facts(&facts, options->model, model, err);
     if (status == OK) status = device_open(&device, options->device, options->cpu, err);
     if (status == OK) status = pool_create(&pool, options->threads, err);
+    if (status == OK && device.backend.on_device) {
+        Exec exec = {.config = {.act = options->act, .threads = pool_threads(pool)}, .pool = pool, .device = device.context};
+        b->peak = ceiling_gemm(&device.backend, &exec);
+    }
     if (status == OK) status = run_memory_limit(&b->config, &device, &limit, err);
     if (status == OK) status = run_plan(&b->config, model, facts, &device.backend, pool_threads(pool), 1, limit, &b->plan, err);
     pool_free(pool);
@@ -186,7 +191,7 @@ static Status measure(StepBench *b, Error *err) {
     tape_plan(b->tape, &plan);
     double optimizer_seconds, sum = 0.0;
     double idle = 0.0, dense;
-    b->peak = ceiling_gemm(&b->engine.backend, &b->engine.exec);
+    if (!b->engine.backend.on_device) b->peak = ceiling_gemm(&b->engine.backend, &b->engine.exec);
     TRY(bench_dequantization(&b->engine, b->options->tokens, &dense, err));
     /* warms up; a device records the second one */
     int64_t warm = b->engine.backend.part_begin != NULL ? 2 : 1;
