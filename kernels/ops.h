@@ -213,7 +213,7 @@ typedef struct FakeRowsShape {
 /* ---- fake quantization of weights: the operand of a linear in quantization-aware training (train/qat.h) --------------
  *   V = W + lora_scale * (B A), FP32: the sum over the rank first, in order, products and sums rounded apart (train/lora_row.h)
  *   operand = V + share * (FQ(V) - V), rounded to act; FQ: quant/fake_quant.h, its bits
- * learned: the scale of a group is that of W's values times max(theta, FAKE_THETA_LEAST). Backward, with M the mask and
+ * scaled: the scale of a group is `first`, or that of W's values, times max(theta, FAKE_THETA_LEAST). Backward, with M the mask and
  * dV = dy^T x: dA += lora_scale B^T (M . dV), dB += lora_scale (M . dV) A^T, dtheta += share * ds. saved is 0.
  * On a device only (NULL elsewhere: train/qat_*.c does it in host memory). Values that the grid cannot hold fail in finish(). */
 #define FAKE_THETA_LEAST 0x1p-6f
@@ -222,14 +222,14 @@ typedef struct FakeWeightShape {
     FakeQuant grid;
     int64_t rank; /* 0: V is W */
     float lora_scale, share;
-    int learned;
+    int scaled;
     int64_t tile;          /* rows of V at a time, a multiple of 64; 0: what 64 MiB hold */
     int32_t layer, linear; /* for messages: of the layer's linears, in order */
 } FakeWeightShape;
 typedef struct FakeWeightOperand {
     WeightView base;
     const void *lora_a, *lora_b; /* act */
-    const float *theta;          /* [rows, groups]; learned */
+    const float *first, *theta;  /* [rows, groups]; scaled; NULL: of W's values; 1 */
     const float *nested_map;     /* [256]; NF4 with double_quant */
 } FakeWeightOperand;
 typedef struct FakeWeightGrad { /* accumulated; NULL where there is none */
@@ -370,7 +370,7 @@ typedef struct Backend {
     Status (*fake_weight_backward)(const Exec *exec, const FakeWeightShape *shape, const FakeWeightOperand *operand,
                                    const Batch *batch, const void *dy, int64_t stride, const void *x,
                                    const FakeWeightGrad *grads, void *workspace, Error *err);
-    /* learned: the scales as they are now, FP32 [rows, groups]; workspace as for forward. */
+    /* scaled: the scales as they are now, FP32 [rows, groups]; workspace as for forward. */
     Status (*fake_weight_scales)(const Exec *exec, const FakeWeightShape *shape, const FakeWeightOperand *operand,
                                  float *scales, void *workspace, Error *err);
 

@@ -92,11 +92,6 @@ static Status measure_tiles(const QatShape *shape, int64_t rows, int64_t cols, W
     return OK;
 }
 
-/* Whether scales are not made anew in each step. */
-static int keeps_scales(const QatOptions *options) {
-    return options->learn_scales || options->scales != SCALES_ABSMAX;
-}
-
 /* Whether dV is wanted: for A and B, or for scales. */
 static int forms_gradients(const QatOptions *options) {
     return options->mode == QAT_MERGED || options->learn_scales;
@@ -117,15 +112,15 @@ static Status measure(const QatShape *shape, Widest *widest, size_t slots[LAYER_
             return ERR_USAGE;
         }
         slots[kind] = arena_align((size_t)(rows * cols) * dtype_size(shape->exec.act));
+        int64_t groups = cols / (shape->options.grid.group > 0 ? shape->options.grid.group : cols);
+        widest->constants[kind] = shape->options.scales != SCALES_ABSMAX ? rows * groups : 0;
         if (shape->backend->on_device) {
             TRY(qat_device_measure(shape, (LayerWeight)kind, rows, cols, &widest->device, err));
             continue;
         }
         if (cols > widest->cols) widest->cols = cols;
         if (shape->options.grid.grid == FAKE_NF4) TRY(measure_nf4(shape, rows, cols, widest, err));
-        int64_t groups = cols / (shape->options.grid.group > 0 ? shape->options.grid.group : cols);
-        if (keeps_scales(&shape->options) && groups > widest->groups) widest->groups = groups;
-        widest->constants[kind] = shape->options.scales != SCALES_ABSMAX ? rows * groups : 0;
+        if (qat_options_keep_scales(&shape->options) && groups > widest->groups) widest->groups = groups;
         if (!forms_gradients(&shape->options)) continue;
         TRY(measure_tiles(shape, rows, cols, widest, err));
         for (int64_t layer = 0; shape->options.mode == QAT_MERGED && layer < shape->model->layers; layer++) {
@@ -181,12 +176,12 @@ static Status take(const QatShape *shape, const Widest *widest, const size_t slo
     memset(memory, 0, sizeof *memory);
     void *list;
     TRY(take_slots(arena, slots, memory, err));
-    if (shape->backend->on_device) return qat_device_take(&widest->device, arena, memory, err);
     for (int kind = 0; kind < LAYER_LINEARS; kind++) {
         memory->first_kind[kind] = memory->first_layer;
         memory->first_layer += widest->constants[kind];
     }
     if (memory->first_layer > 0) TRY(take_floats(arena, shape->model->layers * memory->first_layer, &memory->first, err));
+    if (shape->backend->on_device) return qat_device_take(&widest->device, arena, memory, err);
     TRY(take_floats(arena, QAT_TILE * widest->cols, &memory->tile, err));
     TRY(arena_take(arena, (size_t)shape->exec.threads * sizeof *memory->workers, &list, err));
     memory->workers = list;
@@ -276,7 +271,7 @@ void qat_set_step(Qat *qat, int64_t step) {
 }
 
 int qat_keeps_scales(const Qat *qat) {
-    return keeps_scales(&qat->shape.options);
+    return qat_options_keep_scales(&qat->shape.options);
 }
 
 int qat_active(const Qat *qat) {
@@ -301,7 +296,7 @@ int qat_linear(const Qat *qat, int32_t id, QatLinear *linear) {
                           .theta = -1,
                           .first = -1};
     const FakeQuant *grid = &qat->shape.options.grid;
-    if (keeps_scales(&qat->shape.options)) linear->groups = grid->group > 0 ? base.cols / grid->group : 1;
+    if (qat_options_keep_scales(&qat->shape.options)) linear->groups = grid->group > 0 ? base.cols / grid->group : 1;
     if (qat->shape.scales != NULL) linear->theta = qat->shape.scales[layer * LAYER_LINEARS + (int64_t)linear->kind];
     if (qat->memory.first != NULL) linear->first = layer * qat->memory.first_layer + qat->memory.first_kind[linear->kind];
     if (qat->shape.options.mode != QAT_MERGED) return 1;

@@ -13,7 +13,7 @@
  * over from V to FQ(V) in ramp_steps equal parts: V + share (FQ(V) - V); the mask's zeros become 1 - share.
  *
  * Memory: one arena, the same for every step; nothing is allocated between steps. Threads and tiles change no bit. On a device the
- * backend's fake_weight entries make the same operands, bit for bit; searched scales and q4_k are the CPU's only.
+ * backend's fake_weight entries make the same operands, bit for bit; q4_k is the CPU's only.
  */
 #ifndef NIBBLE_TRAIN_QAT_H
 #define NIBBLE_TRAIN_QAT_H

@@ -17,16 +17,12 @@ Status qat_device_check(const QatOptions *options, Error *err) {
             "qat.weights q4_k: ggml's search for its scales runs on the CPU only so far; on a device take int2, int3, int4, "
             "int8, "
             "nf4, q4_0 or q8_0, or use --device cpu");
-    if (options->scales != SCALES_ABSMAX)
-        FAIL_USAGE(
-            "qat.scales %s: scales are searched on the CPU only so far; on a device take absmax, with qat.learn_scales or "
-            "without, or use --device cpu",
-            options->scales == SCALES_MSE ? "mse" : "gptq");
     return OK;
 }
 
 static FakeWeightShape shape_of(const QatShape *shape, int64_t rows, int64_t cols) {
-    return (FakeWeightShape){.rows = rows, .cols = cols, .grid = shape->options.grid, .learned = shape->options.learn_scales};
+    return (FakeWeightShape){
+        .rows = rows, .cols = cols, .grid = shape->options.grid, .scaled = qat_options_keep_scales(&shape->options)};
 }
 
 Status qat_device_measure(const QatShape *shape, LayerWeight kind, int64_t rows, int64_t cols, QatDeviceBytes *bytes,
@@ -39,7 +35,7 @@ Status qat_device_measure(const QatShape *shape, LayerWeight kind, int64_t rows,
     bytes->workspace =
         (size_t)most((int64_t)bytes->workspace, most((int64_t)plan.forward_workspace, (int64_t)plan.backward_workspace));
     int64_t group = shape->options.grid.group > 0 ? shape->options.grid.group : cols;
-    if (shape->options.learn_scales)
+    if (qat_options_keep_scales(&shape->options))
         bytes->scales = (size_t)most((int64_t)bytes->scales, rows * (cols / group) * (int64_t)sizeof(float));
     return OK;
 }
@@ -80,6 +76,7 @@ static DeviceLinear on_device(const Qat *qat, const QatLinear *linear) {
     out.shape.share = qat->share;
     out.shape.layer = (linear->id - WEIGHT_GLOBALS) / LAYER_WEIGHTS;
     out.shape.linear = (int32_t)linear->kind;
+    if (linear->first >= 0) out.operand.first = qat->memory.first + linear->first;
     if (linear->theta >= 0) {
         out.operand.theta = params_there(qat->params, qat->params->master + linear->theta);
         out.grads.theta = gradient_at(qat, linear->theta);

@@ -16,7 +16,7 @@ typedef struct QatWorker { /* rows of one thread, as wide as the widest linear *
 /* What lies in the arena. */
 typedef struct QatMemory {
     void *slot[LAYER_LINEARS]; /* operands, type act; linears that are never held together share their memory */
-    float *first;              /* SCALES_MSE, SCALES_BASE: s0 of every group, [layers, first_layer] */
+    float *first;              /* SCALES_MSE, SCALES_BASE: s0 of every group, [layers, first_layer]; where the arena is */
     int64_t first_kind[LAYER_LINEARS], first_layer;
     float *tile;        /* FP32 [QAT_TILE, widest in] */
     float *a;           /* FP32 copy of the adapter's A at hand */
@@ -24,7 +24,7 @@ typedef struct QatMemory {
     void *dy;           /* act [rows, QAT_TILE] */
     void *workspace;    /* of the tile's product; on a device, of its entries */
     float *nested_map;  /* on a device: [256] of NF4's constants */
-    float *scales;      /* on a device: learned scales of a linear on their way to a file */
+    float *scales;      /* on a device: scales of a linear on their way to a file */
     void *nf4;          /* the largest weight's codes and constants */
     size_t nf4_bytes;
 } QatMemory;
@@ -55,6 +55,10 @@ typedef struct QatLinear {
     int64_t groups; /* scales in a row, of either kind */
 } QatLinear;
 
+/* Whether scales are not made anew in each step. */
+static inline int qat_options_keep_scales(const QatOptions *options) {
+    return options->learn_scales || options->scales != SCALES_ABSMAX;
+}
 /* 0 when the number is not a linear of a layer. */
 int qat_linear(const Qat *qat, int32_t id, QatLinear *linear);
 /* Copies A to FP32 where there is an adapter. */
@@ -84,7 +88,7 @@ Status qat_device_open(Qat *qat, Error *err);
 Status qat_device_forward(Qat *qat, const QatLinear *linear, Error *err);
 Status qat_device_backward(Qat *qat, const QatLinear *linear, const Batch *batch, const void *dy, int64_t stride, const void *x,
                            Error *err);
-/* Learned scales of a linear as they are now, [rows, groups], to the host. */
+/* Scales of a linear as they are now, [rows, groups], to the host. */
 Status qat_device_scales(const Qat *qat, const QatLinear *linear, float *scales, Error *err);
 /* The product that forms a tile of dV. */
 LinearShape qat_tile_shape(int64_t rows, int64_t in, int64_t out, DType act);

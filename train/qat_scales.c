@@ -40,23 +40,25 @@ void qat_scale_init(const ParamSet *params, float *master) {
 /* ---- searched scales ------------------------------------------------------------------------------------------------------ */
 
 typedef struct Search {
-    Qat *qat;
-    QatLinear linear;
+    const Qat *qat;
+    const QatLinear *linear;
+    WeightView base; /* in host memory */
+    float *rows;     /* [threads, cols] */
+    float *found;    /* [rows, groups] */
 } Search;
 
 static void search_row(void *context, int64_t row, int worker) {
-    Search *search = context;
-    const QatLinear *linear = &search->linear;
+    const Search *search = context;
+    const QatLinear *linear = search->linear;
     const FakeQuant *grid = &search->qat->shape.options.grid;
-    QatWorker *w = &search->qat->memory.workers[worker];
     GroupInt exact = {.bits = grid->bits, .symmetric = 1, .group = grid->group, .scale_type = DTYPE_F32};
     Clip clip = {.method = CLIP_MSE};
     int64_t values = linear->cols / linear->groups;
-    search->qat->shape.backend->dequantize(&linear->base, row * linear->cols, linear->cols, w->base, DTYPE_F32);
+    float *w = search->rows + worker * linear->cols;
+    search->qat->shape.backend->dequantize(&search->base, row * linear->cols, linear->cols, w, DTYPE_F32);
     for (int64_t g = 0; g < linear->groups; g++) {
         uint8_t zero;
-        clip_scale(&clip, &exact, w->base + g * values, values, NULL,
-                   &search->qat->memory.first[linear->first + row * linear->groups + g], &zero, NULL);
+        clip_scale(&clip, &exact, w + g * values, values, NULL, &search->found[row * linear->groups + g], &zero, NULL);
     }
 }
 
@@ -78,27 +80,47 @@ Status qat_scales_check(const QatOptions *options, const ModelConfig *model, Err
     return OK;
 }
 
-static Status take_scales(Qat *qat, const QatLinear *linear, Error *err) {
-    const WeightView *base = &linear->base;
+static Status take_scales(const Search *search, Error *err) {
+    const WeightView *base = &search->base;
+    const QatLinear *linear = search->linear;
     if (base->format != WEIGHT_GROUPED || base->zeros != NULL || base->group_index != NULL ||
         base->block_size != linear->cols / linear->groups) {
         char name[WEIGHT_NAME_MAX];
-        (void)weight_describe(qat->shape.model, linear->id, name, sizeof name, NULL, NULL);
+        (void)weight_describe(search->qat->shape.model, linear->id, name, sizeof name, NULL, NULL);
         FAIL_USAGE("qat.scales gptq: %s is not in symmetric groups of integers in this model, as other weights are", name);
     }
-    memcpy(qat->memory.first + linear->first, base->scales, (size_t)(linear->rows * linear->groups) * sizeof(float));
+    memcpy(search->found, base->scales, (size_t)(linear->rows * linear->groups) * sizeof(float));
     return OK;
+}
+
+/* Once, by the CPU: a base on a device comes back a weight at a time. */
+static Status find_scales(const Qat *qat, const QatLinear *linear, Error *err) {
+    const Backend *backend = qat->shape.backend;
+    size_t bytes = (size_t)(linear->rows * linear->groups) * sizeof(float);
+    Search search = {.qat = qat, .linear = linear, .found = qat->memory.first + linear->first};
+    void *copy;
+    TRY(weights_host_view(qat->weights, linear->id, &search.base, &copy, err));
+    search.rows = memory_alloc((size_t)(pool_threads(qat->pool) * linear->cols) * sizeof *search.rows);
+    if (backend->on_device) search.found = memory_alloc(bytes);
+    Status status = OK;
+    if (qat->shape.options.scales == SCALES_BASE)
+        status = take_scales(&search, err);
+    else
+        pool_run(qat->pool, search_row, &search, linear->rows);
+    if (status == OK && backend->on_device)
+        status = backend->copy_in(qat->shape.there, qat->memory.first + linear->first, search.found, bytes, err);
+    if (backend->on_device) memory_free(search.found);
+    memory_free(search.rows);
+    memory_free(copy);
+    return status;
 }
 
 Status qat_scales_search(Qat *qat, Error *err) {
     for (int64_t layer = 0; layer < qat->shape.model->layers; layer++)
         for (int kind = 0; kind < LAYER_LINEARS; kind++) {
-            Search search = {.qat = qat};
-            (void)qat_linear(qat, weight_id(layer, (LayerWeight)kind), &search.linear);
-            if (qat->shape.options.scales == SCALES_BASE)
-                TRY(take_scales(qat, &search.linear, err));
-            else
-                pool_run(qat->pool, search_row, &search, search.linear.rows);
+            QatLinear linear;
+            (void)qat_linear(qat, weight_id(layer, (LayerWeight)kind), &linear);
+            TRY(find_scales(qat, &linear, err));
         }
     return OK;
 }

@@ -231,6 +231,39 @@ WeightView weights_view(const ModelWeights *weights, int32_t id) {
     return entry_view(weights, &weights->entries[id]);
 }
 
+/* The arrays of a packed weight, one after another in *copy. */
+static Status copy_packed(const ModelWeights *weights, const QuantizedTensor *from, WeightView *view, void **copy, Error *err) {
+    QuantizedTensor to;
+    Arena arena;
+    arena_count(&arena, "one weight");
+    TRY(quantized_take(&to, &from->spec, from->rows, from->cols, &arena, err));
+    size_t bytes = arena.used;
+    arena = (Arena){.name = "one weight", .base = memory_alloc(bytes), .capacity = bytes};
+    *copy = arena.base;
+    TRY(quantized_take(&to, &from->spec, from->rows, from->cols, &arena, err));
+    to.nested_offset = from->nested_offset;
+    size_t blocks = (size_t)from->blocks;
+    const struct {
+        void *to;
+        const void *from;
+        size_t bytes;
+    } parts[] = {
+        {to.codes, from->codes, from->code_bytes},
+        {to.code_table, from->code_table, 16 * sizeof(float)},
+        {to.scales, from->scales, blocks * sizeof(float)},
+        {to.nested_codes, from->nested_codes, blocks},
+        {to.nested_absmax, from->nested_absmax, (size_t)from->nested_blocks * sizeof(float)},
+        {to.nested_map, from->nested_map, 256 * sizeof(float)},
+        {to.zeros, from->zeros, blocks},
+        {to.group_index, from->group_index, (size_t)from->cols * sizeof *from->group_index},
+    };
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
+        if (parts[i].from != NULL)
+            TRY(weights->backend->copy_out(weights->exec, parts[i].to, there(weights, parts[i].from), parts[i].bytes, err));
+    *view = quantized_view(&to);
+    return OK;
+}
+
 Status weights_host_view(const ModelWeights *weights, int32_t id, WeightView *view, void **copy, Error *err) {
     *copy = NULL;
     *view = weights_view(weights, id);
@@ -238,11 +271,18 @@ Status weights_host_view(const ModelWeights *weights, int32_t id, WeightView *vi
     const uint8_t *data = view->data, *base = weights->mirror.base;
     if (data < base || data >= base + weights->mirror.capacity) return OK;
     const WeightEntry *entry = &weights->entries[id == WEIGHT_HEAD && weights->config.tied_embeddings ? WEIGHT_EMBED : id];
-    if (entry->quantized) FAIL("internal error: the host reads a packed weight");
-    size_t bytes = weight_data_bytes(entry);
-    *copy = memory_alloc(bytes);
-    view->data = *copy;
-    return weights->backend->copy_out(weights->exec, *copy, data, bytes, err);
+    Status status;
+    if (entry->quantized) {
+        status = copy_packed(weights, &entry->tensor, view, copy, err);
+    } else {
+        size_t bytes = weight_data_bytes(entry);
+        view->data = *copy = memory_alloc(bytes);
+        status = weights->backend->copy_out(weights->exec, *copy, data, bytes, err);
+    }
+    if (status == OK) return OK;
+    memory_free(*copy);
+    *copy = NULL;
+    return status;
 }
 
 /* An entry as it lies in memory now: a linear of a split base is waited for, and lies where it was gathered. */

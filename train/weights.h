@@ -118,7 +118,7 @@ size_t weights_device_bytes(const ModelWeights *weights);
 size_t weights_pinned_bytes(const ModelWeights *weights);
 /* Bytes of layers that stay dequantized. */
 size_t weights_dense_bytes(const ModelWeights *weights);
-/* The same of a dense weight for the host to read; *copy is to be freed (NULL: it lies in host memory). */
+/* The same of a weight that does not stay dequantized, for the host to read; *copy is to be freed (NULL: it lies in host memory). */
 Status weights_host_view(const ModelWeights *weights, int32_t id, WeightView *view, void **copy, Error *err);
 /* A source that hands these views out. */
 WeightSource weights_source(ModelWeights *weights);

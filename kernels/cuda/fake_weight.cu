@@ -165,19 +165,25 @@ __global__ void __launch_bounds__(THREADS)
     if (Members::member() == 0) d_theta[g] += share * chain[g] * sum;
 }
 
-// w: values of the base. scales: s0 * max(theta, least); chain: s0 / root.
+// w: values of the base. scales: s0 * max(theta, least), s0 known or that of w; chain: s0 / root.
 template <bool WIDE>
 __global__ void __launch_bounds__(THREADS)
     fake_scales(const float *__restrict__ w, int64_t groups, int64_t group, IntGrid grid, float root,
-                const float *__restrict__ theta, float *__restrict__ scales, float *__restrict__ chain) {
+                const float *__restrict__ known, const float *__restrict__ theta, float *__restrict__ scales,
+                float *__restrict__ chain) {
     CU_SHARED(float, parts, [32]);
     using Members = Team<WIDE>;
     int64_t g = Members::group();
     if (g >= groups) return;
-    float least, most;
-    Members::range(w + g * group, group, parts, &least, &most);
-    IntGrid exact = {grid.levels, grid.center, true, DTYPE_F32};
-    float first = scale_of(exact, least, most).scale, factor = theta[g] > FAKE_THETA_LEAST ? theta[g] : FAKE_THETA_LEAST;
+    float first, factor = theta == NULL ? 1.0f : theta[g] > FAKE_THETA_LEAST ? theta[g] : FAKE_THETA_LEAST;
+    if (known != NULL) {
+        first = known[g];
+    } else {
+        float least, most;
+        Members::range(w + g * group, group, parts, &least, &most);
+        IntGrid exact = {grid.levels, grid.center, true, DTYPE_F32};
+        first = scale_of(exact, least, most).scale;
+    }
     float scale = round_to(mul_rn(first, factor), grid.type);
     if (Members::member() != 0) return;
     scales[g] = scale == 0.0f ? 0x1p-23f : scale;
@@ -348,15 +354,15 @@ extern "C" cudaError_t cuda_fake_weight_mask(const FakeQuant *fake, int64_t rows
     return cudaGetLastError();
 }
 
-extern "C" cudaError_t cuda_fake_scales(const FakeQuant *fake, int64_t rows, int64_t cols, const float *w, const float *theta,
-                                        float *scales, float *chain, cudaStream_t stream) {
+extern "C" cudaError_t cuda_fake_scales(const FakeQuant *fake, int64_t rows, int64_t cols, const float *w, const float *known,
+                                        const float *theta, float *scales, float *chain, cudaStream_t stream) {
     Groups g = groups_of(fake, rows, cols);
     IntGrid grid = int_grid(fake);
     if (!g.fits || fake->grid != FAKE_INT) return cudaErrorInvalidValue;
     if (rows == 0) return cudaSuccess;
     float root = sqrtf((float)g.size * (float)((1 << (fake->bits - 1)) - 1));
 #define SCALES(WIDE) \
-    CU_LAUNCH((fake_scales<WIDE>), g.blocks, THREADS, 0, stream, w, g.count, g.size, grid, root, theta, scales, chain)
+    CU_LAUNCH((fake_scales<WIDE>), g.blocks, THREADS, 0, stream, w, g.count, g.size, grid, root, known, theta, scales, chain)
     if (g.wide)
         SCALES(true);
     else

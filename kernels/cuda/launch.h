@@ -195,10 +195,10 @@ cudaError_t cuda_fake_weight(DType act, const FakeQuant *grid, int64_t rows, int
  * accumulated. */
 cudaError_t cuda_fake_weight_mask(const FakeQuant *grid, int64_t rows, int64_t cols, const float *v, const float *scales,
                                   const float *chain, float share, float *dv, float *d_theta, cudaStream_t stream);
-/* Learned scales [rows, groups] of symmetric integers from the base's values w [rows, cols] and theta, and what their gradient is
- * multiplied by. */
-cudaError_t cuda_fake_scales(const FakeQuant *grid, int64_t rows, int64_t cols, const float *w, const float *theta,
-                             float *scales, float *chain, cudaStream_t stream);
+/* Scales [rows, groups] of symmetric integers that are not made of V: known (NULL: those of the base's values w [rows, cols]) times
+ * theta (NULL: 1), and what their gradient is multiplied by. */
+cudaError_t cuda_fake_scales(const FakeQuant *grid, int64_t rows, int64_t cols, const float *w, const float *known,
+                             const float *theta, float *scales, float *chain, cudaStream_t stream);
 /* Elements [first, first + count) of an NF4 weight, whose nested offset lies on the device, into out[0 .. count); with v, blended. */
 cudaError_t cuda_nf4_values(DType act, const WeightView *weight, const float *offset, int64_t first, int64_t count,
                             const float *v, float share, void *out, cudaStream_t stream);

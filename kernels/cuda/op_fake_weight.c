@@ -5,7 +5,7 @@
  *                      NF4: codes and constants of V, tile by tile; nested constants of the whole; then values, tile by tile
  *   backward           dV = dy[:, tile]^T x;  dV = M . dV;  dB[tile] += dV (s A)^T;  dA += (s B[tile])^T dV
  *
- *   workspace          V | scales, chain (learned) | NF4: codes, absmax, nested codes, nested absmax, offset | backward: dV, sA, sB
+ *   workspace          V | scales, chain (scaled) | NF4: codes, absmax, nested codes, nested absmax, offset | backward: dV, sA, sB
  */
 #include "kernels/cuda/context.h"
 
@@ -35,8 +35,8 @@ static FakeLayout layout_of(const FakeWeightShape *shape) {
     if (layout.tile > shape->rows) layout.tile = shape->rows;
     size_t end = 0;
     layout.v = put(&end, layout.tile * shape->cols, sizeof(float));
-    layout.scales = put(&end, shape->learned ? layout.tile * layout.groups : 0, sizeof(float));
-    layout.chain = put(&end, shape->learned ? layout.tile * layout.groups : 0, sizeof(float));
+    layout.scales = put(&end, shape->scaled ? layout.tile * layout.groups : 0, sizeof(float));
+    layout.chain = put(&end, shape->scaled ? layout.tile * layout.groups : 0, sizeof(float));
     size_t shared = end;
     if (grid->grid == FAKE_NF4) {
         int64_t blocks = weight_blocks(shape->rows, shape->cols, grid->block_size);
@@ -121,7 +121,12 @@ Status cuda_fake_weight_fault(CudaContext *context, uint64_t fault, Error *err) 
         (unsigned long long)(fault & (((uint64_t)1 << FAULT_LINEAR) - 1)));
 }
 
-/* V of the tile, and its learned scales. */
+/* A number a group: those of the tile. */
+static const float *of_tile(const FakeWork *work, const float *numbers) {
+    return numbers == NULL ? NULL : numbers + work->first * work->layout.groups;
+}
+
+/* V of the tile, and its scales where they are not made of V. */
 static Status form_values(const FakeWork *work, Error *err) {
     const FakeWeightShape *shape = work->shape;
     const FakeWeightOperand *operand = work->operand;
@@ -130,10 +135,10 @@ static Status form_values(const FakeWork *work, Error *err) {
     float *v = floats_at(work, layout->v);
     CUDA_TRY(work->context,
              cuda_dequantize(&operand->base, work->first * shape->cols, work->count * shape->cols, v, DTYPE_F32, stream));
-    if (shape->learned)
-        CUDA_TRY(work->context,
-                 cuda_fake_scales(&shape->grid, work->count, shape->cols, v, operand->theta + work->first * layout->groups,
-                                  floats_at(work, layout->scales), floats_at(work, layout->chain), stream));
+    if (shape->scaled)
+        CUDA_TRY(work->context, cuda_fake_scales(&shape->grid, work->count, shape->cols, v, of_tile(work, operand->first),
+                                                 of_tile(work, operand->theta), floats_at(work, layout->scales),
+                                                 floats_at(work, layout->chain), stream));
     if (shape->rank == 0) return OK;
     const uint8_t *b = (const uint8_t *)operand->lora_b + (size_t)(work->first * shape->rank) * dtype_size(work->act);
     CUDA_TRY(work->context, cuda_add_update(work->act, work->count, shape->cols, shape->rank, shape->lora_scale,
@@ -216,7 +221,7 @@ static Status forward_tile(const FakeWork *work, void *out, Error *err) {
     if (shape->share > 0.0f)
         CUDA_TRY(context,
                  cuda_fake_weight(work->act, &shape->grid, work->count, shape->cols, v,
-                                  shape->learned ? floats_at(work, layout->scales) : NULL, shape->share, rows_of_out(work, out),
+                                  shape->scaled ? floats_at(work, layout->scales) : NULL, shape->share, rows_of_out(work, out),
                                   fault_first(work), &context->scalars[SCALAR_FAULT], context->stream));
     else
         CUDA_TRY(context,
@@ -255,7 +260,7 @@ static Status form_gradient(const FakeWork *work, const Batch *batch, const void
     TRY(product_tn(context, &product, err));
     if (!clips(shape)) return OK;
     TRY(form_values(work, err));
-    const float *scales = shape->learned ? floats_at(work, layout->scales) : NULL;
+    const float *scales = shape->scaled ? floats_at(work, layout->scales) : NULL;
     float *d_theta = grads->theta != NULL ? grads->theta + work->first * layout->groups : NULL;
     CUDA_TRY(context, cuda_fake_weight_mask(&shape->grid, work->count, shape->cols, floats_at(work, layout->v), scales,
                                             floats_at(work, layout->chain), shape->share, floats_at(work, layout->dv), d_theta,

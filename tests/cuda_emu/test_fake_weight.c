@@ -16,8 +16,9 @@ typedef struct Run {
     WeightFormat base;
     int64_t rows, cols, rank, tile;
     float share;
-    int learned;
+    int scaled; /* LEARNED: by theta; KNOWN: s0 was found before */
 } Run;
+enum { LEARNED = 1, KNOWN = 2 };
 
 typedef struct Case {
     const Run *run;
@@ -28,7 +29,7 @@ typedef struct Case {
     FakeWeightShape shape;
     WeightView base;
     void *a, *b, *x, *dy; /* host */
-    float *theta, *v, *quantized, *slope, *chain, *row;
+    float *theta, *known, *v, *quantized, *slope, *chain, *row;
     uint8_t *mask;
     FakeWeightOperand operand; /* device */
     void *workspace;
@@ -70,8 +71,8 @@ static void fake_nf4(Case *c) {
     arena_free(&arena);
 }
 
-/* Scales of a row from the base and theta (train/qat_scales.h). */
-static void learned_scales(Case *c, int64_t row, float *scales) {
+/* Scales of a row from the base, what is known and theta (train/qat_scales.h). */
+static void kept_scales(Case *c, int64_t row, float *scales) {
     const Run *run = c->run;
     int64_t group = group_of(run), groups = run->cols / group;
     GroupInt exact = {.bits = run->grid.bits, .symmetric = 1, .group = run->grid.group, .scale_type = DTYPE_F32};
@@ -79,9 +80,10 @@ static void learned_scales(Case *c, int64_t row, float *scales) {
     float root = sqrtf((float)group * (float)((1 << (run->grid.bits - 1)) - 1));
     c->reference.dequantize(&c->base, row * run->cols, run->cols, w, DTYPE_F32);
     for (int64_t g = 0; g < groups; g++) {
-        float first, theta = c->theta[row * groups + g];
+        float first, theta = run->scaled & LEARNED ? c->theta[row * groups + g] : 1.0f;
         uint8_t zero;
         group_int_scale_of(&exact, w + g * group, group, &first, &zero);
+        if (run->scaled & KNOWN) first = c->known[row * groups + g];
         float scale = group_int_round(first * (theta > FAKE_THETA_LEAST ? theta : FAKE_THETA_LEAST), run->grid.scale_type);
         scales[g] = scale == 0.0f ? 0x1p-23f : scale;
         c->chain[row * groups + g] = first / root;
@@ -94,8 +96,8 @@ static void fake_rows(Case *c) {
     float *scales = scope_nan(&c->scope, DTYPE_F32, run->cols);
     for (int64_t i = 0; i < run->rows; i++) {
         int64_t at = i * run->cols;
-        if (run->learned) {
-            learned_scales(c, i, scales);
+        if (run->scaled) {
+            kept_scales(c, i, scales);
             assert_int_equal(
                 fake_quant_row_scaled(&run->grid, c->v + at, run->cols, scales, c->quantized + at, c->mask + at, c->slope + at),
                 0);
@@ -141,7 +143,7 @@ static void case_open(Case *c, const Run *run) {
                                  .rank = run->rank,
                                  .lora_scale = 1.7f,
                                  .share = run->share,
-                                 .learned = run->learned,
+                                 .scaled = run->scaled != 0,
                                  .tile = run->tile,
                                  .layer = 3,
                                  .linear = 4};
@@ -154,6 +156,9 @@ static void case_open(Case *c, const Run *run) {
     c->theta = scope_random(&c->scope, DTYPE_F32, groups, 0.3);
     for (int64_t g = 0; g < groups; g++)
         c->theta[g] += 0.29f; /* some below the least */
+    c->known = scope_random(&c->scope, DTYPE_F32, groups, 0.02);
+    for (int64_t g = 0; g < groups; g++)
+        c->known[g] = g % 11 == 5 ? 0.0f : 0.06f + fabsf(c->known[g]);
     c->v = scope_nan(&c->scope, DTYPE_F32, values);
     c->quantized = scope_nan(&c->scope, DTYPE_F32, values);
     c->slope = scope_filled(&c->scope, DTYPE_F32, values, 0.0);
@@ -169,6 +174,8 @@ static void case_open(Case *c, const Run *run) {
                                      .theta = device_in(&c->device, c->theta, (size_t)groups * sizeof(float)),
                                      .nested_map = nested_map(c)};
     size_t bytes = plan.forward_workspace > plan.backward_workspace ? plan.forward_workspace : plan.backward_workspace;
+    if (run->scaled & KNOWN) c->operand.first = device_in(&c->device, c->known, (size_t)groups * sizeof(float));
+    if (!(run->scaled & LEARNED)) c->operand.theta = NULL;
     c->workspace = device_out(&c->device, NULL, bytes);
     assert_cuda(cudaDeviceSynchronize()); /* the plugin's streams do not wait for these copies and fills */
 }
@@ -218,7 +225,7 @@ static void check_backward(Case *c) {
             int64_t at = i * run->cols + j;
             for (int64_t t = 0; t < tokens; t++)
                 dv += element_of(run->act, c->dy, t * (run->rows + 3) + i) * element_of(run->act, c->x, t * run->cols + j);
-            if (run->learned && run->share > 0.0f)
+            if (run->scaled & LEARNED && run->share > 0.0f)
                 want[2][at / group] += (double)run->share * (double)c->chain[at / group] * dv * (double)c->slope[at];
             if (!c->mask[at] && run->share > 0.0f) dv *= 1.0 - (double)run->share;
             for (int64_t r = 0; r < run->rank; r++) {
@@ -232,7 +239,7 @@ static void check_backward(Case *c) {
     void *memory = device_out(&c->device, NULL, c->backend.batch_bytes(TOKENS, batch.supervised));
     void *x = device_out(&c->device, c->x, (size_t)(TOKENS * run->cols) * element);
     void *dy = device_out(&c->device, c->dy, (size_t)(TOKENS * (run->rows + 3)) * element);
-    FakeWeightGrad grads = {got[0], got[1], run->learned ? got[2] : NULL};
+    FakeWeightGrad grads = {got[0], got[1], run->scaled & LEARNED ? got[2] : NULL};
     assert_cuda(cudaDeviceSynchronize());
     assert_ok(c->backend.begin(&c->there, &batch, TOKENS, batch.supervised, 0, 1, memory, &err), &err);
     assert_ok(c->backend.fake_weight_backward(&c->there, &c->shape, &c->operand, &batch, dy, run->rows + 3, x, &grads,
@@ -240,7 +247,7 @@ static void check_backward(Case *c) {
               &err);
     assert_ok(c->backend.finish(&c->there, &err), &err);
     static const char *const names[] = {"dA", "dB", "dtheta"};
-    for (int k = 0; k < (run->learned ? 3 : 2); k++) {
+    for (int k = 0; k < (run->scaled & LEARNED ? 3 : 2); k++) {
         if (counts[k] == 0) continue;
         float *narrow = scope_nan(&c->scope, DTYPE_F32, counts[k]);
         dtype_convert(narrow, DTYPE_F32, want[k], DTYPE_F64, counts[k]);
@@ -256,7 +263,7 @@ static void check_scales(Case *c) {
           *got = scope_nan(&c->scope, DTYPE_F32, run->rows * groups);
     float *there = device_nan(&c->device, DTYPE_F32, run->rows * groups);
     for (int64_t i = 0; i < run->rows; i++)
-        learned_scales(c, i, want + i * groups);
+        kept_scales(c, i, want + i * groups);
     assert_cuda(cudaDeviceSynchronize());
     assert_ok(c->backend.fake_weight_scales(&c->there, &c->shape, &c->operand, there, c->workspace, &err), &err);
     device_read(got, there, (size_t)(run->rows * groups) * sizeof(float));
@@ -270,7 +277,7 @@ static void check(const Run *run) {
     assert_cuda(cudaDeviceSynchronize());
     check_forward(c, out);
     check_backward(c);
-    if (run->learned) check_scales(c);
+    if (run->scaled) check_scales(c);
     case_close(c);
     memory_free(c);
 }
@@ -309,6 +316,18 @@ static void learned(void **state) {
         {INT(3, 1, 64, DTYPE_F32), DTYPE_F32, WEIGHT_NF4, 67, 128, 3, 64, 0.5f, 1},
         {INT(2, 1, 32, DTYPE_F16), DTYPE_F32, WEIGHT_F32, 5, 32, 0, 0, 1.0f, 1},
         {INT(8, 1, 0, DTYPE_BF16), DTYPE_BF16, WEIGHT_BF16, 3, 771, 2, 0, 1.0f, 1},
+    };
+    for (size_t i = 0; i < sizeof runs / sizeof *runs; i++)
+        check(&runs[i]);
+}
+
+static void known(void **state) {
+    (void)state;
+    static const Run runs[] = {
+        {INT(4, 1, 32, DTYPE_BF16), DTYPE_BF16, WEIGHT_BF16, 7, 96, 4, 0, 1.0f, KNOWN},
+        {INT(3, 1, 64, DTYPE_F32), DTYPE_F32, WEIGHT_NF4, 67, 128, 3, 64, 0.5f, KNOWN | LEARNED},
+        {INT(2, 1, 32, DTYPE_F16), DTYPE_F32, WEIGHT_F32, 5, 32, 0, 0, 1.0f, KNOWN | LEARNED},
+        {INT(8, 1, 0, DTYPE_BF16), DTYPE_BF16, WEIGHT_BF16, 3, 771, 2, 0, 1.0f, KNOWN},
     };
     for (size_t i = 0; i < sizeof runs / sizeof *runs; i++)
         check(&runs[i]);
@@ -399,7 +418,7 @@ static void faults(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(integers), cmocka_unit_test(learned), cmocka_unit_test(blocks),
-                                       cmocka_unit_test(edges), cmocka_unit_test(faults)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(integers), cmocka_unit_test(learned), cmocka_unit_test(known),
+                                       cmocka_unit_test(blocks),   cmocka_unit_test(edges),   cmocka_unit_test(faults)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -101,6 +101,11 @@ check "merged, nf4 on an NF4 base, in F32" qat_like_the_cpu on-nf4 f32 "$equal" 
 check "merged, int3 on grouped integers, in F32" qat_like_the_cpu on-groups f32 "$equal" 0.01 merged int3 --set method=qlora --set "model.path=$work/packed"
 check "separate, int4, in F32" qat_like_the_cpu separate f32 "$equal" 0.01 separate int4 --set lora.dropout=0.1
 check "learned scales in parts, then whole, in F32" qat_like_the_cpu learned f32 "$equal" 0.01 merged int3 --set qat.learn_scales=true --set qat.ramp_steps=1
+check "searched scales, in F32" qat_like_the_cpu searched f32 "$equal" 0.01 merged int3 --set qat.scales=mse --set qat.group_size=32
+check "searched scales of an NF4 base, learned, in BF16" qat_like_the_cpu searched-nf4 bf16 0.002 0.01 merged int4 --set qat.scales=mse --set qat.learn_scales=true --set method=qlora
+check "searched scales beside an adapter of its own" qat_like_the_cpu searched-apart f32 "$equal" 0.01 separate int4 --set qat.scales=mse
+check "the scales of a gptq base" qat_like_the_cpu kept f32 "$equal" 0.01 merged int4 --set qat.scales=gptq --set qat.group_size=64 --set method=qlora --set "model.path=$work/gptq"
+check "those of compressed-tensors, learned" qat_like_the_cpu kept-learned f32 "$equal" 0.01 merged int4 --set qat.scales=gptq --set qat.group_size=64 --set qat.learn_scales=true --set method=qlora --set "model.path=$work/packed"
 check "nf4 in parts" qat_like_the_cpu parts f32 "$equal" 0.01 merged nf4 --set qat.ramp_steps=2
 check "int8 inputs and an int4 cache" qat_like_the_cpu rounded f32 2e-3 0.01 merged int4 --set qat.activations=int8 --set qat.kv_cache=int4 --set qat.start_step=1
 check "int8 inputs with fixed ranges" qat_like_the_cpu fixed f32 5e-4 0.01 merged q8_0 --set qat.activations=int8-static
@@ -115,6 +120,7 @@ again() { # NAME WORDS...: the bytes of a run do not depend on recording, late s
         EMU_STREAMS=lazy EMU_PROTECT=1 qat "$there" "$name-3" "$@" "${long[@]}" --set train.recompute=layers && same_adapter "$name-1" "$name-3"
 }
 check "recording, late streams and recomputation change no byte" again bits merged nf4 --set qat.start_step=2 --set qat.ramp_steps=1
+check "nor of searched scales" again bits-searched merged int4 --set qat.scales=mse --set qat.start_step=2
 check "nor of learned scales with a teacher" again bits-learned merged int4 --set qat.learn_scales=true --set train.loss=distill --set qat.start_step=2
 resumed() {
     local words=(--set train.epochs=3 --set method=lora --set lora.dropout=0 --set qat.mode=merged --set qat.weights=nf4 --set qat.start_step=2 --set qat.ramp_steps=1)
@@ -137,6 +143,7 @@ shipped() { # GRID FORMAT WORDS...
         'BEGIN { d = a - b; if (d < 0) d = -d; print "# trained " a ", exported " b; exit !(a > 0 && d <= most) }' # eight digits are printed
 }
 check "exported = trained: int4 with learned scales" shipped int4 compressed-tensors --set qat.learn_scales=true
+check "exported = trained: int4 with searched scales" shipped int4 compressed-tensors --set qat.scales=mse
 check "exported = trained: int2 with zero points" shipped int2 compressed-tensors --set qat.symmetric=false
 check "exported = trained: int8" shipped int8 compressed-tensors --set qat.activations=int8
 check "exported = trained: nf4" shipped nf4 bnb-nf4
@@ -150,5 +157,4 @@ refused() { # MESSAGE WORDS...
     train 2 none --device "$there" --set method=lora --set lora.dropout=0 --set qat.mode=merged "$@" && err_has "$message" && [[ ! -e $work/none ]]
 }
 check "q4_k on a device is refused by name" refused "qat.weights q4_k" --set qat.weights=q4_k
-check "searched scales are refused by name" refused "qat.scales mse" --set qat.weights=int4 --set qat.scales=mse
 finish
