@@ -143,7 +143,7 @@ shipped() { # GRID FORMAT WORDS...
         'BEGIN { d = a - b; if (d < 0) d = -d; print "# trained " a ", exported " b; exit !(a > 0 && d <= most) }' # eight digits are printed
 }
 check "exported = trained: int4 with learned scales" shipped int4 compressed-tensors --set qat.learn_scales=true
-check "exported = trained: int4 with searched scales" shipped int4 compressed-tensors --set qat.scales=mse
+check "exported = trained: int3 with searched scales" shipped int3 compressed-tensors --set qat.scales=mse
 check "exported = trained: int2 with zero points" shipped int2 compressed-tensors --set qat.symmetric=false
 check "exported = trained: int8" shipped int8 compressed-tensors --set qat.activations=int8
 check "exported = trained: nf4" shipped nf4 bnb-nf4
