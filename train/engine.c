@@ -224,6 +224,19 @@ static Status open_frozen(Engine *engine, const EngineOptions *options, Error *e
     return options->config != NULL ? open_qat(engine, options->config, err) : take_ranges(engine, err);
 }
 
+static Status check_memory(const Engine *engine, const EngineOptions *options, Error *err) {
+    int on_device = engine->backend.on_device;
+    size_t left, need = options->needs + (on_device ? 0 : options->needs_beside);
+    if (options->needs == 0) return OK;
+    TRY(device_memory_left(&engine->device, &left, err));
+    if (!on_device) left /= (size_t)comm_local_size(options->comm);
+    if (need <= left) return OK;
+    char want[32], have[32];
+    FAIL("%s: needs %s and %s are left%s; try --quant nf4, or fewer tokens", options->model,
+         format_bytes((double)need, want, sizeof want), format_bytes((double)left, have, sizeof have),
+         on_device ? " on the device" : "");
+}
+
 Status engine_open(Engine *engine, const EngineOptions *options, Error *err) {
     memset(engine, 0, sizeof *engine);
     engine->method = options->method;
@@ -234,6 +247,7 @@ Status engine_open(Engine *engine, const EngineOptions *options, Error *err) {
     engine->backend = engine->device.backend;
     if (engine->device.reason[0] != 0 && (options->optimizer || !engine->device.absent))
         log_info("device auto: cpu, because %s", engine->device.reason);
+    TRY(check_memory(engine, options, err));
     TRY(pool_create(&engine->pool, options->threads, err));
     engine->exec = (Exec){.config = {.act = options->act, .threads = pool_threads(engine->pool)},
                           .pool = engine->pool,

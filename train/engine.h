@@ -28,6 +28,8 @@ typedef struct EngineOptions {
     const char *device;  /* auto, cpu, cuda or emu; NULL: cpu */
     WeightOptions weights;
     int small_head; /* METHOD_FROZEN: the output head in Q8_0 */
+    size_t needs,
+        needs_beside; /* bytes of the weights where they are computed with, and of the rest on the CPU: more than are left are refused; 0: not checked */
     Method method;
     int random_weights; /* made from the seed instead of read (the folder needs only config.json); METHOD_FULL: to train from */
     uint64_t seed;

@@ -98,14 +98,8 @@ Status model_options_open(Engine *engine, const ModelOptions *options, const cha
     open.small_head = has_small_head(options);
     WeightBytes bytes;
     TRY(weights_plan(model, &open.weights, model->dtype, &bytes, err));
-    size_t left = memory_available() / (size_t)comm_local_size(options->comm),
-           need = bytes.arena + (open.small_head ? (size_t)(model->vocab * model->hidden) / 32 * 34 : 0) +
-                  (bytes.staging > extra ? bytes.staging : extra);
-    if (need > left) {
-        char want[32], have[32];
-        FAIL("%s: needs %s and %s are left; try --quant nf4, or fewer tokens", folder,
-             format_bytes((double)need, want, sizeof want), format_bytes((double)left, have, sizeof have));
-    }
+    open.needs = bytes.arena + (open.small_head ? (size_t)(model->vocab * model->hidden) / 32 * 34 : 0);
+    open.needs_beside = bytes.staging > extra ? bytes.staging : extra;
     memset(engine, 0, sizeof *engine);
     TRY(engine_open(engine, &open, err));
     return comm_attach(options->comm, engine->device.context, err);

@@ -292,4 +292,6 @@ check "a kernel that cannot be launched is named" launches
 # 32 MiB of it are cuBLAS's workspace
 small() { EMU_DEVICE_MEM=34000000 train 1 small --device emu && err_has "this run needs" && err_has "are left"; }
 check "a run that does not fit the device is refused with its plan" small
+tight() { EMU_DEVICE_MEM=33700000 run 1 generate "$work/model" --prompt x --device emu && err_has "are left on the device"; }
+check "so is a model that is to answer" tight
 finish
