@@ -26,8 +26,8 @@ __device__ __forceinline__ void store_rank(float *out, int64_t i, float v) {
 }
 
 template <class Out, bool TRANSPOSED, bool DROPS, bool ALIGNED>
-__global__ void __launch_bounds__(WARPS * 32)
-    rank_product(const DeviceBatch *__restrict__ batch, const bf16 *__restrict__ x, int64_t pitch, int64_t k, RankGroup group) {
+__global__ void __launch_bounds__(WARPS * 32) rank_product(const DeviceBatch *__restrict__ batch, const bf16 *__restrict__ x,
+                                                           int64_t pitch, int64_t k, const __grid_constant__ RankGroup group) {
     CU_SHARED(float, total, [ROWS][TILES * 8 + 1]);
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     int64_t first = (int64_t)blockIdx.x * ROWS, tokens = batch->tokens;

@@ -22,6 +22,18 @@ __device__ __forceinline__ void store_eight(bf16 *p, const float v[8], int64_t v
     }
 }
 
+// Four neighbours of a row from `p` on, of which the first `valid` exist (all or none with QUADS).
+template <bool QUADS>
+__device__ __forceinline__ uint2 load_four(const bf16 *p, int64_t valid) {
+    if constexpr (QUADS)
+        return valid > 0 ? *reinterpret_cast<const uint2 *>(p) : make_uint2(0, 0);
+    else
+        return make_uint2(load_pair(p, 1, valid), load_pair(p + 2, 1, valid - 2));
+}
+
+// k is permuted as in lora.cuh: lane (g, t) reads four neighbours from 4t on and calls them k = 2t, 2t + 1, 2t + 8, 2t + 9. What
+// is read of b serves all rows of the block.
+template <bool QUADS>
 __global__ void __launch_bounds__(WARPS * 32)
     lora_up(const DeviceBatch *__restrict__ batch, const bf16 *__restrict__ s, const bf16 *__restrict__ b,
             const bf16 *__restrict__ bias, int64_t rank, float scale, int64_t columns, bool aligned, bf16 *__restrict__ y,
@@ -29,40 +41,47 @@ __global__ void __launch_bounds__(WARPS * 32)
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     int64_t base = (int64_t)blockIdx.x * COLUMNS + threadIdx.x / 32 * 32, tokens = batch->tokens,
             first = (int64_t)blockIdx.y * ROWS;
+    if (first >= tokens) return;
     int64_t column = base + 8 * t;
+    float sum[ROWS / 16][4][4] = {};
+    for (int64_t k = 4 * t; k - 4 * t < rank; k += 16) {
+        uint2 w[4];
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            int64_t n = column_of(base, j, g);
+            w[j] = load_four<QUADS>(b + n * rank + k, n < columns ? rank - k : 0);
+        }
+#pragma unroll
+        for (int m = 0; m < ROWS / 16; m++) {
+            uint2 v[2];
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                int64_t r = first + m * 16 + half * 8 + g;
+                v[half] = load_four<QUADS>(s + r * rank + k, r < tokens ? rank - k : 0);
+            }
+            uint32_t a[4] = {v[0].x, v[1].x, v[0].y, v[1].y};
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                uint32_t pair[2] = {w[j].x, w[j].y};
+                mma_m16n8k16(sum[m][j], a, pair);
+            }
+        }
+    }
     float offset[8];
 #pragma unroll
     for (int i = 0; i < 8; i++)
         offset[i] = bias != NULL && column + i < columns ? to_float(bias[column + i]) : 0.0f;
-    for (int64_t row = first; row < first + ROWS && row < tokens; row += 16) {
-        float sum[4][4] = {};
-        for (int64_t k = 2 * t; k - 2 * t < rank; k += 16) {
-            uint32_t a[4];
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                int64_t r = row + g + i % 2 * 8, at = k + i / 2 * 8;
-                a[i] = load_pair(s + r * rank + at, 1, r < tokens ? rank - at : 0);
-            }
-#pragma unroll
-            for (int j = 0; j < 4; j++) {
-                int64_t n = column_of(base, j, g);
-                uint32_t w[2];
-#pragma unroll
-                for (int i = 0; i < 2; i++)
-                    w[i] = load_pair(b + n * rank + k + 8 * i, 1, n < columns ? rank - k - 8 * i : 0);
-                mma_m16n8k16(sum[j], a, w);
-            }
-        }
+    for (int m = 0; m < ROWS / 16; m++)
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            int64_t r = row + g + half * 8;
+            int64_t r = first + m * 16 + half * 8 + g;
             float v[8];
 #pragma unroll
             for (int i = 0; i < 8; i++)
-                v[i] = offset[i] + scale * sum[i / 2][half * 2 + i % 2];
+                v[i] = offset[i] + scale * sum[m][i / 2][half * 2 + i % 2];
             store_eight(y + r * pitch + column, v, r < tokens ? columns - column : 0, aligned);
         }
-    }
 }
 
 struct DxMember {
@@ -77,44 +96,79 @@ struct DxMembers {
     int count;
 };
 
+// Elements (k, n) and (k + 1, n) of a member's matrix for the four tiles of a lane, n = column_of(base, j, g): with QUADS every
+// other one of eight neighbours in both rows.
+template <bool QUADS>
+__device__ __forceinline__ void load_columns(uint32_t pair[4], const bf16 *a, int k, int rank, int base, int g,
+                                             int64_t columns) {
+    if constexpr (QUADS) {
+        int n = base + 8 * (g / 2);
+        uint4 none = make_uint4(0, 0, 0, 0), row[2];
+        row[0] = n < columns && k < rank ? *reinterpret_cast<const uint4 *>(a + (int64_t)k * columns + n) : none;
+        row[1] = n < columns && k + 1 < rank ? *reinterpret_cast<const uint4 *>(a + (int64_t)(k + 1) * columns + n) : none;
+        unsigned which = g % 2 ? 0x7632 : 0x5410;
+        pair[0] = __byte_perm(row[0].x, row[1].x, which), pair[1] = __byte_perm(row[0].y, row[1].y, which);
+        pair[2] = __byte_perm(row[0].z, row[1].z, which), pair[3] = __byte_perm(row[0].w, row[1].w, which);
+    } else {
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            int n = (int)column_of(base, j, g);
+            pair[j] = load_pair(a + (int64_t)k * columns + n, columns, n < columns ? rank - k : 0);
+        }
+    }
+}
+
+// Four neighbours of a row as two pairs of sums of two BF16.
+template <bool QUADS>
+__device__ __forceinline__ void split_four(SplitPair pair[2], const float *p, int64_t valid) {
+    if constexpr (QUADS) {
+        float4 v = valid > 0 ? *reinterpret_cast<const float4 *>(p) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        pair[0] = split_pair(v.x, v.y), pair[1] = split_pair(v.z, v.w);
+    } else {
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+            pair[i] = split_pair(2 * i < valid ? p[2 * i] : 0.0f, 2 * i + 1 < valid ? p[2 * i + 1] : 0.0f);
+    }
+}
+
+// QUADS: ranks are multiples of 4, columns of 8, and all matrices aligned.
+template <bool QUADS>
 __global__ void __launch_bounds__(WARPS * 32)
-    lora_dx(const DeviceBatch *__restrict__ batch, DxMembers members, int64_t columns, bool aligned, bf16 *__restrict__ dx) {
+    lora_dx(const DeviceBatch *__restrict__ batch, const __grid_constant__ DxMembers members, int64_t columns, bool aligned,
+            bf16 *__restrict__ dx) {
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    int64_t base = (int64_t)blockIdx.x * COLUMNS + threadIdx.x / 32 * 32, tokens = batch->tokens,
-            first = (int64_t)blockIdx.y * ROWS;
-    int64_t column = base + 8 * t;
-    for (int64_t row = first; row < first + ROWS && row < tokens; row += 16) {
+    int base = (int)blockIdx.x * COLUMNS + (int)threadIdx.x / 32 * 32, tokens = (int)batch->tokens;
+    int first = (int)blockIdx.y * ROWS, column = base + 8 * t;
+    for (int row = first; row < first + ROWS && row < tokens; row += 16) {
         float total[2][8] = {};
         for (int i = 0; i < members.count; i++) {
             const DxMember &m = members.member[i];
-            const bf16 *from = (const bf16 *)m.a;
             float sum[4][4] = {};
-            for (int64_t k = 2 * t; k - 2 * t < m.rank; k += 16) {
-                uint32_t high[4], low[4];
+            for (int k = 4 * t, rank = (int)m.rank; k - 4 * t < rank; k += 16) {
+                uint32_t w[2][4];
 #pragma unroll
-                for (int e = 0; e < 4; e++) {
-                    int64_t r = row + g + e % 2 * 8, at = k + e / 2 * 8, valid = r < tokens ? m.rank - at : 0;
-                    const float *ds = m.ds + r * m.rank + at;
-                    SplitPair pair = split_pair(valid > 0 ? ds[0] : 0.0f, valid > 1 ? ds[1] : 0.0f);
-                    high[e] = pair.high, low[e] = pair.low;
+                for (int e = 0; e < 2; e++)
+                    load_columns<QUADS>(w[e], (const bf16 *)m.a, k + 2 * e, rank, base, g, columns);
+                SplitPair v[2][2];
+#pragma unroll
+                for (int half = 0; half < 2; half++) {
+                    int r = row + half * 8 + g;
+                    split_four<QUADS>(v[half], m.ds + (int64_t)r * rank + k, r < tokens ? rank - k : 0);
                 }
+                uint32_t high[4] = {v[0][0].high, v[1][0].high, v[0][1].high, v[1][1].high};
+                uint32_t low[4] = {v[0][0].low, v[1][0].low, v[0][1].low, v[1][1].low};
 #pragma unroll
                 for (int j = 0; j < 4; j++) {
-                    int64_t n = column_of(base, j, g);
-                    uint32_t w[2];
-#pragma unroll
-                    for (int e = 0; e < 2; e++) {
-                        w[e] = load_pair(from + (k + 8 * e) * columns + n, columns, n < columns ? m.rank - k - 8 * e : 0);
-                    }
-                    mma_m16n8k16(sum[j], high, w);
-                    mma_m16n8k16(sum[j], low, w);
+                    uint32_t pair[2] = {w[0][j], w[1][j]};
+                    mma_m16n8k16(sum[j], high, pair);
+                    mma_m16n8k16(sum[j], low, pair);
                 }
             }
             bool dropping = is_dropping(batch, m.dropout);
             float scale = dropping ? m.scale * m.dropout.factor : m.scale;
 #pragma unroll
             for (int half = 0; half < 2; half++) {
-                int64_t r = row + g + half * 8;
+                int r = row + half * 8 + g;
                 unsigned keep = 255;
                 if (dropping && r < tokens) {
                     keep = keep8(batch->seed, m.dropout, {batch->samples[r], (uint32_t)batch->positions[r]}, column);
@@ -126,7 +180,7 @@ __global__ void __launch_bounds__(WARPS * 32)
         }
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            int64_t r = row + g + half * 8;
+            int r = row + half * 8 + g;
             store_eight(dx + r * columns + column, total[half], r < tokens ? columns - column : 0, aligned);
         }
     }
@@ -145,7 +199,8 @@ __global__ void __launch_bounds__(256) lora_up_plain(const DeviceBatch *__restri
 }
 
 __global__ void __launch_bounds__(256)
-    lora_dx_plain(const DeviceBatch *__restrict__ batch, DxMembers members, int64_t columns, float *__restrict__ dx) {
+    lora_dx_plain(const DeviceBatch *__restrict__ batch, const __grid_constant__ DxMembers members, int64_t columns,
+                  float *__restrict__ dx) {
     int64_t row = blockIdx.x, column = (int64_t)blockIdx.y * 256 + threadIdx.x;
     if (row >= batch->tokens || column >= columns) return;
     float total = 0.0f;
@@ -180,8 +235,13 @@ extern "C" cudaError_t cuda_lora_up(DType act, const DeviceBatch *batch, int64_t
                   spec->rank, spec->lora_scale, spec->out, (float *)y, pitch);
     } else if (!launch_up_held(batch, rows, spec, s, lora_b, bias, y, pitch, stream)) {
         dim3 grid((unsigned)divide_up(spec->out, COLUMNS), (unsigned)divide_up(rows, ROWS));
-        CU_LAUNCH(lora_up, grid, WARPS * 32, 0, stream, batch, (const bf16 *)s, (const bf16 *)lora_b, (const bf16 *)bias,
-                  spec->rank, spec->lora_scale, spec->out, (spec->out | pitch) % VEC == 0 && is_aligned(y), (bf16 *)y, pitch);
+        bool aligned = (spec->out | pitch) % VEC == 0 && is_aligned(y), quads = spec->rank % 4 == 0 && all_aligned(s, lora_b);
+        if (quads)
+            CU_LAUNCH(lora_up<true>, grid, WARPS * 32, 0, stream, batch, (const bf16 *)s, (const bf16 *)lora_b,
+                      (const bf16 *)bias, spec->rank, spec->lora_scale, spec->out, aligned, (bf16 *)y, pitch);
+        else
+            CU_LAUNCH(lora_up<false>, grid, WARPS * 32, 0, stream, batch, (const bf16 *)s, (const bf16 *)lora_b,
+                      (const bf16 *)bias, spec->rank, spec->lora_scale, spec->out, aligned, (bf16 *)y, pitch);
     }
     return cudaGetLastError();
 }
@@ -202,8 +262,13 @@ extern "C" cudaError_t cuda_lora_dx(DType act, const DeviceBatch *batch, const L
         CU_LAUNCH(lora_dx_plain, grid, 256, 0, stream, batch, members, shape->in, (float *)dx);
     } else if (!launch_dx_held(batch, shape, ds, lora_a, dx, stream)) {
         dim3 grid((unsigned)divide_up(shape->in, COLUMNS), (unsigned)divide_up(shape->rows, ROWS));
-        bool aligned = shape->in % VEC == 0 && is_aligned(dx);
-        CU_LAUNCH(lora_dx, grid, WARPS * 32, 0, stream, batch, members, shape->in, aligned, (bf16 *)dx);
+        bool aligned = shape->in % VEC == 0 && is_aligned(dx), quads = shape->in % VEC == 0;
+        for (int i = 0; i < members.count; i++)
+            quads = quads && members.member[i].rank % 4 == 0 && all_aligned(members.member[i].ds, members.member[i].a);
+        if (quads)
+            CU_LAUNCH(lora_dx<true>, grid, WARPS * 32, 0, stream, batch, members, shape->in, aligned, (bf16 *)dx);
+        else
+            CU_LAUNCH(lora_dx<false>, grid, WARPS * 32, 0, stream, batch, members, shape->in, aligned, (bf16 *)dx);
     }
     return cudaGetLastError();
 }

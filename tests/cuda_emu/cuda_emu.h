@@ -27,6 +27,8 @@
 #include <type_traits>
 
 #define __launch_bounds__(...)
+#undef __grid_constant__
+#define __grid_constant__           /* arguments are copied at the launch and nowhere else */
 static constexpr int warpSize = 32; /* not a macro: cudaDeviceProp has a member of that name */
 
 #define EMU_LOC const char *emu_f = __builtin_FILE(), int emu_l = __builtin_LINE()
