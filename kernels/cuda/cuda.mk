@@ -141,7 +141,7 @@ cuda:
 # with CUDA_ARCHITECTURES=90, from a clean build/cuda): every program finds the libraries that lie beside it.
 GPU_TESTS := $(filter-out %/test_bugs.c %/test_host.c %/test_graph.c,$(EMU_TESTS))
 GPU_PROGRAMS := $(GPU_TESTS:tests/cuda_emu/%.c=build/gpu/%)
-GPU_UNIT := $(addprefix build/gpu/unit/,test_parity test_invariance)
+GPU_UNIT := $(addprefix build/gpu/unit/,test_parity test_invariance test_weights_device)
 GPU_CUDA := -L$(CUDA_HOME)/lib64 -lcublas -lcudart -ldl
 GPU_LINK := -Wl,--as-needed,--strip-debug
 build/gpu/%.c.o: %.c

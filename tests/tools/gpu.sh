@@ -3,7 +3,7 @@
 # and ends with one table. It needs a driver and the CUDA libraries; a toolkit's compute-sanitizer and a Python with PyTorch,
 # transformers and PEFT are used where they are. build/gpu may have been made on another machine and carried here.
 # NIBBLE_TEST_DEVICE=emu BUNDLE=FOLDER tries the script itself where there is no GPU; give it a tiny ARCH, few TOKENS, and PATIENCE=10:
-# ten times as long for everything. FOLDER holds nibble, its plugin, test_* programs, and unit/ with test_parity and test_invariance.
+# ten times as long for everything. FOLDER holds nibble, its plugin, test_* programs, and unit/ with test_parity, test_invariance and test_weights_device.
 set -u
 cd "$(dirname "$0")/../.." || exit 2
 part=${1:-all}
