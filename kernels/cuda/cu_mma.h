@@ -125,7 +125,8 @@ inline void cp_async_wait() {
 }
 
 inline float fast_exp2(float x) {
-    return exp2f(x);
+    float y = exp2f(x);
+    return y < 0x1p-126f ? 0.0f : y;
 }
 
 #endif
