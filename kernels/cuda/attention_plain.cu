@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(WARPS * 32) attention_dq_plain(Attention a) {
     stage_row(rows[warp][0], (const T *)a.q + t * a.q_pitch + head * dim, dim);
     stage_row(rows[warp][1], (const T *)a.d_o + (t * a.heads + head) * dim, dim);
     float dq[PER_LANE] = {};
-    RowFacts facts = a.facts[head * a.fact_rows + t];
+    const RowFacts &facts = a.facts[head * a.fact_rows + t];
     for (int64_t key = a.first_keys[t]; key <= t; key += 32) {
         float ds = 0.0f;
         if (key + lane <= t) {
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(WARPS * 32, 4) attention_dkv_plain(Attention a
         for (int64_t query = j; query < end; query += 32) {
             float p = 0.0f, ds = 0.0f;
             if (query + lane < end) {
-                RowFacts facts = a.facts[head * a.fact_rows + query + lane];
+                const RowFacts &facts = a.facts[head * a.fact_rows + query + lane];
                 p = expf(a.scale * dot(rows[warp][0], q + (query + lane) * a.q_pitch, dim) - facts.lse);
                 ds = p * (dot(rows[warp][1], d_o + (query + lane) * o_pitch, dim) + facts.minus_delta);
             }
