@@ -423,6 +423,8 @@ typedef struct Backend {
     Status (*load_copy)(const Exec *exec, void *to, const void *from, size_t bytes, int slot, Error *err);
     Status (*load_wait)(const Exec *exec, int slot, Error *err);
     Status (*load_end)(const Exec *exec, float *offsets, int64_t *bad, Error *err);
+    /* Random bytes where a device has them, for measurements; `to` is aligned to 16. The same for the same seed. */
+    Status (*random_bytes)(const Exec *exec, void *to, size_t bytes, uint64_t seed, Error *err);
     /* All of a weight as type act, in order with the entries. */
     Status (*make_dense)(const Exec *exec, const WeightView *weight, void *to, Error *err);
     Status (*copy_within)(const Exec *exec, void *to, const void *from, size_t bytes, Error *err); /* device to device */

@@ -402,8 +402,10 @@ static Status open_rest(Trainer *trainer, int threads, Error *err) {
     Pool *pool = NULL;
     size_t limit = 0;
     int automatic = config->train.micro_batch_tokens == CONFIG_AUTO;
-    Status status = model_config_read(config->model.path, model, err);
-    if (status == OK && strcmp(config->method, "full") != 0) status = weights_facts(&facts, config->model.path, model, err);
+    Error about_weights = {0}; /* said after what is wrong with the config, and before data are read */
+    Status found = OK, status = model_config_read(config->model.path, model, err);
+    if (status == OK && strcmp(config->method, "full") != 0)
+        found = weights_facts(&facts, config->model.path, model, &about_weights);
     if (status == OK) status = device_open(&device, config->device, getenv("NIBBLE_CPU"), err);
     if (status == OK) status = pool_create(&pool, threads, err);
     if (status == OK) status = run_memory_limit(config, &device, &limit, err);
@@ -413,6 +415,8 @@ static Status open_rest(Trainer *trainer, int threads, Error *err) {
     if (automatic) status = least_of_ranks(trainer->comm, status, &least, err);
     if (status == OK) status = run_window_choose(&trainer->config, model, facts, &device.backend, used, ranks, least, err);
     if (status == OK) status = run_plan(config, model, facts, &device.backend, used, ranks, limit, &trainer->plan, err);
+    if (status == OK && found != OK) *err = about_weights;
+    if (status == OK) status = found;
     if (status == OK) log_choices(trainer, automatic, least);
     status = open_data_in_turn(trainer, status, model, pool, err);
     pool_free(pool);

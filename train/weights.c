@@ -65,12 +65,15 @@ static void log_origin(const char *folder, const ModelConfig *config, const Weig
         log_info("%s is quantized already and stays as it is: %s", folder, describe_spec(spec, text, sizeof text));
 }
 
-/* The device's memory, where weights can go straight there. */
-static Status take_mirror(ModelWeights *weights, const WeightOptions *options, Error *err) {
-    if (options->exec == NULL || !stream_suits(&weights->config, weights->entries)) return OK;
+Status weights_take_mirror(ModelWeights *weights, const WeightOptions *options, Error *err) {
+    if (options->exec == NULL) return OK;
     TRY(device_arena_create(&weights->mirror, weights->backend, options->exec, "weights", weights->arena.capacity, err));
     weights->mirror.used = weights->arena.used;
     return OK;
+}
+
+static int streams(const ModelWeights *weights, const WeightOptions *options) {
+    return options->exec != NULL && stream_suits(&weights->config, weights->entries);
 }
 
 static Status load_shard(ModelWeights *weights, const TensorFiles *files, const WeightOptions *options, const Backend *backend,
@@ -85,7 +88,7 @@ static Status load_shard(ModelWeights *weights, const TensorFiles *files, const 
     TRY(shards_take(&weights->config, weights->entries, options->ranks, &count, shards, &bytes, err));
     TRY(arena_create(&weights->arena, "weights", bytes.arena, err));
     TRY(shards_take(&weights->config, weights->entries, options->ranks, &weights->arena, shards, &bytes, err));
-    TRY(take_mirror(weights, options, err));
+    if (streams(weights, options)) TRY(weights_take_mirror(weights, options, err));
     if (weights->mirror.base != NULL) TRY(comm_attach(options->comm, options->exec->device, err));
     return shards_read(files, weights, backend, pool, err);
 }
@@ -93,7 +96,7 @@ static Status load_shard(ModelWeights *weights, const TensorFiles *files, const 
 static Status load_whole(ModelWeights *weights, const TensorFiles *files, const WeightOptions *options, const Backend *backend,
                          Pool *pool, Error *err) {
     TRY(weights_reserve(weights, options, backend, err));
-    TRY(take_mirror(weights, options, err));
+    if (streams(weights, options)) TRY(weights_take_mirror(weights, options, err));
     ModelWeights *streamed = weights->mirror.base != NULL ? weights : NULL;
     return weights_read(files, &weights->config, weights->entries, streamed, backend, pool, err);
 }

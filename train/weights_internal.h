@@ -126,6 +126,8 @@ Status bnb8_find(WeightCheck *check, const char *name, WeightEntry *entry, int *
 QuantSpec grouped_spec(const ModelConfig *config, DType scale_type);
 const TensorInfo *grouped_codes(const TensorFiles *files, const ModelConfig *config, const char *name);
 Status grouped_find(WeightCheck *check, const char *name, int32_t id, WeightEntry *entry, int *found, Error *err);
+/* The device's memory, of the host arena's size; nothing without a device (options->exec). */
+Status weights_take_mirror(ModelWeights *weights, const WeightOptions *options, Error *err);
 /* Random bytes and constants in a tensor's storage, and values of a layer's usual spread (weights_random.c). */
 void weights_random_codes(uint64_t *state, QuantizedTensor *tensor);
 void weights_random_values(uint64_t *state, int64_t count, bf16 *out);

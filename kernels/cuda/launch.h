@@ -77,6 +77,9 @@ cudaError_t cuda_quantize_int4(const void *x, DType x_type, int64_t values, int6
 cudaError_t cuda_group_lines(const uint32_t *lines, int nibbles, int64_t rows, int64_t first, int64_t count, void *codes,
                              int64_t row_bytes, cudaStream_t stream);
 
+/* Random bytes: word i of 8 (little endian) is SplitMix64's i-th output from `seed`. to: aligned to 16. */
+cudaError_t cuda_random_bytes(void *to, int64_t bytes, uint64_t seed, cudaStream_t stream);
+
 /* ---- embedding ------------------------------------------------------------------------------------------------------ */
 
 cudaError_t cuda_embed_forward(DType act, const DeviceBatch *batch, int64_t rows, const WeightView *table, void *y,

@@ -46,6 +46,12 @@ static Status fill(const Exec *exec, void *to, int byte, size_t bytes, Error *er
     return OK;
 }
 
+static Status random_bytes(const Exec *exec, void *to, size_t bytes, uint64_t seed, Error *err) {
+    CudaContext *context = context_of(exec);
+    CUDA_TRY(context, cuda_random_bytes(to, (int64_t)bytes, seed, context->stream));
+    return OK;
+}
+
 static Status copy_within(const Exec *exec, void *to, const void *from, size_t bytes, Error *err) {
     CudaContext *context = context_of(exec);
     CUDA_TRY(context, cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, context->stream));
@@ -64,5 +70,6 @@ void cuda_install_memory(Backend *backend) {
     backend->copy_out = copy_out;
     backend->fill = fill;
     backend->copy_within = copy_within;
+    backend->random_bytes = random_bytes;
     backend->activation_bytes = activation_bytes;
 }

@@ -231,6 +231,43 @@ static void test_ordered_columns(void **state) {
     memory_free(ordered);
 }
 
+static uint64_t random_hash(const ModelConfig *config, WeightOptions options, uint64_t seed, int on_device) {
+    ModelWeights *weights;
+    options.exec = on_device ? &exec : NULL;
+    if (!on_device) options.places = (WeightPlaces){0};
+    assert_ok(weights_random(&weights, config, &options, on_device ? &counted : &cpu, seed, &error), &error);
+    if (on_device && weights_device_bytes(weights) == 0) fail_msg("random weights were not made on the device");
+    if (on_device) assert_int_equal(resident(&weights->arena), 0);
+    uint64_t hash = weights_hash(weights);
+    if (on_device) assert_ok(weights_to_device(weights, &counted, &exec, &error), &error);
+    assert_true(weights_hash(weights) == hash);
+    weights_free(weights);
+    assert_int_equal(device_takes, 0);
+    assert_int_equal(pinned_takes, 0);
+    return hash;
+}
+
+/* Without files: made where they will lie, the same for a seed; dense ones are the CPU's. */
+static void test_random_weights(void **state) {
+    (void)state;
+    if (has_no_device()) return;
+    static const WeightFormat formats[] = {WEIGHT_NF4, WEIGHT_FP4, WEIGHT_INT8, WEIGHT_INT4, WEIGHT_BF16};
+    ModelConfig config;
+    assert_ok(model_config_parse("config.json", CONFIG, strlen(CONFIG), &config, &error), &error);
+    for (size_t f = 0; f < sizeof formats / sizeof *formats; f++)
+        for (size_t p = 0; p < sizeof places / sizeof *places; p++) {
+            WeightOptions options = {.act = DTYPE_BF16,
+                                     .linear = formats[f],
+                                     .double_quant = formats[f] == WEIGHT_NF4,
+                                     .block_size = 32,
+                                     .places = places[p]};
+            uint64_t hash = random_hash(&config, options, 1, 1);
+            assert_true(random_hash(&config, options, 1, 1) == hash);
+            assert_true(random_hash(&config, options, 2, 1) != hash);
+            if (formats[f] == WEIGHT_BF16) assert_true(random_hash(&config, options, 1, 0) == hash);
+        }
+}
+
 /* ---- failures ---- */
 
 #define BYTES(name, from, size, at) \
@@ -309,10 +346,8 @@ static void test_no_pinned_memory(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_the_same_bytes),
-        cmocka_unit_test(test_ordered_columns),
-        cmocka_unit_test(test_what_is_refused),
-        cmocka_unit_test(test_no_pinned_memory),
+        cmocka_unit_test(test_the_same_bytes),  cmocka_unit_test(test_ordered_columns),  cmocka_unit_test(test_random_weights),
+        cmocka_unit_test(test_what_is_refused), cmocka_unit_test(test_no_pinned_memory),
     };
     return cmocka_run_group_tests(tests, open_all, close_all);
 }
