@@ -199,10 +199,6 @@ size_t grouped_staging(const WeightEntry *entry);
 /* Staging: the reader thread fills STAGE_COUNT buffers of at most STAGE_BYTES (or one unit of lines) in turn. */
 #define STAGE_BYTES ((size_t)2 << 20)
 #define STAGE_COUNT 3
-int64_t stage_rows(const WeightEntry *entry, DType file_dtype);
-size_t stage_bytes(const WeightEntry *entry, DType file_dtype);
-/* All buffers, and the FP32 constants of the largest double-quantized weight. */
-size_t weights_staging(const WeightEntry *entries, int32_t count, DType file_dtype);
 
 /* ---- to a device, through slots of pinned memory that are used in turn (weights_stream.c) ---- */
 typedef struct WeightStream WeightStream;

@@ -169,6 +169,36 @@ Status weights_reserve(ModelWeights *weights, const WeightOptions *options, cons
     return weights_take(config, weights->entries, &weights->arena, &weights->pinned, &bytes, err);
 }
 
+/* Rows of one staging buffer: as many as fit, and at least one. */
+static int64_t stage_rows(const WeightEntry *entry, DType file_dtype) {
+    size_t widest = entry->origin == ORIGIN_INT8 ? sizeof(float) : dtype_size(file_dtype);
+    int64_t rows = (int64_t)(STAGE_BYTES / widest) / entry->cols;
+    return rows < 1 ? 1 : rows > entry->rows ? entry->rows : rows;
+}
+
+static size_t stage_bytes(const WeightEntry *entry, DType file_dtype) {
+    return (size_t)(stage_rows(entry, file_dtype) * entry->cols) * dtype_size(file_dtype);
+}
+
+/* All buffers, and the FP32 constants of the largest double-quantized weight. */
+static size_t weights_staging(const WeightEntry *entries, int32_t count, DType file_dtype) {
+    size_t largest = 0, constants = 0, grouped = 0;
+    for (int32_t id = 0; id < count; id++) {
+        const WeightEntry *entry = &entries[id];
+        if (!entry->present || entry->ggml != 0) continue; /* blocks are read into their place */
+        size_t stage = stage_bytes(entry, file_dtype);
+        if (entry->quantized && entry->spec.format == WEIGHT_GROUPED) {
+            if (grouped_staging(entry) > grouped) grouped = grouped_staging(entry);
+            continue;
+        }
+        if (stage > largest) largest = stage;
+        size_t nested = (size_t)quant_nested_constants(&entry->spec, entry->rows, entry->cols) * sizeof(float);
+        if (entry->quantized && nested > constants) constants = nested;
+    }
+    size_t staged = STAGE_COUNT * largest + constants;
+    return staged > grouped ? staged : grouped;
+}
+
 Status weights_plan(const ModelConfig *config, const WeightOptions *options, DType file_dtype, WeightBytes *bytes, Error *err) {
     int32_t count = weight_count(config);
     WeightEntry *entries = memory_calloc((size_t)count, sizeof *entries);
@@ -202,33 +232,4 @@ void weights_formats(const ModelConfig *config, const WeightOptions *options, DT
                                          : WEIGHT_GGML;
     }
     memory_free(entries);
-}
-
-/* Rows of one staging buffer: as many as fit, and at least one. */
-int64_t stage_rows(const WeightEntry *entry, DType file_dtype) {
-    size_t widest = entry->origin == ORIGIN_INT8 ? sizeof(float) : dtype_size(file_dtype);
-    int64_t rows = (int64_t)(STAGE_BYTES / widest) / entry->cols;
-    return rows < 1 ? 1 : rows > entry->rows ? entry->rows : rows;
-}
-
-size_t stage_bytes(const WeightEntry *entry, DType file_dtype) {
-    return (size_t)(stage_rows(entry, file_dtype) * entry->cols) * dtype_size(file_dtype);
-}
-
-size_t weights_staging(const WeightEntry *entries, int32_t count, DType file_dtype) {
-    size_t largest = 0, constants = 0, grouped = 0;
-    for (int32_t id = 0; id < count; id++) {
-        const WeightEntry *entry = &entries[id];
-        if (!entry->present || entry->ggml != 0) continue; /* blocks are read into their place */
-        size_t stage = stage_bytes(entry, file_dtype);
-        if (entry->quantized && entry->spec.format == WEIGHT_GROUPED) {
-            if (grouped_staging(entry) > grouped) grouped = grouped_staging(entry);
-            continue;
-        }
-        if (stage > largest) largest = stage;
-        size_t nested = (size_t)quant_nested_constants(&entry->spec, entry->rows, entry->cols) * sizeof(float);
-        if (entry->quantized && nested > constants) constants = nested;
-    }
-    size_t staged = STAGE_COUNT * largest + constants;
-    return staged > grouped ? staged : grouped;
 }

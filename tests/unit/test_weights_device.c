@@ -254,6 +254,7 @@ static void test_random_weights(void **state) {
     static const WeightFormat formats[] = {WEIGHT_NF4, WEIGHT_FP4, WEIGHT_INT8, WEIGHT_INT4, WEIGHT_BF16};
     ModelConfig config;
     assert_ok(model_config_parse("config.json", CONFIG, strlen(CONFIG), &config, &error), &error);
+    config.vocab = 20011; /* an embedding of more than one piece */
     for (size_t f = 0; f < sizeof formats / sizeof *formats; f++)
         for (size_t p = 0; p < sizeof places / sizeof *places; p++) {
             WeightOptions options = {.act = DTYPE_BF16,
