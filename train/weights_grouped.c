@@ -9,7 +9,6 @@
  * are, and what contradicts it is refused. A module without these tensors was left out on purpose and is dense.
  */
 #include <math.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -269,9 +268,7 @@ static void scales_item(void *context, int64_t item, int worker) {
     grouped_scales_in(job->layout, &job->tensor, job->raw, row, rows);
     for (int64_t i = row * groups; i < (row + rows) * groups; i++) {
         if (isfinite(job->tensor.scales[i])) continue;
-        int64_t seen = atomic_load(&job->bad);
-        while (i / groups < seen && !atomic_compare_exchange_weak(&job->bad, &seen, i / groups)) {
-        }
+        keep_least(&job->bad, i / groups);
         return;
     }
 }

@@ -167,6 +167,8 @@ int weight_parts(const ModelConfig *config, int32_t id, const WeightEntry *entry
 int64_t part_lines(const WeightPart *part, size_t bytes);
 /* Whether it is read to its place as it is, where that is in host memory. */
 int part_is_in_place(const WeightPart *part);
+/* *least = value where that is less: for the first fault that several threads find. */
+void keep_least(_Atomic int64_t *least, int64_t value);
 
 /* What the host's work on parts needs. */
 typedef struct PartWork {

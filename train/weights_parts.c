@@ -116,7 +116,7 @@ typedef struct Check {
     _Atomic int64_t bad;
 } Check;
 
-static void keep_least(_Atomic int64_t *least, int64_t value) {
+void keep_least(_Atomic int64_t *least, int64_t value) {
     int64_t seen = atomic_load(least);
     while (value < seen && !atomic_compare_exchange_weak(least, &seen, value)) {
     }
